@@ -1,0 +1,156 @@
+"""Stream a checkpoint's decoder blocks: one in memory at a time, with the activations it sees."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import ConversionError
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+"""Decoders whose blocks and module names the native quantizers know."""
+
+_BATCH_TOKENS = 4096
+
+
+class DecoderBlocks:
+    """The decoder of a checkpoint as a sequence of blocks that are loaded one by one.
+
+    Blocks compute in float32 with bfloat16 matrix products (autocast); the residual stream, and
+    so the activations between blocks, stay float32.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
+        check_architecture(checkpoint, "native quantizers")
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self._skeleton = skeleton(checkpoint)
+        self.linears = [
+            name
+            for name, module in self._skeleton.model.layers[0].named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        """Names of the linears of a block, relative to it: ``self_attn.q_proj``."""
+        self._arguments: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._skeleton.model.layers)
+
+    def prefix(self, index: int) -> str:
+        """What precedes the names of block ``index``'s tensors: ``model.layers.3.``."""
+        return f"model.layers.{index}."
+
+    def tensors_outside(self) -> Iterator[str]:
+        """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
+        inside = tuple(self.prefix(index) for index in range(len(self)))
+        return (name for name in self.checkpoint.tensors if not name.startswith(inside))
+
+    def embed(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """Activations before the first block: (B, T, hidden) float32, in batches of bounded size.
+
+        Also notes what the model passes to each block besides them (rotary embeddings, masks).
+        """
+        decoder = copy.deepcopy(self._skeleton.model)
+        recorders = [_Recorder() for _ in decoder.layers]
+        decoder.layers = nn.ModuleList(recorders)
+        decoder.norm = nn.Identity()
+        weight = self.checkpoint.read("model.embed_tokens.weight").float()
+        decoder.embed_tokens.load_state_dict({"weight": weight}, assign=True)
+        # Built on no device with the skeleton, so that its frequencies were never computed.
+        decoder.rotary_emb = type(decoder.rotary_emb)(config=self._skeleton.config)
+        batch = max(1, _BATCH_TOKENS // ids.shape[1])
+        with torch.no_grad():
+            decoder(input_ids=ids[:1], use_cache=False)
+            self._arguments = [_to(recorder.arguments, self.device) for recorder in recorders]
+            outputs = []
+            for part in torch.split(ids, batch):
+                decoder(input_ids=part, use_cache=False)
+                outputs.append(recorders[0].hidden)
+        return outputs
+
+    def load(self, index: int) -> nn.Module:
+        """Block ``index`` with its weights in float32, on the device."""
+        block: nn.Module = copy.deepcopy(self._skeleton.model.layers[index])
+        prefix = self.prefix(index)
+        state = {
+            name: self.checkpoint.read(prefix + name).to(self.device, torch.float32)
+            for name in block.state_dict()
+        }
+        block.load_state_dict(state, assign=True)
+        return block.eval().requires_grad_(False)
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        """What the model passes to block ``index`` besides the activations."""
+        return self._arguments[index]
+
+    def run(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """The block's output for one batch of activations, both (B, T, hidden) float32 on the
+        CPU."""
+        with torch.no_grad(), self.autocast():
+            output: torch.Tensor = block(batch.to(self.device), **self._arguments[index])
+        return output.float().cpu()
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which blocks compute."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps what it is called with and returns the activations as is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.empty(0)
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        self.hidden, self.arguments = hidden, arguments
+        return hidden
+
+
+def skeleton(checkpoint: Checkpoint) -> Any:
+    """The model as transformers builds it from the configuration, without any weights.
+
+    Raise CheckpointError where the checkpoint's tensors are not the ones it needs.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            checkpoint.hf_config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+        )
+    tied = model.config.tie_word_embeddings
+    checkpoint.check_shapes(
+        {
+            name: tuple(tensor.shape)
+            for name, tensor in model.state_dict().items()
+            if not (tied and name == "lm_head.weight")
+        }
+    )
+    return model
+
+
+def check_architecture(checkpoint: Checkpoint, who: str) -> None:
+    """Raise ConversionError unless the checkpoint's architecture is one of ARCHITECTURES."""
+    if checkpoint.architecture not in ARCHITECTURES:
+        raise ConversionError(
+            f"{checkpoint.id}: {who} do not know {checkpoint.architecture}; they know "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(_to(part, device) for part in value)
+    if isinstance(value, dict):
+        return {key: _to(part, device) for key, part in value.items()}
+    return value

@@ -1,0 +1,76 @@
+"""Calibration: the token windows that quantizers look at while they decide."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantkit.errors import RecipeError
+from quantkit.texts import Text
+from quantkit.variant import CalibrationRecord
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows, and where they came from.
+
+    ``ids``: (samples, sequence_length) int64.
+    """
+
+    ids: torch.Tensor
+    record: CalibrationRecord
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The text as one token stream, nothing added."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """sha256 of token ids as little-endian int32."""
+    import numpy as np
+
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
+
+
+def calibrate(
+    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+) -> Calibration:
+    """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
+
+    Raise RecipeError where the text has fewer windows than that.
+    """
+    import torch
+
+    ids = torch.tensor(tokenize(tokenizer, text.text))
+    windows = ids[: len(ids) // sequence_length * sequence_length].view(-1, sequence_length)
+    if len(windows) < samples:
+        raise RecipeError(
+            f"calibration text {text.dataset!r} has {len(windows)} windows of {sequence_length} "
+            f"tokens, {samples} were asked for; use a longer text, or fewer or shorter samples"
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    chosen = windows[order[:samples]].contiguous()
+    return Calibration(
+        chosen,
+        CalibrationRecord(
+            dataset=text.dataset,
+            revision=text.revision,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            sha256=hash_ids(chosen.flatten().tolist()),
+        ),
+    )

@@ -1,0 +1,280 @@
+"""The source: a transformers checkpoint, opened without trusting it.
+
+Weights come from safetensors only, one tensor at a time; pickle is never loaded and code that a
+checkpoint carries is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.errors import CheckpointError
+from quantkit.files import sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+FORMAT = "safetensors"
+"""What an engine calls the format of an unquantized checkpoint."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_SIDECAR_FILES = (*_TOKENIZER_FILES, "generation_config.json")
+_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", *_SIDECAR_FILES)
+_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is; ``dtype`` in safetensors' words (``BF16``)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: Path
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: configuration, tokenizer files and an index of its tensors.
+
+    ``id`` is what the user named: a hub id, ``demo:…`` or the directory's name. ``origin`` says
+    in a sentence what the weights are, where that is worth a reader's attention.
+    """
+
+    id: str
+    path: Path
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    origin: str | None = None
+
+    format = FORMAT
+
+    @classmethod
+    def open(cls, source: str | Path) -> Checkpoint:
+        """Open a local directory, a hub id ``org/name[@revision]`` or ``demo:NAME``.
+
+        Raise CheckpointError for anything missing, truncated or unsafe.
+        """
+        text = str(source)
+        if text.startswith("demo:"):
+            from quantkit import demo
+
+            return cls._open(demo.directory(text), id=text, origin=demo.ORIGIN)
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return cls._open(path.absolute(), id=path.absolute().name)
+        if path.exists():
+            raise CheckpointError(f"{path}: is a file; a checkpoint is a directory or a hub id")
+        if text.startswith((".", "/", "~")) or text.count("/") != 1:
+            raise CheckpointError(
+                f"{text}: no such directory; give one, a hub id (org/name) or demo:smollm2-135m"
+            )
+        name, _, revision = text.partition("@")
+        return cls._open(_download(name, revision or None), id=name, hub=True)
+
+    @classmethod
+    def _open(
+        cls, path: Path, *, id: str, origin: str | None = None, hub: bool = False
+    ) -> Checkpoint:
+        config = _read_json(path / "config.json", "a checkpoint needs its config.json")
+        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            raise CheckpointError(
+                f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
+                "the model came from"
+            )
+        tensors = {info.name: info for shard in _shards(path) for info in _index(shard)}
+        # A snapshot's directory in the hub's cache is named after its commit.
+        return cls(id, path, path.name if hub else None, config, tensors, origin)
+
+    @property
+    def scheme(self) -> str:
+        """The dtype of most weights, in lower case: ``bf16``."""
+        totals: dict[str, int] = {}
+        for info in self.tensors.values():
+            totals[info.dtype] = totals.get(info.dtype, 0) + info.numel
+        return max(totals, key=lambda dtype: totals[dtype]).lower()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most weights."""
+        import torch
+
+        return {
+            "f64": torch.float64,
+            "f32": torch.float32,
+            "f16": torch.float16,
+            "bf16": torch.bfloat16,
+        }[self.scheme]
+
+    @property
+    def weights(self) -> Path:
+        """What an engine is given to load: the directory."""
+        return self.path
+
+    @property
+    def architecture(self) -> str:
+        """The first entry of ``architectures``: ``LlamaForCausalLM``."""
+        names = self.config.get("architectures") or ["(none named)"]
+        return str(names[0])
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored weights; tied embeddings count once."""
+        return sum(info.numel for info in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.numel * _DTYPES[info.dtype] for info in self.tensors.values())
+
+    @property
+    def sidecars(self) -> list[Path]:
+        """Tokenizer, chat template and generation config: what a variant copies byte for byte."""
+        return [self.path / name for name in _SIDECAR_FILES if (self.path / name).is_file()]
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """Digest of every file that makes the model what it is, by file name."""
+        shards = {info.shard for info in self.tensors.values()}
+        files = {self.path / "config.json", *self.sidecars, *shards}
+        return {file.name: sha256_file(file) for file in sorted(files)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype in which it is stored, on the CPU."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].shard, framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+        return tensor
+
+    @cached_property
+    def hf_config(self) -> PretrainedConfig:
+        """The configuration as transformers reads it; a checkpoint's own code is refused."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(f"{self.path / 'config.json'}: {_first_line(error)}") from error
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as transformers loads it from the local files."""
+        return load_tokenizer(self.path)
+
+    def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError for the first tensor that is missing or of another shape."""
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name} {list(shape)} is missing; "
+                    "config.json does not describe these weights"
+                )
+            if self.tensors[name].shape != shape:
+                raise CheckpointError(
+                    f"{self.tensors[name].shard}: {name} has shape "
+                    f"{list(self.tensors[name].shape)}, config.json asks for {list(shape)}"
+                )
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``directory``; raise CheckpointError where transformers cannot read it."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise CheckpointError(f"{directory}: unreadable tokenizer: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _read_json(path: Path, why: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; {why}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _shards(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, through its index where it has one."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        named = _read_json(index, "").get("weight_map", {})
+        shards = [path / name for name in sorted(set(named.values()))]
+        for shard in shards:
+            if shard.parent != path or not shard.is_file():
+                raise CheckpointError(f"{shard}: no such file; {index.name} names it: download it")
+        return shards
+    shards = sorted(path.glob("*.safetensors"))
+    if shards:
+        return shards
+    pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)]
+    if pickles:
+        raise CheckpointError(
+            f"{path}: no safetensors, only {', '.join(sorted(pickles)[:3])}, which may be pickle "
+            "and is never loaded; get the safetensors, or save them with "
+            "model.save_pretrained(..., safe_serialization=True) where you trust the file"
+        )
+    raise CheckpointError(f"{path}: no safetensors; expected model.safetensors or its shards")
+
+
+def _index(shard: Path) -> list[TensorInfo]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return [
+                TensorInfo(name, part.get_dtype(), tuple(part.get_shape()), shard)
+                for name, part in slices.items()
+            ]
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{shard}: damaged or truncated safetensors ({shard.stat().st_size} bytes): {error}; "
+            "download it again"
+        ) from error
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Fetch a hub snapshot into huggingface_hub's own cache: no code, no pickle."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # network, authorization, unknown id: the hub has a class for each
+        raise CheckpointError(
+            f"{name}: not a local directory, and the hub said: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,284 @@
+"""The command line: parse, call, print. No logic of its own; heavy imports wait for their verb."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantkit import __version__
+from quantkit.errors import QuantkitError
+from quantkit.threads import spin_briefly
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_FORCE = click.option("--force", is_flag=True, help="Replace what exists.")
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as evaluate.windows=8. May be repeated.",
+)
+_PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+
+
+class _Verbs(click.Group):
+    """Verbs in the order in which they are used, not the alphabet's."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quantkit")
+@click.option("--debug", is_flag=True, help="Show tracebacks and details.")
+def cli(debug: bool) -> None:
+    """From a transformers checkpoint to the quantized variant to ship, with proof.
+
+    Start with:  quantkit run quickstart
+    """
+    if debug:
+        logging.basicConfig(stream=sys.stderr)
+        logging.getLogger("quantkit").setLevel(logging.DEBUG)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<recipe name>.")
+@_SET
+@_FORCE
+@_JSON
+def run(
+    recipe: str, out: Path | None, overrides: tuple[str, ...], force: bool, as_json: bool
+) -> None:
+    """Convert, evaluate, bench and report, as RECIPE says (a shipped name or a YAML file).
+
+    Interrupted, the same command goes on where it stopped.
+
+    Example:  quantkit run quickstart --set source=./my-model --out runs/mine
+    """
+    from quantkit import pipeline, show
+    from quantkit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    directory = out or Path("runs") / loaded.name
+    ledger = pipeline.run(loaded, directory, force=force)
+    show.ledger(ledger, directory, as_json)
+    if ledger.failed:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("recipe")
+@_SET
+@_JSON
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what RECIPE will make: sizes, and what falls back to another type. Makes nothing.
+
+    Example:  quantkit plan quickstart --set source=./my-model
+    """
+    from quantkit import pipeline, show
+    from quantkit.recipe import load_recipe
+
+    show.plans(pipeline.plan(load_recipe(recipe, overrides)).variants, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--to", "specs", multiple=True, required=True, metavar="SPEC", help="Such as gguf:Q4_K_M."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to make them.")
+@click.option(
+    "--calibration",
+    default="wikitext-2:train",
+    show_default=True,
+    metavar="TEXT",
+    help="Text for GPTQ and AWQ: a name or a file.",
+)
+@click.option("--samples", default=128, show_default=True, help="Calibration windows.")
+@click.option("--sequence-length", default=512, show_default=True, help="Tokens a window.")
+@click.option("--seed", default=0, show_default=True, help="Which windows.")
+@_FORCE
+@_JSON
+def convert(
+    model: str, specs: tuple[str, ...], out: Path, force: bool, as_json: bool, **calibration: Any
+) -> None:
+    """Make variants of MODEL: a directory, a hub id, or demo:smollm2-135m.
+
+    Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
+    """
+    from quantkit import show, verbs
+
+    show.variants(verbs.convert(model, specs, out, force=force, **calibration), as_json)
+
+
+@cli.command()
+@_PATHS
+@click.option("--reference", metavar="MODEL", help="The source, for drift: KLD and agreement.")
+@click.option("--eval", "tasks", multiple=True, metavar="NAME", help="An lm-eval task or YAML.")
+@click.option("--text", metavar="TEXT", help="Text for perplexity: a name or a file.")
+@click.option("--context", default=512, show_default=True, help="Tokens a window.")
+@click.option("--windows", type=int, help="How many windows; all of them by default.")
+@click.option("--shots", type=int, help="Examples before each question.")
+@click.option("--limit", type=int, help="Questions a task.")
+@click.option("--mmlu-directory", metavar="DIR", help="Where mmlu_csv finds dev/ and test/.")
+@_JSON
+def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **options: Any) -> None:
+    """Measure variants or checkpoints on the same tokens and questions.
+
+    Example:  quantkit evaluate variants/* --reference ./my-model --eval mmlu --text wikitext-2:test
+    """
+    from quantkit import show, verbs
+
+    show.metrics(verbs.evaluate(paths, reference, **options), as_json)
+
+
+@cli.command()
+@_PATHS
+@click.option("--engine", help="llamacpp or vllm; by default the one that takes the format.")
+@click.option("--concurrency", default="1,4", show_default=True, help="Requests at a time.")
+@click.option("--prompt-tokens", default=128, show_default=True)
+@click.option("--output-tokens", default=32, show_default=True)
+@click.option("--seconds", default=15.0, show_default=True, help="Measured per concurrency.")
+@_JSON
+def bench(paths: tuple[str, ...], concurrency: str, as_json: bool, **options: Any) -> None:
+    """Serve each variant with its real engine and measure it under load.
+
+    Example:  quantkit bench variants/gguf-Q4_K_M --concurrency 1,4,16
+    """
+    from quantkit import show, verbs
+
+    show.benches(verbs.bench(paths, concurrency, **options), as_json)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--engine", help="llamacpp or vllm; by default the one that takes the format.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+@click.option("--api-key", envvar="QUANTKIT_API_KEY", help="Demanded of clients.")
+def serve(path: str, **options: Any) -> None:
+    """Serve one variant behind an OpenAI-compatible API until Ctrl-C.
+
+    Example:  quantkit serve variants/gguf-Q4_K_M --port 8000
+    """
+    from quantkit import verbs
+
+    sys.exit(verbs.serve(path, **options))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN_DIR")
+def report(directory: Path) -> None:
+    """Write report.html and report.md again from a run's ledger.json.
+
+    Example:  quantkit report runs/quickstart
+    """
+    from quantkit import report as reports
+    from quantkit.ledger import Ledger
+    from quantkit.run import LEDGER
+
+    click.echo(reports.write(Ledger.read(directory / LEDGER), directory))
+
+
+@cli.command()
+@click.argument("path")
+@_JSON
+def inspect(path: str, as_json: bool) -> None:
+    """Say what PATH is: a checkpoint, a variant, or a bare GGUF file.
+
+    Example:  quantkit inspect model-Q4_K_M.gguf
+    """
+    from quantkit import show, verbs
+
+    show.facts(verbs.inspect(path), as_json)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_JSON
+def verify(path: Path, as_json: bool) -> None:
+    """Compare a variant's files with the hashes in its manifest.
+
+    Example:  quantkit verify variants/gguf-Q4_K_M
+    """
+    from quantkit import show
+    from quantkit.variant import open_variant
+    from quantkit.variant import verify as find_problems
+
+    problems = find_problems(open_variant(path))
+    show.problems(path, problems, as_json)
+    if problems:
+        sys.exit(1)
+
+
+@cli.group()
+def engines() -> None:
+    """List, install or remove engines; each installed one has an environment of its own."""
+
+
+@engines.command("list")
+@_JSON
+def list_(as_json: bool) -> None:
+    """Say which engines are there, and where.
+
+    Example:  quantkit engines list
+    """
+    from quantkit import show, toolchains
+
+    show.engines(toolchains.listing(), as_json)
+
+
+@engines.command()
+@click.argument("name")
+@_FORCE
+def install(name: str, force: bool) -> None:
+    """Install an engine that needs an environment of its own.
+
+    Example:  quantkit engines install vllm
+    """
+    from quantkit import toolchains
+
+    toolchains.install(name, force=force)
+
+
+@engines.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove an installed engine.
+
+    Example:  quantkit engines remove vllm
+    """
+    from quantkit import toolchains
+
+    toolchains.remove(name)
+
+
+def main() -> None:
+    """Entry point: one line for an error that a user can mend, a traceback with --debug."""
+    rest = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = ["--debug"] if len(rest) < len(sys.argv) - 1 else []  # wherever it was written
+    spin_briefly()
+    try:
+        cli(debug + rest, standalone_mode=False)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except QuantkitError as error:
+        if debug:
+            raise
+        click.echo(f"quantkit: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _interrupted() -> None:
+    click.echo("quantkit: interrupted; the same command goes on from here", err=True)
+    sys.exit(130)

@@ -1,0 +1,105 @@
+"""What an engine is: what it can do, and the two ways to use it, scoring and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from quantkit.errors import IncompatibleVariant
+from quantkit.variant import Model
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What callers ask instead of asking which class an engine is.
+
+    ``logits``: whether the engine gives the whole vocabulary's logits at any position (``full``),
+    the best few (``topk``), or ``none`` in process.
+    """
+
+    formats: frozenset[str]
+    logits: Literal["full", "topk", "none"]
+    serves: bool
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to start a server. ``context`` is tokens per request (None: the model's own maximum),
+    ``slots`` how many requests run at the same time."""
+
+    port: int
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    context: int | None = None
+    slots: int = 4
+    model_name: str | None = None
+    """Under which name the API offers the model; the model's id where None."""
+    prefix_cache: bool = True
+    """Whether prompts that begin alike share work; off where each must cost the same."""
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """A server's process: what to execute, and where it says that it is ready."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to this process's environment."""
+    ready_path: str = "/health"
+    """Answers 200 once the model is loaded."""
+    start_timeout_s: float = 300.0
+
+
+class Scorer(Protocol):
+    """A loaded model that gives logits; used as a context manager, which frees it at the end."""
+
+    def logits(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
+        """For each sequence i in order: the logits at its positions ``first[i]`` to the last.
+
+        Position t holds the logits of the token that follows ``sequences[i][:t + 1]``.
+        Yields ``(len(sequences[i]) - first[i], vocabulary) float32`` on the CPU, one tensor a
+        sequence, computed no further ahead than the engine's batch. Nothing is added to the ids.
+        Raises EngineError where the engine refuses or a sequence exceeds its context.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """One way to run a model. Register a new one in ``quantkit.engines.ENGINES``."""
+
+    name: str
+    capabilities: Capabilities
+
+    def version(self) -> str | None:
+        """The installed version, or None where it is not installed."""
+        ...
+
+    def check(self, model: Model) -> None:
+        """Raise ToolchainError where the engine is not installed, IncompatibleVariant where it
+        cannot load this model; cheap, before anything is started."""
+        ...
+
+    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
+        """Load the model in this process for sequences up to ``context`` tokens."""
+        ...
+
+    def server(self, model: Model, options: ServeOptions) -> ServerCommand:
+        """The command that serves the model behind an OpenAI-compatible API."""
+        ...
+
+
+def check_format(engine: Engine, model: Model) -> None:
+    """Raise IncompatibleVariant where the engine does not take the model's format."""
+    if model.format not in engine.capabilities.formats:
+        raise IncompatibleVariant(
+            f"{engine.name} does not load {model.format} ({model.path}); it takes "
+            f"{', '.join(sorted(engine.capabilities.formats))}"
+        )

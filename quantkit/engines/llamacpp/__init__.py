@@ -1,0 +1,49 @@
+"""llama.cpp: scores GGUF in this process through llama-cpp-python, serves it with llama-server."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from contextlib import AbstractContextManager
+
+from quantkit.engines.base import Capabilities, Scorer, ServeOptions, ServerCommand, check_format
+from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server, server_command
+from quantkit.errors import ToolchainError
+from quantkit.variant import Model
+
+
+class LlamaCpp:
+    """Runs GGUF variants."""
+
+    name = "llamacpp"
+    capabilities = Capabilities(
+        formats=frozenset({"gguf"}),
+        logits="full",
+        serves=True,
+        devices=("cpu", "cuda", "metal"),
+    )
+
+    def version(self) -> str | None:
+        """The version of llama-cpp-python, whose build makes library and server one; or None."""
+        try:
+            return importlib.metadata.version("llama-cpp-python")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def check(self, model: Model) -> None:
+        """Raise ToolchainError where llama.cpp is missing, IncompatibleVariant if not GGUF."""
+        if self.version() is None:
+            raise ToolchainError(f"llamacpp: llama-cpp-python is not installed; {HOW_TO_GET}")
+        check_format(self, model)
+
+    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
+        """Load the GGUF file in this process."""
+        from quantkit.engines.llamacpp.scorer import LlamaScorer
+
+        self.check(model)
+        scorer: AbstractContextManager[Scorer] = LlamaScorer(model, context)
+        return scorer
+
+    def server(self, model: Model, options: ServeOptions) -> ServerCommand:
+        """llama-server with one slot for each request that may run at the same time."""
+        self.check(model)
+        return server_command(find_llama_server(), model, options)

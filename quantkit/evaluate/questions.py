@@ -1,0 +1,105 @@
+"""The questions behind ``evals/*.yaml``, read from local files only."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from quantkit.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LETTERS = "ABCDE"
+MMLU_DIRECTORY = "QUANTKIT_MMLU"
+"""Environment variable: where ``mmlu_csv`` finds ``dev/*_dev.csv`` and ``test/*_test.csv``."""
+
+_QUESTION = re.compile(
+    r"(.*?)\s*\n\s*\(A\)(.*?)\(B\)(.*?)\(C\)(.*?)\(D\)(.*?)(?:\(E\)(.*))?", re.DOTALL
+)
+_ANSWER = re.compile(r"\(([A-E])\)\.?\s*$")
+
+
+def mmlu_dev(**_: Any) -> dict[str, Dataset]:
+    """MMLU's dev questions as lm-eval carries them: split ``test`` of a ``custom_dataset``."""
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(dev_questions())}
+
+
+def mmlu_csv(subject: str, mmlu_directory: str | None = None, **_: Any) -> dict[str, Dataset]:
+    """One subject of MMLU from the CSV files that its authors published, splits dev and test."""
+    from datasets import Dataset
+
+    directory = mmlu_directory or os.environ.get(MMLU_DIRECTORY)
+    if not directory:
+        raise EvaluationError(
+            f"mmlu_csv: no directory given; set {MMLU_DIRECTORY} to the one that holds "
+            "dev/*_dev.csv and test/*_test.csv"
+        )
+    return {
+        split: Dataset.from_list(
+            csv_questions(Path(directory).expanduser() / split / f"{subject}_{split}.csv")
+        )
+        for split in ("dev", "test")
+    }
+
+
+@cache
+def dev_questions() -> list[dict[str, Any]]:
+    """Subject, question, choices and the answer's index of all that lm-eval carries.
+
+    They are the examples of its chain-of-thought task: 282 of the 285 that were published (it
+    lacks one each of college_chemistry, formal_logic and human_aging). One of them has five
+    choices (its published key was wrong). Raise EvaluationError where one cannot be read.
+    """
+    import lm_eval
+
+    directory = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "flan_cot_fewshot"
+    found = []
+    for path in sorted(directory.glob("mmlu_*.yaml")):
+        task = yaml.safe_load(path.read_text(encoding="utf-8"))
+        subject = task["dataset_name"].replace("_", " ")
+        found += [
+            {"subject": subject, **_parse(path, sample["question"], sample["target"])}
+            for sample in task["fewshot_config"]["samples"]
+        ]
+    if not found:
+        raise EvaluationError(f"{directory}: no MMLU questions in this version of lm-eval")
+    return found
+
+
+def csv_questions(path: Path) -> list[dict[str, Any]]:
+    """Question, four choices and the answer's index of every row; no header."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except FileNotFoundError as error:
+        raise EvaluationError(
+            f"{path}: no such file; expected MMLU's CSV layout, dev/*_dev.csv and test/*_test.csv"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 6 or row[5] not in tuple(LETTERS[:4]):
+            raise EvaluationError(
+                f"{path}: row {number}: expected a question, four choices and a letter A to D, "
+                f"found {len(row)} fields"
+            )
+    return [
+        {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])} for row in rows
+    ]
+
+
+def _parse(path: Path, text: str, target: str) -> dict[str, Any]:
+    """``question \\n(A) … (B) … (C) … (D) …`` and ``… The answer is (C).`` taken apart."""
+    match = _QUESTION.fullmatch(text)
+    answer = _ANSWER.search(target)
+    if match is None or answer is None:
+        raise EvaluationError(f"{path}: cannot read this question: {text[:80]!r}")
+    question, *choices = (part.strip() for part in match.groups() if part is not None)
+    return {"question": question, "choices": choices, "answer": LETTERS.index(answer[1])}

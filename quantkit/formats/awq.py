@@ -1,0 +1,107 @@
+"""The AWQ format: 4-bit GEMM checkpoints as AutoAWQ made them standard, asymmetric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.formats.base import Converted, Plan
+from quantkit.formats.integer_linears import (
+    convert_linears,
+    packed_facts,
+    plan_linears,
+    read_quantization,
+    unpack_linears,
+    write_config,
+)
+from quantkit.spec import GroupScheme, Spec
+from quantkit.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantkit.calibration import Calibration
+    from quantkit.quantize.rounding import Integers
+
+BITS = (4,)
+GROUP_SIZES = (32, 64, 128)
+
+
+class AWQ:
+    """``awq:w4g128`` and its like: 4 bits, groups of 32, 64 or 128."""
+
+    name = "awq"
+
+    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
+        """As ``Format.plan``; the bytes are those of all tensors, exactly."""
+        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+
+        def linear_bytes(inputs: int, outputs: int) -> int:
+            groups = inputs // scheme.group_size
+            return (inputs + groups) * outputs * scheme.bits // 8 + groups * outputs * 2
+
+        return plan_linears(checkpoint, spec, scheme, linear_bytes)
+
+    def convert(
+        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
+    ) -> Converted:
+        """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.quantize.awq import Grid, quantize_block
+
+        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+        grid = Grid(scheme.bits, scheme.group_size, checkpoint.dtype)
+        quantize = partial(quantize_block, grid=grid)
+        converted = convert_linears(checkpoint, spec, calibration, directory, quantize, pack)
+        config = quantization_config(scheme)
+        write_config(checkpoint, directory, config)
+        return replace(converted, options=config)
+
+    def inspect(self, variant: Variant) -> dict[str, Any]:
+        """As ``Format.inspect``."""
+        return packed_facts(variant.path)
+
+
+def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
+    """What transformers, vLLM and AutoAWQ read to load the checkpoint."""
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "zero_point": True,
+        "modules_to_not_convert": None,
+    }
+
+
+def pack(integers: Integers) -> dict[str, torch.Tensor]:
+    """The tensors of one linear: qweight, qzeros, scales (DESIGN, section 4)."""
+    from quantkit.formats.packing import AWQ_ORDER, pack_columns
+
+    return {
+        "qweight": pack_columns(integers.codes.T.contiguous(), BITS[0], AWQ_ORDER),
+        "qzeros": pack_columns(integers.zeros.T.contiguous(), BITS[0], AWQ_ORDER),
+        "scales": integers.scales.T.contiguous().half(),
+    }
+
+
+def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain state dict of an AWQ checkpoint, ours or others', weights as (out, in) float32.
+
+    Raise IncompatibleVariant for bits or a version that cannot be unpacked.
+    """
+    from quantkit.formats.packing import AWQ_ORDER, unpack_columns
+
+    config = read_quantization(directory, {"bits": BITS, "version": ("gemm", "GEMM")})
+    bits = int(config["bits"])
+
+    def weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        codes = unpack_columns(qweight, bits, AWQ_ORDER)
+        size = codes.shape[0] // scales.shape[0]
+        zeros = unpack_columns(qzeros, bits, AWQ_ORDER).repeat_interleave(size, dim=0)
+        return ((codes - zeros) * scales.float().repeat_interleave(size, dim=0)).T.contiguous()
+
+    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), weight)

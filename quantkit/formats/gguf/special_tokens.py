@@ -1,0 +1,144 @@
+"""Which token begins, ends and pads a text, and the chat template, from the tokenizer's files.
+
+Precedence as in llama.cpp's ``SpecialVocab`` (gguf-py/gguf/vocab.py): ids by the names in
+tokenizer_config.json, then by number in config.json; what is added to a text by tokenizer.json's
+post-processor, then by tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import gguf
+
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass
+class SpecialTokens:
+    """``ids``: by role (``bos``). ``added``: whether every text gets the role's token."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    added: dict[str, bool] = field(default_factory=dict)
+    chat_template: str | list[dict[str, str]] | None = None
+
+    def write(self, writer: gguf.GGUFWriter) -> None:
+        """Add ``tokenizer.ggml.*_token_id``, ``add_*_token`` and ``tokenizer.chat_template``."""
+        for role, token in self.ids.items():
+            if role != "cls":  # GGUF has no key for it
+                getattr(writer, f"add_{role}_token_id")(token)
+        for role, value in self.added.items():
+            getattr(writer, f"add_add_{role}_token")(value)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """The object in a checkpoint's file, empty where there is none; CheckpointError if damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def read_special_tokens(
+    directory: Path, description: dict[str, Any], config: dict[str, Any], vocabulary: int
+) -> SpecialTokens:
+    """``description``: tokenizer.json, empty where there is none; ``config``: config.json as it
+    is on disk. Ids beyond ``vocabulary`` are left out."""
+    settings = load_json(directory / "tokenizer_config.json")
+    names = {role: _content(settings.get(f"{role}_token")) for role in _ROLES}
+    special = SpecialTokens()
+    _by_post_processor(description.get("post_processor") or {}, names, special.added)
+    for role in _ROLES:
+        flag = settings.get(f"add_{role}_token")
+        if isinstance(flag, bool):
+            special.added.setdefault(role, flag)
+
+    added = {
+        token["content"]: token["id"] for token in reversed(description.get("added_tokens", []))
+    }
+    for candidates in (
+        {role: added.get(name) for role, name in names.items()},
+        {role: config.get(f"{role}_token_id") for role in names},
+    ):
+        for role, token in candidates.items():
+            if isinstance(token, int) and 0 <= token < vocabulary:
+                special.ids.setdefault(role, token)
+    special.chat_template = settings.get("chat_template") or _template_files(directory)
+    return special
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token, which tokenizer_config.json gives as a string or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _by_post_processor(
+    processor: dict[str, Any], names: dict[str, str | None], added: dict[str, bool]
+) -> None:
+    """Read what a post-processor puts around a text into ``added``, and into ``names`` where
+    tokenizer_config.json does not name the token that it puts there."""
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "ByteLevel":
+            added.setdefault("bos", False)
+            added.setdefault("eos", False)
+        if step.get("type") == "TemplateProcessing":
+            _by_template(step, names, added)
+
+
+def _by_template(
+    template: dict[str, Any], names: dict[str, str | None], added: dict[str, bool]
+) -> None:
+    single, pair = template.get("single", []), template.get("pair", [])
+    first = _special(single[0]) if len(single) > 1 else None
+    last = _special(single[-1]) if len(single) > 1 else None
+    if first:
+        names["bos"] = names["bos"] or first
+        names["cls"] = names["cls"] or first
+        added["bos"] = first in (names["bos"], names["cls"])
+    if last:
+        if names["eos"] not in (None, last):
+            names["eot"] = names["eos"]  # a turn's end, where a text's end is another token
+        names["eos"] = last
+        added["eos"] = True
+    if pair:
+        if first and _special(pair[0]) == first:
+            pair = pair[1:]
+        if last and _special(pair[-1]) == last:
+            pair = pair[:-1]
+        between = [_special(step) for step in pair[1:-1]]
+        if between:
+            ends = (names["sep"], names["eos"])
+            added["sep"] = (between[0] in ends and not last) or (
+                len(between) == 2 and between[1] in ends
+            )
+
+
+def _special(step: dict[str, Any]) -> str | None:
+    name = step.get("SpecialToken", {}).get("id")
+    return name if isinstance(name, str) else None
+
+
+def _template_files(directory: Path) -> str | list[dict[str, str]] | None:
+    """The chat template where it has files of its own: one, or several by name."""
+    jinja = directory / "chat_template.jinja"
+    if not jinja.is_file():
+        return load_json(directory / "chat_template.json").get("chat_template")
+    default = jinja.read_text(encoding="utf-8")
+    others = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    if not others:
+        return default
+    return [{"name": "default", "template": default}] + [
+        {"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in others
+    ]

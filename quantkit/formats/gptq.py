@@ -1,0 +1,131 @@
+"""The GPTQ format: version 1 checkpoints as AutoGPTQ made them standard, symmetric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.formats.base import Converted, Plan
+from quantkit.formats.integer_linears import (
+    convert_linears,
+    packed_facts,
+    plan_linears,
+    read_quantization,
+    unpack_linears,
+    write_config,
+)
+from quantkit.spec import GroupScheme, Spec
+from quantkit.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantkit.calibration import Calibration
+    from quantkit.quantize.rounding import Integers
+
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128, -1)
+DAMP_PERCENT = 0.01
+
+
+class GPTQ:
+    """``gptq:w4g128`` and its like: bits 4 or 8, groups of 32, 64, 128 or a whole row (-1)."""
+
+    name = "gptq"
+
+    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
+        """As ``Format.plan``; the bytes are those of all tensors, exactly."""
+        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+
+        def linear_bytes(inputs: int, outputs: int) -> int:
+            groups = 1 if scheme.group_size == -1 else inputs // scheme.group_size
+            zeros = groups * outputs * scheme.bits // 8
+            return inputs * outputs * scheme.bits // 8 + zeros + groups * outputs * 2 + inputs * 4
+
+        return plan_linears(checkpoint, spec, scheme, linear_bytes)
+
+    def convert(
+        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
+    ) -> Converted:
+        """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.quantize.gptq import BlockGPTQ
+
+        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+        quantize = BlockGPTQ(scheme.bits, scheme.group_size, checkpoint.dtype, DAMP_PERCENT)
+        converted = convert_linears(
+            checkpoint, spec, calibration, directory, quantize, partial(pack, bits=scheme.bits)
+        )
+        config = quantization_config(scheme)
+        write_config(checkpoint, directory, config)
+        (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return replace(
+            converted, options={**config, "act_order": "groups"}, notes=tuple(quantize.notes)
+        )
+
+    def inspect(self, variant: Variant) -> dict[str, Any]:
+        """As ``Format.inspect``."""
+        return packed_facts(variant.path)
+
+
+def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
+    """What transformers, vLLM and GPTQModel read to load the checkpoint."""
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": True,
+        "desc_act": False,
+        "static_groups": False,
+        "true_sequential": False,
+        "lm_head": False,
+        "damp_percent": DAMP_PERCENT,
+    }
+
+
+def pack(integers: Integers, bits: int) -> dict[str, torch.Tensor]:
+    """The tensors of one linear: qweight, qzeros, scales, g_idx (DESIGN, section 4)."""
+    import torch
+
+    from quantkit.formats.packing import pack_columns, pack_rows
+
+    groups = torch.arange(integers.codes.shape[1], dtype=torch.int32) // integers.group_size
+    return {
+        "qweight": pack_rows(integers.codes.T.contiguous(), bits),
+        # Version 1 stores each zero less one.
+        "qzeros": pack_columns(integers.zeros.T.contiguous() - 1, bits),
+        "scales": integers.scales.T.contiguous().half(),
+        "g_idx": groups,
+    }
+
+
+def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain state dict of a GPTQ checkpoint, ours or others', weights as (out, in) float32.
+
+    Raise IncompatibleVariant for bits or a checkpoint format that cannot be unpacked.
+    """
+
+    from quantkit.formats.packing import unpack_columns, unpack_rows
+
+    config = read_quantization(directory, {"bits": BITS, "checkpoint_format": ("gptq", "gptq_v2")})
+    bits = int(config["bits"])
+    offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+
+    def weight(
+        qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor
+    ) -> torch.Tensor:
+        codes = unpack_rows(qweight, bits)
+        zeros = (
+            (unpack_columns(qzeros, bits) + offset) & ((1 << bits) - 1)
+            if offset
+            else (unpack_columns(qzeros, bits))
+        )
+        group = g_idx.long()
+        return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
+
+    yield from unpack_linears(directory, ("qweight", "qzeros", "scales", "g_idx"), weight)

@@ -1,0 +1,185 @@
+"""``ledger.json``: all the numbers of a run, and how each was measured."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import EvaluationError
+from quantkit.files import write_json
+from quantkit.variant import CalibrationRecord, ConvertCost
+
+REFERENCE = "reference"
+"""The id of the first row: the source itself."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Entry):
+    """One number: its error, over how many tokens or items, and how it was measured.
+
+    ``reference`` is the id of the row it is a drift from, None for an absolute number.
+    Two metrics may be compared only where their ``protocol`` is equal.
+    """
+
+    value: float
+    stderr: float | None
+    n: int
+    reference: str | None
+    protocol: dict[str, Any]
+    engine: str
+    """Name and version: ``transformers 5.19.0``."""
+
+
+class Percentiles(_Entry):
+    """Of a distribution of latencies, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Bench(_Entry):
+    """What one engine delivered at one concurrency; latencies over completed requests."""
+
+    engine: str
+    """Name and version: ``llamacpp 0.3.36``."""
+    concurrency: int
+    output_tokens_per_s: float
+    request_per_s: float
+    ttft_ms: Percentiles
+    itl_ms: Percentiles
+    requests: int
+    """Completed."""
+    errors: int
+    incomplete: int = 0
+    """Still running when the time was up: cut off, not failed."""
+    startup_seconds: float
+    peak_rss_bytes: int
+    """Peak of the summed resident memory of the server's process tree."""
+    protocol: dict[str, Any]
+    """Prompt and output tokens, seconds, load generator and its version, server's arguments."""
+
+
+class Sample(_Entry):
+    """What the serving engine wrote after a fixed prompt, greedily: numbers that talk nonsense
+    are worth nothing, so the text is kept beside them."""
+
+    prompt: str
+    completion: str
+
+
+class Failure(_Entry):
+    """Why a row is incomplete: the stage that failed and its error in one line."""
+
+    stage: str
+    error: str
+
+
+class Row(_Entry):
+    """One variant, or the reference."""
+
+    id: str
+    spec: str
+    """``gptq:w4g64``; for the reference ``safetensors:bf16``."""
+    path: str
+    bytes: int | None = None
+    bits_per_weight: float | None = None
+    bits_per_weight_quantized: float | None = None
+    convert: ConvertCost | None = None
+    notes: list[str] = Field(default_factory=list)
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    bench: list[Bench] = Field(default_factory=list)
+    sample: Sample | None = None
+    failed: Failure | None = None
+
+
+class Environment(_Entry):
+    """The machine and the tools; ``tools`` is versions by package."""
+
+    cpu: str
+    cores: int
+    gpu: str | None
+    memory_bytes: int
+    platform: str
+    tools: dict[str, str]
+
+
+class SourceEntry(_Entry):
+    """The checkpoint that everything was made from; ``sha256`` by file name."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    sha256: dict[str, str]
+    origin: str | None
+    """What the weights are, where a reader must know it to read the numbers."""
+
+    @classmethod
+    def of(cls, source: Checkpoint) -> SourceEntry:
+        """Describe an opened checkpoint."""
+        return cls(
+            id=source.id,
+            revision=source.revision,
+            architecture=source.architecture,
+            parameters=source.parameters,
+            sha256=source.sha256,
+            origin=source.origin,
+        )
+
+
+class TextEntry(_Entry):
+    """A text that was evaluated on; ``sha256`` of the token ids as little-endian int32."""
+
+    dataset: str
+    revision: str | None
+    tokens: int
+    sha256: str
+
+
+class Ledger(_Entry):
+    """A whole run. The first row is the source itself, with the id ``reference``."""
+
+    schema_version: int = 1
+    name: str
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float
+    """Wall time of the run that wrote this; work that an earlier run did is not in it."""
+    source: SourceEntry
+    environment: Environment
+    recipe: dict[str, Any]
+    """The recipe as resolved, with every default."""
+    calibration: CalibrationRecord | None
+    text: TextEntry | None
+    variants: list[Row]
+
+    @property
+    def reference(self) -> Row:
+        """The source's own row."""
+        return self.variants[0]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any row is incomplete."""
+        return any(row.failed for row in self.variants)
+
+    def write(self, path: Path) -> None:
+        """Write in one rename. A non-finite number is refused: count it, don't write it."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Raise EvaluationError where the file is absent or not a ledger of this version."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise EvaluationError(f"{path}: no such file; `quantkit run` writes it") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise EvaluationError(f"{path}: not a ledger this version reads: {error}") from error

@@ -1,0 +1,99 @@
+"""A whole run on one screen: the file to read first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from quantkit import report
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import plan as plan_variant
+from quantkit.convert import require_space
+from quantkit.engines import serving_engine
+from quantkit.environment import environment
+from quantkit.formats.base import Plan
+from quantkit.ledger import Ledger, SourceEntry
+from quantkit.recipe import Recipe
+from quantkit.rows import RowBuilder
+from quantkit.run import LEDGER, open_run
+from quantkit.stages import Benching, Evaluation, Texts
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do, known before any long work."""
+
+    source: Checkpoint
+    variants: list[Plan]
+
+    @property
+    def bytes(self) -> int:
+        """Disk that the variants will take."""
+        return sum(variant.bytes for variant in self.variants)
+
+
+def plan(recipe: Recipe) -> RunPlan:
+    """Open the source and refuse what cannot be made of it: reads no tensor data."""
+    source = Checkpoint.open(recipe.source)
+    return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs])
+
+
+def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
+    """Make and measure all that the recipe asks for; what ``out`` has already is not done again.
+
+    Writes ``ledger.json``, ``report.html`` and ``report.md`` into ``out``. A variant that fails
+    keeps its row, with the reason, and the others go on.
+    """
+    started = time.monotonic()
+    planned = plan(recipe)
+    source = planned.source
+    _check_engines(recipe, source)
+    texts = Texts.load(
+        recipe, source, needs_calibration=any(p.needs_calibration for p in planned.variants)
+    )
+    with open_run(out) as directory:
+        require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
+        rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.specs)]
+
+        for row, spec in zip(rows[1:], recipe.specs, strict=True):
+            make = partial(directory.variant, source, spec, texts.calibration, force=force)
+            row.model = row.attempt("convert", make)
+
+        text = None
+        if recipe.evaluate:
+            evaluation = Evaluation.prepare(recipe.evaluate, source, texts.evaluation, directory)
+            text = evaluation.text
+            for row in rows:
+                if row.model:
+                    measure = partial(evaluation.measure, row.model)
+                    row.metrics = row.attempt("evaluate", measure) or {}
+
+        if recipe.bench:
+            benching = Benching(directory, recipe.bench)
+            for row in rows:
+                if row.model:
+                    result = row.attempt("bench", partial(benching.measure, row.model))
+                    if result:
+                        row.bench, row.sample = result.benches, result.sample
+
+        ledger = Ledger(
+            name=recipe.name,
+            seconds=time.monotonic() - started,
+            source=SourceEntry.of(source),
+            environment=environment(),
+            recipe=recipe.model_dump(mode="json"),
+            calibration=texts.calibration.record if texts.calibration else None,
+            text=text,
+            variants=[row.row(source) for row in rows],
+        )
+        ledger.write(directory.path / LEDGER)
+        report.write(ledger, directory.path)
+    return ledger
+
+
+def _check_engines(recipe: Recipe, source: Checkpoint) -> None:
+    """Raise ToolchainError for an engine that the run will need and that is not installed."""
+    if recipe.bench:
+        serving_engine(source).check(source)

@@ -1,0 +1,255 @@
+"""AWQ: scale the channels that matter up before rounding, and back down in what precedes them.
+
+Lin et al. 2023, arXiv 2306.00978. For each family of linears that share an input, the strength α
+of the scaling s = a**α / b**(1-α), with a the mean activation and b the mean relative weight of a
+channel, is searched against the output error of the module they belong to; then each group's
+range is clipped where that lowers its output error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantkit.blocks import DecoderBlocks
+from quantkit.quantize.inputs import InputStatistics, RecordedCalls
+from quantkit.quantize.rounding import Integers, asymmetric_range, round_to_nearest
+
+_ALPHAS = 20
+_CLIP_STEPS = 10
+_LOWEST_CLIP = 0.5
+_ROWS_AT_ONCE = 512
+_JUDGED_TOKENS = 1024
+"""How many tokens the output of attention and of the MLP is compared on, for each α."""
+
+UNCLIPPED = ("q_proj", "k_proj")
+"""Their product is what attention softens: clipping them for their own output error hurts it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Linears with one input whose scaling folds into one module before them.
+
+    ``fold`` is a norm or a linear (its output channels); ``judge`` the module whose output error
+    decides, or None where the readers' own output is it.
+    """
+
+    fold: str
+    readers: tuple[str, ...]
+    judge: str | None
+
+
+LLAMA_FAMILIES = (
+    Family(
+        "input_layernorm",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "self_attn",
+    ),
+    Family("self_attn.v_proj", ("self_attn.o_proj",), None),
+    Family("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
+    Family("mlp.up_proj", ("mlp.down_proj",), None),
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers to round to: bits, group size, and the dtype in which engines hold scales."""
+
+    bits: int
+    group_size: int
+    dtype: torch.dtype
+
+    def fake(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights after rounding to nearest over each group's full range; (out, in) float32."""
+        return self.round(weights, *self.extent(weights)).dequantize()
+
+    def extent(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest weight of each group, (out, groups)."""
+        grouped = weights.view(weights.shape[0], -1, self.group_size)
+        return grouped.amin(-1), grouped.amax(-1)
+
+    def round(self, weights: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> Integers:
+        """Round to nearest over the given range of each group."""
+        scales, zeros = asymmetric_range(low, high, self.bits, self.dtype)
+        return round_to_nearest(weights, scales, zeros, self.bits)
+
+
+def quantize_block(
+    blocks: DecoderBlocks, index: int, block: nn.Module, hidden: list[torch.Tensor], grid: Grid
+) -> dict[str, Integers]:
+    """Scale, clip and round the linears of a block; returned by name.
+
+    ``hidden``: the block's inputs, (B, T, hidden) float32 each. The block's float weights and
+    norms take the scales, so that rounding them again gives what is returned.
+    """
+    statistics = InputStatistics(block, blocks.linears)
+    judged = {
+        family.judge: RecordedCalls(block, family.judge, _JUDGED_TOKENS)
+        for family in LLAMA_FAMILIES
+        if family.judge
+    }
+    for batch in hidden:
+        blocks.run(index, block, batch)
+    statistics.close()
+    for calls in judged.values():
+        calls.close()
+    for family in LLAMA_FAMILIES:
+        leader = statistics.leader[family.readers[0]]
+        run = judged[family.judge].replay(blocks.autocast) if family.judge else None
+        scale = search_scales(
+            block, family, statistics.mean_abs[leader], statistics.hessian[leader], run, grid
+        )
+        fold_scales(block, family, scale)
+        statistics.hessian[leader] /= scale[:, None] * scale  # its input is now smaller by that
+    integers = {}
+    for name in blocks.linears:
+        weights = _linear(block, name).weight.data
+        if name.endswith(UNCLIPPED):
+            low, high = grid.extent(weights)
+        else:
+            low, high = clip(weights, statistics.hessian[statistics.leader[name]], grid)
+        integers[name] = grid.round(weights, low, high)
+    return integers
+
+
+def search_scales(
+    block: nn.Module,
+    family: Family,
+    mean_abs: torch.Tensor,
+    hessian: torch.Tensor,
+    run: Callable[[nn.Module], torch.Tensor] | None,
+    grid: Grid,
+) -> torch.Tensor:
+    """The channel scales of the family's input that lose least, (in,) float32.
+
+    ``mean_abs``: (in,) and ``hessian``: (in, in) of the family's input. ``run`` gives the judge's
+    output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ), over all tokens.
+    """
+    readers = [_linear(block, name) for name in family.readers]
+    originals = [reader.weight.data for reader in readers]
+    fold = _fold_channels(block, family)
+    strength = fold.reduce(mean_abs)
+    relative = fold.reduce(_relative_weight(torch.cat(originals), grid.group_size))
+    judge = block.get_submodule(family.judge) if family.judge else None
+    wanted = run(judge) if run and judge is not None else None
+
+    best, chosen = torch.inf, torch.ones_like(mean_abs)
+    for step in range(_ALPHAS):
+        alpha = step / _ALPHAS
+        scale = strength.pow(alpha) / (relative.pow(1 - alpha) + 1e-4) if step else strength * 0 + 1
+        scale = scale.clamp(min=1e-4)
+        scale = fold.expand(scale / (scale.max() * scale.min()).sqrt())
+        rounded = [grid.fake(w * scale) / scale for w in originals]
+        if wanted is None or run is None or judge is None:
+            error = sum(
+                float(((w - r) @ hessian).mul_(w - r).sum())
+                for w, r in zip(originals, rounded, strict=True)
+            )
+        else:
+            for reader, weight in zip(readers, rounded, strict=True):
+                reader.weight.data = weight
+            error = float((run(judge) - wanted).square_().mean())
+        if error < best:
+            best, chosen = error, scale
+    for reader, weight in zip(readers, originals, strict=True):
+        reader.weight.data = weight
+    return chosen
+
+
+def fold_scales(block: nn.Module, family: Family, scale: torch.Tensor) -> None:
+    """Multiply the readers' input channels by ``scale`` (in,) and divide what feeds them by it.
+
+    The block computes the same function as before, but for rounding.
+    """
+    for name in family.readers:
+        _linear(block, name).weight.data.mul_(scale)
+    module: Any = block.get_submodule(family.fold)
+    folded = _fold_channels(block, family).pick(scale)
+    module.weight.data.div_(folded if module.weight.dim() == 1 else folded[:, None])
+    if getattr(module, "bias", None) is not None:
+        module.bias.data.div_(folded)
+
+
+def clip(
+    weights: torch.Tensor, hessian: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range of each group that loses least of the output: low and high, (out, groups).
+
+    ``weights``: (out, in); ``hessian``: (in, in). A group's error is Δ H_gg Δᵀ, with H_gg the
+    block of the Hessian of its channels.
+    """
+    size = grid.group_size
+    low, high = grid.extent(weights)
+    groups = low.shape[1]
+    blocks = torch.stack(
+        [hessian[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)]
+    )
+    best_low, best_high = low.clone(), high.clone()
+    for start in range(0, len(weights), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        best = torch.full_like(low[rows], torch.inf)
+        for step in range(_CLIP_STEPS + 1):
+            keep = 1 - (1 - _LOWEST_CLIP) * step / _CLIP_STEPS
+            rounded = grid.round(weights[rows], low[rows] * keep, high[rows] * keep).dequantize()
+            delta = (weights[rows] - rounded).view(-1, groups, size).transpose(0, 1)
+            error = torch.bmm(delta, blocks).mul_(delta).sum(-1).T
+            better = error < best
+            best = torch.where(better, error, best)
+            best_low[rows] = torch.where(better, low[rows] * keep, best_low[rows])
+            best_high[rows] = torch.where(better, high[rows] * keep, best_high[rows])
+    return best_low, best_high
+
+
+@dataclass(frozen=True)
+class _FoldChannels:
+    """How the readers' input channels relate to the output channels of what precedes them.
+
+    One to one, except where a key/value head's channels are repeated for each of its query heads:
+    then the copies must share their scale.
+    """
+
+    heads: int = 1
+    copies: int = 1
+
+    def _view(self, values: torch.Tensor) -> torch.Tensor:
+        return values.view(self.heads, self.copies, -1)
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """(in,) → (fold,): mean over the copies."""
+        return self._view(values).mean(1).flatten()
+
+    def expand(self, values: torch.Tensor) -> torch.Tensor:
+        """(fold,) → (in,): the same for every copy."""
+        per_head = values.view(self.heads, 1, -1)
+        return per_head.expand(-1, self.copies, -1).reshape(-1)
+
+    def pick(self, values: torch.Tensor) -> torch.Tensor:
+        """(in,) → (fold,): of copies that are equal, the first."""
+        return self._view(values)[:, 0].flatten()
+
+
+def _fold_channels(block: nn.Module, family: Family) -> _FoldChannels:
+    read = _linear(block, family.readers[0]).weight.shape[1]
+    module: Any = block.get_submodule(family.fold)
+    width: int = module.weight.shape[0]
+    if width == read:
+        return _FoldChannels()
+    attention: Any = block.get_submodule(family.fold.rpartition(".")[0])
+    return _FoldChannels(heads=width // attention.head_dim, copies=read // width)
+
+
+def _relative_weight(weights: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mean of |w| relative to its group's largest, per input channel: (in,)."""
+    grouped = weights.abs().view(weights.shape[0], -1, group_size)
+    relative = grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-12)
+    return relative.view_as(weights).mean(0)
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    module = block.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module

@@ -1,0 +1,90 @@
+"""Integers with a scale per group, and the search for good scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The weights of one linear as unsigned integers: ``w ≈ (codes - zeros) * scales``.
+
+    ``codes``: (out, in) int32 in [0, 2**bits); ``scales``: (out, groups) float32, each exactly
+    representable in float16; ``zeros``: (out, groups) int32. Group g holds the input channels
+    [g * group_size, (g + 1) * group_size).
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    @property
+    def group_size(self) -> int:
+        """Input channels that share a scale."""
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def rows(self, start: int, stop: int) -> Integers:
+        """Some of the output channels."""
+        return Integers(self.codes[start:stop], self.scales[start:stop], self.zeros[start:stop])
+
+    def dequantize(self) -> torch.Tensor:
+        """The weights that engines compute with: (out, in) float32."""
+        size = self.group_size
+        zeros = self.zeros.repeat_interleave(size, dim=1)
+        return (self.codes - zeros) * self.scales.repeat_interleave(size, dim=1)
+
+
+def storable(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round scales to what survives both the file (float16) and the engine (the model's dtype).
+
+    vLLM holds the scales of a bfloat16 model in bfloat16. Choosing among such scales, before the
+    integers are chosen, costs nothing; rounding them afterwards would cost accuracy in silence.
+    Zero, or what rounds to it, becomes 1: a group of zeros needs some scale.
+    """
+    rounded = scales.to(dtype).to(torch.float16).float()
+    return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
+
+
+def symmetric_scales(
+    weights: torch.Tensor, bits: int, importance: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The scale of each row for integers in [-2**(bits-1), 2**(bits-1)), by weighted MSE.
+
+    ``weights``: (..., n) float32; ``importance``: (n,) or broadcastable, the weight of each
+    channel's squared error; returns (...,) float32. The weight of largest magnitude may use the
+    one integer more that the negative side has, so a scale can be negative.
+    """
+    half = 1 << (bits - 1)
+    extreme = weights.gather(-1, weights.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    best = torch.full_like(extreme, torch.inf)
+    chosen = torch.ones_like(extreme)
+    for shrink in torch.linspace(0.70, 1.20, 26).tolist():
+        scale = storable(-extreme / half * shrink, dtype)
+        codes = (weights / scale.unsqueeze(-1)).round_().clamp_(-half, half - 1)
+        error = codes.mul_(scale.unsqueeze(-1)).sub_(weights).square_().mul_(importance).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, scale, chosen)
+    return chosen
+
+
+def asymmetric_range(
+    low: torch.Tensor, high: torch.Tensor, bits: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero that cover [low, high] and 0; any shape; float32 and int32."""
+    top = (1 << bits) - 1
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scales = storable((high - low) / top, dtype)
+    return scales, (-low / scales).round().clamp(0, top).int()
+
+
+def round_to_nearest(
+    weights: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+) -> Integers:
+    """Each weight to the nearest integer: weights (out, in), scales and zeros (out, groups)."""
+    size = weights.shape[1] // scales.shape[1]
+    codes = (weights / scales.repeat_interleave(size, dim=1)).round_()
+    codes = codes.add_(zeros.repeat_interleave(size, dim=1)).clamp_(0, (1 << bits) - 1)
+    return Integers(codes.int(), scales, zeros)

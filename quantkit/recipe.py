@@ -1,0 +1,184 @@
+"""Recipes: YAML files that say what a run makes and measures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from quantkit.errors import RecipeError, did_you_mean
+from quantkit.packaged import packaged_files
+from quantkit.spec import Spec
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _spec(text: str) -> str:
+    try:
+        return str(Spec.parse(text))
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+class CalibrationSection(_Section):
+    """Which text the quantizers see: a name or a file, and how much of it."""
+
+    text: str = "wikitext-2:train"
+    samples: int = Field(128, ge=1)
+    sequence_length: int = Field(512, ge=8)
+    seed: int = 0
+
+    def windows(self) -> dict[str, int]:
+        """How the text is cut and sampled: the keywords of ``calibrate``."""
+        return self.model_dump(include={"samples", "sequence_length", "seed"})
+
+
+class EvaluateSection(_Section):
+    """What is measured of every variant: a text, and lm-eval tasks by name or YAML file."""
+
+    text: str | None = "wikitext-2:test"
+    context: int = Field(512, ge=16)
+    """Tokens a window, llama.cpp's n_ctx."""
+    windows: int | None = Field(None, ge=1)
+    """How many windows of the text; all of them where null."""
+    tasks: list[str] = Field(default_factory=list)
+    shots: int | None = Field(None, ge=0)
+    """Examples before each question; the task's own number where null."""
+    limit: int | None = Field(None, ge=1)
+    """Questions a task (of each subject, where it has subjects); all where null."""
+    mmlu_directory: str | None = None
+    """Where the task mmlu_csv finds dev/ and test/."""
+
+
+class BenchSection(_Section):
+    """The load: how many requests at a time, of how many tokens, for how long."""
+
+    concurrency: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 4])
+    prompt_tokens: int = Field(128, ge=1)
+    output_tokens: int = Field(32, ge=2)
+    seconds: float = Field(15.0, gt=0)
+    """How long each concurrency is measured, after a warm-up."""
+
+
+class Recipe(_Section):
+    """One run. ``convert`` entries are specs; ``evaluate`` or ``bench`` null leaves it out."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    source: str
+    calibration: CalibrationSection = CalibrationSection()
+    convert: list[Annotated[str, AfterValidator(_spec)]]
+    evaluate: EvaluateSection | None = EvaluateSection()
+    bench: BenchSection | None = BenchSection()
+
+    @property
+    def specs(self) -> list[Spec]:
+        """What to convert to, parsed."""
+        return [Spec.parse(text) for text in self.convert]
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by the name of a shipped one or by its path, with ``key=value`` overrides.
+
+    Keys are dotted (``evaluate.text=wiki.test.raw``), values YAML. Raise RecipeError with the
+    file, the line and the key of the first thing that is wrong.
+    """
+    path = find_recipe(name)
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected keys and values, found {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(path, text, error)) from error
+    duplicates = {spec for spec in recipe.convert if recipe.convert.count(spec) > 1}
+    if duplicates:
+        raise RecipeError(f"{path}: convert lists {', '.join(sorted(duplicates))} more than once")
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or a recipe that quantkit ships, by its name."""
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"recipe {path}: no such file")
+        return path
+    shipped = {file.stem: file for file in packaged_files("recipes")}
+    if name not in shipped:
+        raise RecipeError(
+            f"recipe {name!r}: no such file, and not a shipped recipe ({', '.join(shipped)})"
+            + did_you_mean(name, shipped)
+        )
+    return shipped[name]
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: expected key=value, such as bench.seconds=30")
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(content.get(section), dict):
+            content[section] = {}
+        content = content[section]
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _first_problem(path: Path, text: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = problem["loc"]
+    key = ".".join(str(part) for part in where)
+    line = _line_of(text, where)
+    place = f"{path}:{line}" if line else str(path)
+    if problem["type"] == "extra_forbidden":
+        known = list(_fields_at(where[:-1]))
+        hint = did_you_mean(str(where[-1]), known)
+        return f"{place}: unknown key {key!r}; keys here are {', '.join(known)}{hint}"
+    if problem["type"] == "missing":
+        return f"{place}: {key!r} is missing"
+    if problem["type"] == "value_error":
+        return f"{place}: {key}: {problem['ctx']['error']}"
+    given = json.dumps(problem["input"], default=str)
+    return f"{place}: {key}: {problem['msg']}, not {given}"
+
+
+def _fields_at(where: Sequence[int | str]) -> Iterator[str]:
+    """The keys that a recipe knows in the section at ``where``."""
+    model: type[BaseModel] = Recipe
+    for part in where:
+        annotation = model.model_fields[str(part)].annotation
+        parts = getattr(annotation, "__args__", (annotation,))
+        model = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
+    return iter(model.model_fields)
+
+
+def _line_of(text: str, where: Sequence[int | str]) -> int | None:
+    """The line of the key at ``where``, or of the nearest section above it; None at the top."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for part in where:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line

@@ -1,0 +1,143 @@
+"""Where the numbers must be read with care, as far as the ledger itself can tell."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from quantkit.ledger import Ledger
+from quantkit.report.noise import THROUGHPUT_MARGIN
+from quantkit.report.prose import Name, Prose, listing
+from quantkit.report.table import concurrencies, served
+
+
+def cautions(ledger: Ledger) -> list[Prose]:
+    """One sentence or two each; what the source's weights are is not here but shown by itself."""
+    return [
+        *_broken(ledger),
+        *_incomplete(ledger),
+        *_other_protocol(ledger),
+        *_other_engine(ledger),
+        *_same_dataset(ledger),
+        *_bench(ledger),
+        (
+            "“Indistinguishable” means that this measurement cannot tell two values apart (95 %, "
+            "from the standard error of each), not that they are equal. All variants answered on "
+            "the same tokens and questions, so a paired test of the raw results could see more. "
+            "The errors take tokens as independent, which those of one text are not quite, and "
+            "nothing is corrected for the number of comparisons.",
+        ),
+    ]
+
+
+def _broken(ledger: Ledger) -> list[Prose]:
+    """Values that are not numbers are shown as such and take no part in anything."""
+    found = [
+        (row.id, name)
+        for row in ledger.variants
+        for name, metric in row.metrics.items()
+        if not math.isfinite(metric.value)
+    ]
+    values = listing([f"{id_}: {name}" for id_, name in found])
+    return [("Not finite, so left out of every comparison: ", *values, ".")] if found else []
+
+
+def _incomplete(ledger: Ledger) -> list[Prose]:
+    """Rows that did not fail and still lack what most others have."""
+    wanted = {name for row in ledger.variants[1:] for name in row.metrics}
+    loads = set(concurrencies(ledger))
+    found = [
+        row.id
+        for row in ledger.variants[1:]
+        if not row.failed
+        and (wanted - set(row.metrics) or loads - {bench.concurrency for bench in row.bench})
+    ]
+    return [("Not everything was measured for ", *listing(found), ".")] if found else []
+
+
+def _other_protocol(ledger: Ledger) -> list[Prose]:
+    """Two results whose protocols differ are never compared: the table shows no drift then."""
+    found = []
+    for row in ledger.variants[1:]:
+        for name, metric in row.metrics.items():
+            there = ledger.reference.metrics.get(name)
+            if there is not None and there.protocol != metric.protocol:
+                found.append(f"{row.id}: {name}")
+    if not found:
+        return []
+    return [
+        (
+            "Measured by another protocol than the reference, so not compared with it: ",
+            *listing(found),
+            ".",
+        )
+    ]
+
+
+def _other_engine(ledger: Ledger) -> list[Prose]:
+    """A drift across engines is not the weights' alone."""
+    own = ledger.reference.metrics.get("ppl")
+    found = [
+        row.id
+        for row in ledger.variants[1:]
+        if own and "kld_mean" in row.metrics and row.metrics["kld_mean"].engine != own.engine
+    ]
+    if own is None or not found:
+        return []
+    return [
+        (
+            "The reference was scored by ",
+            Name(own.engine),
+            ", another engine than that of ",
+            *listing(found),
+            "; their drift includes whatever the engines differ in.",
+        )
+    ]
+
+
+def _same_dataset(ledger: Ledger) -> list[Prose]:
+    """Calibration on the kind of text that is evaluated on flatters who calibrates."""
+    if ledger.calibration is None or ledger.text is None:
+        return []
+    names = [re.split(r"[\s:]", text.dataset)[0] for text in (ledger.calibration, ledger.text)]
+    if names[0] != names[1]:
+        return []
+    return [
+        (
+            "Calibration and evaluation text are different parts of one dataset, so they are of "
+            "one kind. That favours variants that were calibrated; on other text they may drift "
+            "more.",
+        )
+    ]
+
+
+def _bench(ledger: Ledger) -> list[Prose]:
+    found = [one for load in concurrencies(ledger) for one in served(ledger, load)]
+    if not found:
+        return []
+    least = min(one.bench.requests for one in found)
+    most = max(one.bench.requests for one in found)
+    counts = f"{least}" if least == most else f"{least} to {most}"
+    texts: list[Prose] = [
+        (
+            f"Each throughput is one run of {counts} requests on this machine and has no error "
+            f"bar; differences below {100 * THROUGHPUT_MARGIN:.0f} % are not ranked.",
+        )
+    ]
+    if len({one.engine for one in found}) > 1:
+        texts.append(
+            (
+                "Throughputs of different engines compare engine and format together: a variant "
+                "can be faster because of what serves it.",
+            )
+        )
+    failed = list(dict.fromkeys(one.row.id for one in found if one.bench.errors))
+    if failed:
+        texts.append(
+            (
+                "Some requests failed in the bench of ",
+                *listing(failed),
+                "; its throughput and latencies are those of the completed ones.",
+            )
+        )
+    return texts

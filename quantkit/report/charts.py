@@ -1,0 +1,209 @@
+"""The two charts of panels: how far each variant drifted, and what it takes to serve it."""
+
+from __future__ import annotations
+
+import math
+
+from quantkit.ledger import Ledger, Metric, Percentiles, Row
+from quantkit.report.format import fixed, milliseconds, number, plus_minus, signed, size
+from quantkit.report.noise import Z95, error_of_difference
+from quantkit.report.panels import Measure, Panels, Reading, lay_out
+from quantkit.report.scales import around, from_zero, logarithmic
+from quantkit.report.table import accuracies, bench_of, concurrencies, drift, engines, task_title
+
+
+def drift_chart(ledger: Ledger) -> Panels | None:
+    """KL divergence, perplexity, top-1 agreement and accuracies of every variant."""
+    rows = [row for row in ledger.variants[1:] if row.metrics]
+    reference = ledger.reference
+    measures = [
+        Measure(
+            "KL divergence",
+            ("nats per token, log scale", "← nearer"),
+            [_divergences(row) for row in rows],
+            logarithmic,
+            share=2.1,
+        ),
+        Measure(
+            "Perplexity drift",
+            ("percent", "0 = the original"),
+            [_relative(row, reference) for row in rows],
+            around,
+            line_at=0.0,
+        ),
+        Measure(
+            "Top-1 agreement",
+            ("percent of positions", "nearer →"),
+            [_agreement(row) for row in rows],
+            around,
+            line_at=100.0,
+        ),
+    ]
+    measures += [
+        Measure(
+            f"{task_title(name)} drift",
+            ("points", "0 = the original"),
+            [_points(row, reference, name) for row in rows],
+            around,
+            line_at=0.0,
+        )
+        for name in accuracies(ledger)
+    ]
+    return lay_out(
+        [(row.id, "") for row in rows],
+        measures,
+        row_height=34.0,
+        key=[
+            ("median", 0, "median"),
+            ("mean", 0, "mean, with its 95 % interval"),
+            ("p99", 0, "99th percentile"),
+        ],
+        summary="Drift of each variant from the reference: KL divergence, perplexity, top-1 "
+        "agreement and accuracy, with 95 % intervals. The table has the same numbers.",
+    )
+
+
+def serving_chart(ledger: Ledger) -> Panels | None:
+    """Throughput, latencies and memory of every variant on every engine that served it."""
+    loads = concurrencies(ledger)
+    rows = [(row, engine) for row in ledger.variants for engine in engines(row)]
+    return lay_out(
+        [(row.id, engine) for row, engine in rows],
+        [
+            Measure(
+                "Throughput",
+                ("output tokens/s", "faster →"),
+                [_rates(row, engine, loads) for row, engine in rows],
+                from_zero,
+            ),
+            Measure(
+                "First token",
+                ("TTFT p50 to p95, log scale", "← sooner"),
+                [_latencies(row, engine, loads, "ttft_ms") for row, engine in rows],
+                logarithmic,
+                share=1.2,
+            ),
+            Measure(
+                "Between tokens",
+                ("ITL p50 to p95, log scale", "← sooner"),
+                [_latencies(row, engine, loads, "itl_ms") for row, engine in rows],
+                logarithmic,
+                share=1.2,
+            ),
+            Measure(
+                "Memory",
+                ("peak of the server, GB",),
+                [_memory(row, engine, loads) for row, engine in rows],
+                from_zero,
+                share=0.9,
+            ),
+        ],
+        row_height=max(38.0, 16.0 * len(loads) + 8),
+        series=max(1, len(loads)),
+        key=[
+            ("bar", index, "1 request at a time" if load == 1 else f"{load} at a time")
+            for index, load in enumerate(loads)
+        ],
+        summary="Throughput, time to first token, time between tokens and peak memory of each "
+        "variant on its engine, by concurrency. The table has the same numbers.",
+    )
+
+
+def _divergences(row: Row) -> list[Reading]:
+    """Median, mean and 99th percentile; a log axis has no place for 0 and below."""
+    found = {name: row.metrics.get(f"kld_{name}") for name in ("median", "p99", "mean")}
+    shown = {name: m.value for name, m in found.items() if m and 0 < m.value < math.inf}
+    readings = []
+    for name, metric in found.items():
+        if metric is None or name not in shown:
+            continue
+        words = f"{row.id}\nKLD {name} {' '.join(plus_minus(metric.value, metric.stderr))} nats"
+        span = _interval(metric) if name == "mean" else None
+        readings.append(Reading(name, metric.value, words, span, capped=True))
+    if len(shown) > 1:
+        ends = (min(shown.values()), max(shown.values()))
+        readings.insert(0, Reading("range", ends[0], "", ends))
+    return readings
+
+
+def _interval(metric: Metric) -> tuple[float, float] | None:
+    if metric.stderr is None:
+        return None
+    half = Z95 * metric.stderr
+    return metric.value - half, metric.value + half
+
+
+def _relative(row: Row, reference: Row) -> list[Reading]:
+    pair = drift(row, reference, "ppl")
+    if pair is None or pair[1].value == 0:
+        return []
+    here, there = pair
+    percent = 100 * (here.value / there.value - 1)
+    error = None
+    if here.stderr is not None and there.stderr is not None and here.value:
+        share = math.hypot(here.stderr / here.value, there.stderr / there.value)
+        error = 100 * here.value / there.value * share
+    return [_with_error(f"{row.id}\nperplexity drift", percent, error, "%")]
+
+
+def _points(row: Row, reference: Row, name: str) -> list[Reading]:
+    pair = drift(row, reference, name)
+    if pair is None:
+        return []
+    error = error_of_difference(*pair)
+    points = 100 * (pair[0].value - pair[1].value)
+    words = f"{row.id}\n{task_title(name)} drift"
+    return [_with_error(words, points, None if error is None else 100 * error, "points")]
+
+
+def _with_error(about: str, value: float, error: float | None, unit: str) -> Reading:
+    span = None if error is None else (value - Z95 * error, value + Z95 * error)
+    interval = "" if span is None else f"\n95 %: {signed(span[0], 1)} to {signed(span[1], 1)}"
+    return Reading("mean", value, f"{about} {signed(value, 2)} {unit}{interval}", span, capped=True)
+
+
+def _agreement(row: Row) -> list[Reading]:
+    metric = row.metrics.get("top1_agreement")
+    if metric is None:
+        return []
+    percent = 100 * metric.value
+    half = 100 * Z95 * (metric.stderr or 0.0)
+    words = f"{row.id}\ntop-1 agreement {fixed(percent, 2)} %"
+    return [Reading("mean", percent, words, (percent - half, percent + half), capped=True)]
+
+
+def _rates(row: Row, engine: str, loads: list[int]) -> list[Reading]:
+    found = []
+    for index, load in enumerate(loads):
+        bench = bench_of(row, engine, load)
+        if bench:
+            words = f"{row.id}, {engine}, {load} at a time\n"
+            words += f"{number(bench.output_tokens_per_s)} output tokens/s"
+            words += f"\n{number(bench.request_per_s)} requests/s, {bench.requests} completed"
+            found.append(Reading("bar", bench.output_tokens_per_s, words, series=index))
+    return found
+
+
+def _latencies(row: Row, engine: str, loads: list[int], name: str) -> list[Reading]:
+    found = []
+    for index, load in enumerate(loads):
+        bench = bench_of(row, engine, load)
+        if bench:
+            times: Percentiles = getattr(bench, name)
+            words = f"{row.id}, {engine}, {load} at a time\n" + ", ".join(
+                f"p{percent} {milliseconds(getattr(times, f'p{percent}'))}"
+                for percent in (50, 95, 99)
+            )
+            span = (times.p50, times.p95)
+            found.append(Reading("latency", times.p50, words, span, series=index))
+    return [reading for reading in found if reading.value > 0]
+
+
+def _memory(row: Row, engine: str, loads: list[int]) -> list[Reading]:
+    found = []
+    for index, load in enumerate(loads):
+        bench = bench_of(row, engine, load)
+        if bench:
+            words = f"{row.id}, {engine}, {load} at a time\npeak {size(bench.peak_rss_bytes)}"
+            found.append(Reading("bar", bench.peak_rss_bytes / 1e9, words, series=index))
+    return found

@@ -1,0 +1,147 @@
+"""How each number came about: what it means, on what it was measured, by which protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.ledger import Ledger, Metric
+from quantkit.report.table import ACCURACY, task_title
+
+_MEANINGS = {
+    "ppl": (
+        "Perplexity",
+        "How surprised the model is by the evaluation text: the exponential of its mean negative "
+        "log likelihood, over windows that do not overlap, with only the later part of each "
+        "scored. Lower is better. The protocol is that of llama.cpp's llama-perplexity, so the "
+        "numbers compare with the tables people know.",
+    ),
+    "kld": (
+        "KL divergence",
+        "How far the variant's distribution over the next token is from the reference's: "
+        "D(reference ‖ variant) in nats, over the whole vocabulary, at the same scored positions. "
+        "0 means the same distribution everywhere. Mean, median, 99th percentile and maximum.",
+    ),
+    "top1_agreement": (
+        "Top-1 agreement",
+        "At how many of the scored positions the variant's most likely next token is also the "
+        "reference's.",
+    ),
+}
+_ACCURACY = (
+    "How many questions the model answers right, through lm-eval's own metric code. Its standard "
+    "error is that of a proportion over the questions."
+)
+_BENCH = (
+    "The engine's own server, driven over its OpenAI API by a load generator that keeps the "
+    "stated number of requests running. Throughput counts the output tokens of all requests "
+    "together. TTFT is the time from a request to its first token, ITL the time from one token "
+    "to the next; percentiles are over completed requests."
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """Rows that were measured in the same way."""
+
+    ids: tuple[str, ...]
+    engines: tuple[str, ...]
+    n: int | None
+    protocol: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One kind of measurement: what it is, and each way in which it was done."""
+
+    title: str
+    meaning: str
+    unit: str
+    """What ``n`` counts."""
+    ways: tuple[Way, ...]
+
+    @property
+    def engines(self) -> list[str]:
+        """Every engine that had a part in it."""
+        return list(dict.fromkeys(engine for way in self.ways for engine in way.engines))
+
+    @property
+    def counts(self) -> list[str]:
+        """Every ``n`` that occurs."""
+        return list(dict.fromkeys(f"{way.n:,}" for way in self.ways if way.n is not None))
+
+
+def measured(ledger: Ledger) -> list[Measured]:
+    """Everything that was measured, in the order of the table."""
+    families: dict[str, list[tuple[str, Metric]]] = {}
+    for row in ledger.variants:
+        for name, metric in row.metrics.items():
+            families.setdefault(_family(name), []).append((row.id, metric))
+    order = {name: index for index, name in enumerate(_MEANINGS)}
+    found = [
+        _metric_family(name, families[name])
+        for name in sorted(families, key=lambda name: (order.get(name, len(order)), name))
+    ]
+    benched = [
+        ((bench.protocol, None), row.id, bench.engine)
+        for row in ledger.variants
+        for bench in row.bench
+    ]
+    if benched:
+        found.append(Measured("Throughput and latency", _BENCH, "", _ways(benched)))
+    return found
+
+
+def pairs(mapping: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Keys and values as text; what is nested is JSON."""
+    return tuple(
+        (
+            key,
+            json.dumps(value, ensure_ascii=False)
+            if isinstance(value, dict | list | bool) or value is None
+            else str(value),
+        )
+        for key, value in mapping.items()
+    )
+
+
+def recipe_text(ledger: Ledger) -> str:
+    """The resolved recipe as YAML."""
+    import yaml
+
+    text: str = yaml.safe_dump(ledger.recipe, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _family(name: str) -> str:
+    """``kld_mean`` and its likes are one measurement."""
+    return "kld" if name.startswith("kld_") else name
+
+
+def _metric_family(name: str, metrics: list[tuple[str, Metric]]) -> Measured:
+    ways = _ways([((metric.protocol, metric.n), id_, metric.engine) for id_, metric in metrics])
+    if name.endswith(ACCURACY):
+        return Measured(f"{task_title(name)} accuracy", _ACCURACY, "questions", ways)
+    title, meaning = _MEANINGS.get(name, (name, ""))
+    return Measured(title, meaning, "positions" if meaning else "items", ways)
+
+
+def _ways(
+    found: Iterable[tuple[tuple[dict[str, Any], int | None], str, str]],
+) -> tuple[Way, ...]:
+    """Put what has the same protocol and ``n`` together."""
+    groups: list[tuple[tuple[dict[str, Any], int | None], dict[str, None], dict[str, None]]] = []
+    for way, id_, engine in found:
+        for known, ids, engines in groups:
+            if known == way:
+                ids[id_] = None
+                engines[engine] = None
+                break
+        else:
+            groups.append((way, {id_: None}, {engine: None}))
+    return tuple(
+        Way(tuple(ids), tuple(engines), n, pairs(protocol))
+        for (protocol, n), ids, engines in groups
+    )

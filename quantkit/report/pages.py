@@ -1,0 +1,84 @@
+"""Fill the templates. Whatever comes from the ledger is escaped on its way into a page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from quantkit import __version__
+from quantkit.ledger import Ledger
+from quantkit.report import format as text
+from quantkit.report.cautions import cautions
+from quantkit.report.charts import drift_chart, serving_chart
+from quantkit.report.findings import compared, findings, headlines
+from quantkit.report.markdown import block, cell, code, escape, grid, prose
+from quantkit.report.method import measured, pairs, recipe_text
+from quantkit.report.prose import Name, listing
+from quantkit.report.table import engines, everything, table
+from quantkit.report.tradeoff import tradeoffs
+
+
+def html(ledger: Ledger) -> str:
+    """The whole page: style, script and charts are in it, and it may load nothing else."""
+    page = _environment(autoescape=True)
+    # A page that may run only this one script runs none that a hostile string brings along.
+    script = _packaged("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return page.get_template("report.html.j2").render(
+        _content(ledger),
+        style=Markup(_packaged("report.css")),
+        script=Markup(script),
+        script_digest=digest,
+        tradeoffs=tradeoffs(ledger),
+        drift_chart=drift_chart(ledger),
+        serving_chart=serving_chart(ledger),
+    )
+
+
+def markdown(ledger: Ledger) -> str:
+    """The same answer and tables, without the charts, for a pull request."""
+    page = _environment(autoescape=False, finalize=escape)
+    page.filters.update(code=code, cell=cell, block=block, prose=prose, grid=grid)
+    rendered = page.get_template("report.md.j2").render(_content(ledger))
+    return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
+
+
+def _environment(**how_to_escape: Any) -> Environment:
+    return Environment(
+        loader=PackageLoader("quantkit.report"),
+        **how_to_escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _content(ledger: Ledger) -> dict[str, Any]:
+    """What both pages say."""
+    return {
+        "ledger": ledger,
+        "version": __version__,
+        "compared": compared(ledger),
+        "headlines": headlines(ledger),
+        "findings": findings(ledger),
+        "cautions": cautions(ledger),
+        "table": table(ledger),
+        "everything": everything(ledger),
+        "measured": measured(ledger),
+        "recipe": recipe_text(ledger),
+        "pairs": pairs,
+        "text": text,
+        "is_name": lambda part: isinstance(part, Name),
+        "engines": engines,
+        "listing": listing,
+    }
+
+
+def _packaged(name: str) -> str:
+    return (files("quantkit.report") / "templates" / name).read_text(encoding="utf-8")

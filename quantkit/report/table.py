@@ -1,0 +1,295 @@
+"""The table of all variants: which columns there are, and what each row says in them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from quantkit.ledger import Bench, Ledger, Metric, Row
+from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
+from quantkit.report.noise import Served, comparable
+
+ACCURACY = "_acc"
+"""How the names of accuracies end: ``mmlu_acc``."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says, a second line in small print, and what it is sorted by."""
+
+    text: str
+    detail: str = ""
+    sort: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the group over it, its title, and what it is in a sentence."""
+
+    group: str
+    title: str
+    explanation: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, one cell a row of the ledger; quality first, then speed."""
+
+    rows: tuple[Row, ...]
+    quality: tuple[Column, ...]
+    engine: Column
+    """What served each row; it belongs to the speed."""
+    speed: tuple[Column, ...]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All that have numbers, from left to right."""
+        return self.quality + self.speed
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Titles of neighbouring columns of one group, with how many they are."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.group:
+                found[-1] = (column.group, found[-1][1] + 1)
+            else:
+                found.append((column.group, 1))
+        return found
+
+
+def table(ledger: Ledger) -> Table:
+    """Every row of the ledger, in its order."""
+    quality = [
+        *_storage(ledger),
+        *_perplexity(ledger),
+        *_divergence(ledger),
+        *(column for name in accuracies(ledger) for column in _accuracy(ledger, name)),
+    ]
+    speed = [column for load in concurrencies(ledger) for column in _speed(ledger, load)]
+    return Table(tuple(ledger.variants), tuple(quality), _engines(ledger), tuple(speed))
+
+
+def everything(ledger: Ledger) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """Names of all metrics, and each row's values by them: nothing in a ledger is left out."""
+    names = list(dict.fromkeys(name for row in ledger.variants for name in row.metrics))
+    rows = [row for row in ledger.variants if row.metrics]
+    return names, [(row.id, [_metric(row.metrics.get(name)) for name in names]) for row in rows]
+
+
+def accuracies(ledger: Ledger) -> list[str]:
+    """Names of all accuracies that any row has."""
+    names = {name for row in ledger.variants for name in row.metrics if name.endswith(ACCURACY)}
+    return sorted(names)
+
+
+def concurrencies(ledger: Ledger) -> list[int]:
+    """Every number of concurrent requests that was benched, ascending."""
+    return sorted({bench.concurrency for row in ledger.variants for bench in row.bench})
+
+
+def task_title(name: str) -> str:
+    """``mmlu_acc`` as people write it: ``MMLU``."""
+    return name.removesuffix(ACCURACY).replace("_", " ").upper()
+
+
+def engines(row: Row) -> list[str]:
+    """Every engine that served the row in a bench."""
+    return sorted({bench.engine for bench in row.bench})
+
+
+def bench_of(row: Row, engine: str, concurrency: int) -> Bench | None:
+    """What this engine delivered at this concurrency; None where it was not measured."""
+    for bench in row.bench:
+        if bench.engine == engine and bench.concurrency == concurrency:
+            return bench
+    return None
+
+
+def served(ledger: Ledger, concurrency: int) -> list[Served]:
+    """Every row on every engine that served it at this concurrency."""
+    found = [
+        (row, bench_of(row, engine, concurrency))
+        for row in ledger.variants
+        for engine in engines(row)
+    ]
+    return [Served(row, bench) for row, bench in found if bench]
+
+
+def drift(row: Row, reference: Row, name: str) -> tuple[Metric, Metric] | None:
+    """The row's metric and the reference's, where they may be compared and are not the same."""
+    here, there = row.metrics.get(name), reference.metrics.get(name)
+    if row is reference or here is None or there is None or not comparable(here, there):
+        return None
+    return here, there
+
+
+def _storage(ledger: Ledger) -> list[Column]:
+    rows = ledger.variants
+    return [
+        Column("Size", "on disk", "Bytes of the weight files.", _each(rows, "bytes")),
+        Column(
+            "Size",
+            "bits/weight",
+            "Bits per weight over all tensors; in small print over the quantized ones only.",
+            tuple(_bits(row) for row in rows),
+        ),
+    ]
+
+
+def _each(rows: list[Row], attribute: str) -> tuple[Cell, ...]:
+    values = [getattr(row, attribute) for row in rows]
+    return tuple(Cell(size(value), sort=value) for value in values)
+
+
+def _bits(row: Row) -> Cell:
+    if row.bits_per_weight is None:
+        return Cell(NOTHING)
+    inner = row.bits_per_weight_quantized
+    detail = f"{fixed(inner, 2)} quantized" if inner is not None else ""
+    return Cell(fixed(row.bits_per_weight, 2), detail, row.bits_per_weight)
+
+
+def _perplexity(ledger: Ledger) -> list[Column]:
+    rows = ledger.variants
+    return [
+        Column(
+            "Perplexity",
+            "value",
+            "Perplexity ± standard error; lower is better.",
+            tuple(_metric(row.metrics.get("ppl")) for row in rows),
+        ),
+        Column(
+            "Perplexity",
+            "drift",
+            "Change of the perplexity against the reference, in percent.",
+            tuple(_relative(row, ledger.reference, "ppl") for row in rows),
+        ),
+    ]
+
+
+def _divergence(ledger: Ledger) -> list[Column]:
+    rows = ledger.variants
+    group = "Drift from the reference"
+    return [
+        Column(
+            group,
+            "KLD mean",
+            "Mean KL divergence from the reference, nats per token ± standard error.",
+            tuple(_metric(row.metrics.get("kld_mean")) for row in rows),
+        ),
+        Column(
+            group,
+            "KLD p99",
+            "The KL divergence that 99 % of the tokens stay below, nats.",
+            tuple(_metric(row.metrics.get("kld_p99")) for row in rows),
+        ),
+        Column(
+            group,
+            "top-1",
+            "How often the most likely next token is the reference's.",
+            tuple(_metric(row.metrics.get("top1_agreement"), percent=True) for row in rows),
+        ),
+    ]
+
+
+def _accuracy(ledger: Ledger, name: str) -> list[Column]:
+    title = task_title(name)
+    return [
+        Column(
+            title,
+            "accuracy",
+            f"{title} accuracy ± standard error, percent.",
+            tuple(_metric(row.metrics.get(name), percent=True) for row in ledger.variants),
+        ),
+        Column(
+            title,
+            "drift",
+            f"Change of the {title} accuracy against the reference, in points.",
+            tuple(_points(row, ledger.reference, name) for row in ledger.variants),
+        ),
+    ]
+
+
+def _metric(metric: Metric | None, *, percent: bool = False) -> Cell:
+    if metric is None:
+        return Cell(NOTHING)
+    scale = 100.0 if percent else 1.0
+    error = metric.stderr * scale if metric.stderr is not None else None
+    value, detail = plus_minus(metric.value * scale, error)
+    if percent and not detail:
+        value = fixed(metric.value * scale, 1)
+    return Cell(value + (" %" if percent else ""), detail, _sortable(metric.value))
+
+
+def _relative(row: Row, reference: Row, name: str) -> Cell:
+    pair = drift(row, reference, name)
+    if pair is None or pair[1].value == 0:
+        return _no_drift(row, reference, name)
+    percent = 100 * (pair[0].value / pair[1].value - 1)
+    return Cell(f"{signed(percent, 2 if abs(percent) < 10 else 1)} %", sort=percent)
+
+
+def _points(row: Row, reference: Row, name: str) -> Cell:
+    pair = drift(row, reference, name)
+    if pair is None:
+        return _no_drift(row, reference, name)
+    points = 100 * (pair[0].value - pair[1].value)
+    return Cell(f"{signed(points, 1)} pt", sort=points)
+
+
+def _no_drift(row: Row, reference: Row, name: str) -> Cell:
+    here, there = row.metrics.get(name), reference.metrics.get(name)
+    if row is not reference and here and there and here.protocol != there.protocol:
+        return Cell(NOTHING, "other protocol")
+    return Cell(NOTHING)
+
+
+def _engines(ledger: Ledger) -> Column:
+    cells = tuple(Cell("\n".join(engines(row)) or NOTHING) for row in ledger.variants)
+    return Column("Serving", "engine", "What served the variant in the bench.", cells)
+
+
+def _speed(ledger: Ledger, concurrency: int) -> list[Column]:
+    group = f"{concurrency} requests at a time" if concurrency > 1 else "1 request at a time"
+    found = [
+        [bench_of(row, engine, concurrency) for engine in engines(row)] for row in ledger.variants
+    ]
+    return [
+        Column(
+            group,
+            "tokens/s",
+            "Output tokens per second of all requests together; higher is better.",
+            tuple(_rate(row) for row in found),
+        ),
+        Column(
+            group,
+            "TTFT p50",
+            "Median time to the first token; lower is better.",
+            tuple(_first_token(row) for row in found),
+        ),
+    ]
+
+
+def _rate(found: list[Bench | None]) -> Cell:
+    """One line an engine, sorted by the first that was measured."""
+    lines = [number(bench.output_tokens_per_s if bench else None) for bench in found]
+    measured = [bench for bench in found if bench]
+    errors = sum(bench.errors for bench in measured)
+    return Cell(
+        "\n".join(lines) or NOTHING,
+        f"{errors} failed" if errors else "",
+        _sortable(measured[0].output_tokens_per_s) if measured else None,
+    )
+
+
+def _first_token(found: list[Bench | None]) -> Cell:
+    lines = [milliseconds(bench.ttft_ms.p50) if bench else NOTHING for bench in found]
+    measured = [bench for bench in found if bench]
+    sort = _sortable(measured[0].ttft_ms.p50) if measured else None
+    return Cell("\n".join(lines) or NOTHING, sort=sort)
+
+
+def _sortable(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,91 @@
+"""A row of the ledger in the making: one model, and what became of each of its stages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import QuantkitError
+from quantkit.ledger import REFERENCE, Bench, Failure, Metric, Row, Sample
+from quantkit.progress import say
+from quantkit.spec import Spec
+from quantkit.variant import Model
+
+_LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass
+class RowBuilder:
+    """Collects what the stages find out about one model; ``row()`` is what the ledger keeps."""
+
+    id: str
+    spec: str
+    model: Model | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    bench: list[Bench] = field(default_factory=list)
+    sample: Sample | None = None
+    failed: Failure | None = None
+
+    @classmethod
+    def of_source(cls, source: Checkpoint) -> RowBuilder:
+        """The first row: what every other one is compared with."""
+        return cls(REFERENCE, f"{source.format}:{source.scheme}", source)
+
+    @classmethod
+    def of_variant(cls, spec: Spec) -> RowBuilder:
+        """The row of a variant that is still to be made."""
+        return cls(spec.directory, str(spec))
+
+    def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
+        """``work()``, or None where it fails: then the row keeps the first reason and the run
+        goes on. Only the user's interrupt passes through."""
+        say(f"{self.id}: {stage}")
+        try:
+            return work()
+        except Exception as error:
+            line = str(error) if isinstance(error, QuantkitError) else repr(error)
+            say(f"{self.id}: {stage} failed: {line}")
+            _LOG.debug("%s: %s", self.id, stage, exc_info=True)
+            self.failed = self.failed or Failure(stage=stage, error=line)
+            return None
+
+    def row(self, source: Checkpoint) -> Row:
+        """The finished row; paths of variants are relative to the run's directory."""
+        made = self.model
+        if made is None:
+            return Row(id=self.id, spec=self.spec, path=f"variants/{self.id}", failed=self.failed)
+        if isinstance(made, Checkpoint):
+            facts = Row(
+                id=self.id,
+                spec=self.spec,
+                path=str(made.path),
+                bytes=made.bytes,
+                bits_per_weight=made.bytes * 8 / source.parameters,
+            )
+        else:
+            manifest = made.manifest
+            facts = Row(
+                id=self.id,
+                spec=self.spec,
+                path=f"variants/{self.id}",
+                bytes=made.bytes,
+                bits_per_weight=manifest.bits_per_weight if manifest else None,
+                bits_per_weight_quantized=(
+                    manifest.bits_per_weight_quantized if manifest else None
+                ),
+                convert=manifest.convert if manifest else None,
+                notes=manifest.notes if manifest else [],
+            )
+        return facts.model_copy(
+            update={
+                "metrics": self.metrics,
+                "bench": self.bench,
+                "sample": self.sample,
+                "failed": self.failed,
+            }
+        )

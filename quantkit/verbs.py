@@ -1,0 +1,185 @@
+"""What the verbs of the command line do outside of a run, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import EvaluationError, RecipeError
+from quantkit.home import home
+from quantkit.ledger import Bench, Metric
+from quantkit.progress import say
+from quantkit.recipe import CalibrationSection, EvaluateSection
+from quantkit.spec import Spec
+from quantkit.variant import Model, Variant, open_model, tokenizer_directory
+
+if TYPE_CHECKING:
+    from quantkit.bench import BenchResult
+
+
+def convert(
+    model: str,
+    specs: Sequence[str],
+    out: Path,
+    *,
+    force: bool,
+    calibration: str,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+) -> list[Variant]:
+    """Make each spec of the model in ``out``; all are planned before the first is made."""
+    from quantkit.calibration import calibrate
+    from quantkit.convert import convert as make
+    from quantkit.convert import plan
+    from quantkit.texts import load_text
+
+    parsed = [Spec.parse(spec) for spec in specs]
+    source = Checkpoint.open(model)
+    plans = [plan(source, spec) for spec in parsed]
+    for spec in parsed:
+        if (out / spec.directory).exists() and not force:
+            raise RecipeError(
+                f"{out / spec.directory}: exists already; choose another --out or pass --force"
+            )
+    windows = None
+    if any(planned.needs_calibration for planned in plans):
+        section = CalibrationSection(
+            text=calibration, samples=samples, sequence_length=sequence_length, seed=seed
+        )
+        windows = calibrate(load_text(section.text), source.tokenizer, **section.windows())
+    return [make(source, spec, windows, out, force=force) for spec in parsed]
+
+
+def evaluate(
+    paths: Sequence[str],
+    reference: str | None,
+    *,
+    tasks: tuple[str, ...],
+    text: str | None,
+    context: int,
+    windows: int | None,
+    shots: int | None,
+    limit: int | None,
+    mmlu_directory: str | None,
+) -> dict[str, dict[str, Metric]]:
+    """Measure each path, all on the same ids; drift too where a reference is given."""
+    from quantkit.evaluate import evaluate as measure
+    from quantkit.evaluate.reference import Reference
+    from quantkit.stages import evaluation_plan
+    from quantkit.texts import load_text
+
+    if text is None and not tasks:
+        raise RecipeError("nothing to evaluate: give --text, --eval, or both")
+    section = EvaluateSection(
+        text=text,
+        context=context,
+        windows=windows,
+        tasks=list(tasks),
+        shots=shots,
+        limit=limit,
+        mmlu_directory=mmlu_directory,
+    )
+    models = _named(paths)
+    source = Checkpoint.open(reference) if reference else None
+    first = source or next(iter(models.values()))
+    plan = evaluation_plan(section, first, load_text(text) if text else None)
+    for model in models.values():
+        _require_same_tokens(first, model)
+    with TemporaryDirectory(prefix="quantkit-") as cache:
+        known = (
+            Reference.build(source, plan.windows, Path(cache)) if source and plan.windows else None
+        )
+        return {name: measure(model, known, plan) for name, model in models.items()}
+
+
+def bench(
+    paths: Sequence[str],
+    concurrency: str,
+    *,
+    engine: str | None,
+    prompt_tokens: int,
+    output_tokens: int,
+    seconds: float,
+) -> dict[str, list[Bench]]:
+    """Put each path under the same load, one after the other."""
+    from quantkit.bench import BenchOptions
+    from quantkit.bench import bench as measure
+
+    try:
+        levels = tuple(int(level) for level in concurrency.split(","))
+    except ValueError as error:
+        raise RecipeError(f"--concurrency {concurrency!r}: expected numbers: 1,4") from error
+    options = BenchOptions(
+        concurrency=levels,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        seconds=seconds,
+        engine=engine,
+    )
+    results: dict[str, list[Bench]] = {}
+    for name, model in _named(paths).items():
+        result: BenchResult = measure(model, options, home() / "logs" / "bench")
+        say(f"{name}: {result.sample.prompt!r} → {result.sample.completion!r}")
+        results[name] = result.benches
+    return results
+
+
+def serve(path: str, *, engine: str | None, host: str, port: int, api_key: str | None) -> int:
+    """Serve one model until Ctrl-C; returns the engine's exit code."""
+    from quantkit.serve import ServeRequest
+    from quantkit.serve import serve as run_server
+
+    return run_server(
+        open_model(path), ServeRequest(engine=engine, host=host, port=port, api_key=api_key)
+    )
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """Facts about a checkpoint, a variant or a bare GGUF file, as JSON values."""
+    from quantkit.formats import load_format
+
+    model = open_model(path)
+    if isinstance(model, Checkpoint):
+        return {
+            "kind": "checkpoint",
+            "architecture": model.architecture,
+            "dtype": model.scheme,
+            "parameters": model.parameters,
+            "tensors": len(model.tensors),
+            "bytes": model.bytes,
+            "context_length": model.config.get("max_position_embeddings"),
+            "shards": len({info.shard for info in model.tensors.values()}),
+            "origin": model.origin,
+        }
+    facts: dict[str, Any] = {
+        "kind": "variant" if model.manifest else "weights without a manifest",
+        "format": model.format,
+        "scheme": model.scheme,
+        **load_format(model.format).inspect(model),
+    }
+    if model.manifest:
+        facts["manifest"] = model.manifest.model_dump(mode="json", exclude={"files"})
+    return facts
+
+
+def _named(paths: Sequence[str]) -> dict[str, Model]:
+    """Open all before the first long work; by id, or by path where ids repeat."""
+    models = [(path, open_model(path)) for path in paths]
+    ids = [model.id for _, model in models]
+    return {path if ids.count(model.id) > 1 else model.id: model for path, model in models}
+
+
+def _require_same_tokens(first: Model, other: Model) -> None:
+    """Raise EvaluationError where two models would read the same ids as different text."""
+    one, two = (tokenizer_directory(model) for model in (first, other))
+    for name in ("tokenizer.json", "tokenizer.model"):
+        files = [directory / name for directory in (one, two)]
+        if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
+            raise EvaluationError(
+                f"{other.path}: its {name} differs from that of {first.path}; "
+                "models with different tokenizers cannot be measured on the same tokens"
+            )

@@ -1,0 +1,70 @@
+"""A served model for tests, and what is left of one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from openai import OpenAI
+
+from quantkit import engines
+from quantkit.engines.base import ServeOptions
+from quantkit.engines.process import Process, free_port, launched
+from quantkit.variant import Model
+
+KEY = "a-key-of-tests"
+
+
+@dataclass(frozen=True)
+class Running:
+    port: int
+    process: Process
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, key: str = KEY) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+@contextlib.contextmanager
+def running(model: Model, log: Path, *, prefix_cache: bool = False) -> Iterator[Running]:
+    """``model`` on its serving engine, under the name ``m``, 4 slots of 256 tokens."""
+    engine = engines.serving_engine(model)
+    options = ServeOptions(
+        port=free_port(),
+        api_key=KEY,
+        context=256,
+        slots=4,
+        model_name="m",
+        prefix_cache=prefix_cache,
+    )
+    command = engine.server(model, options)
+    with launched(engine.name, command.argv, command.env, log) as process:
+        process.wait_ready("127.0.0.1", options.port, command)
+        yield Running(options.port, process)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all its children, to ask later whether they are gone."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [p for p in processes if _lives(p)]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

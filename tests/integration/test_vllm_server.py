@@ -1,0 +1,92 @@
+"""vLLM serves the source and our GPTQ and AWQ: three starts of half a minute each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from quantkit import toolchains
+from quantkit.calibration import calibrate
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.engines import load_engine, serving_engine
+from quantkit.errors import ToolchainError
+from quantkit.spec import Spec
+from quantkit.texts import load_text
+from tests.integration.servers import KEY, Running, running, tree, wait_until_gone
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    try:
+        toolchains.find("vllm")
+    except ToolchainError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The demo source in bf16."""
+    demo = Checkpoint.open("demo:smollm2-135m")
+    assert serving_engine(demo).name == "vllm"
+    with running(demo, tmp_path_factory.mktemp("logs") / "vllm.log") as found:
+        yield found
+        family = tree(found.process.supervisor.pid)
+        assert len(family) >= 4  # supervisor, API, engine core, worker
+    wait_until_gone(family, 0.1)
+
+
+def test_continues_sensibly(server: Running) -> None:
+    answer = server.client().completions.create(
+        model="m", prompt="The capital of France is", max_tokens=24, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+
+
+def test_demands_its_key_and_does_not_show_it(server: Running) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        server.client("another").completions.create(model="m", prompt="x", max_tokens=1)
+    for process in tree(server.process.supervisor.pid):
+        assert KEY not in " ".join(process.cmdline())
+
+
+def test_no_process_above_4_gib(server: Running) -> None:
+    for process in tree(server.process.supervisor.pid):
+        assert process.memory_info().rss < 4 << 30
+
+
+@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
+def test_computes_what_was_evaluated(spec: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """vLLM's kernels on our packing, against the unpacked weights in transformers.
+
+    The log-probability of vLLM's greedy tokens, in bf16, next to the reference's own in fp32.
+    """
+    source = Checkpoint.open(tiny_llama)
+    windows = calibrate(
+        load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
+    )
+    variant = convert(source, Spec.parse(spec), windows, tmp_path)
+    prompt = source.tokenizer("The value of the expression is a list of objects").input_ids
+    with running(variant, tmp_path / "log") as server:
+        answer = server.client().completions.create(
+            model="m",
+            prompt=prompt,
+            max_tokens=8,
+            temperature=0,
+            logprobs=1,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+    choice = answer.choices[0].model_dump()
+    written = choice["token_ids"]
+    told = choice["logprobs"]["token_logprobs"]
+    assert len(written) == len(told) == 8
+    with load_engine("transformers").scorer(variant, 256) as scorer:
+        (logits,) = scorer.logits([[*prompt, *written]], [len(prompt) - 1])
+    reference = logits.log_softmax(-1)
+    for position, (token, logprob) in enumerate(zip(written, told, strict=True)):
+        assert math.isclose(float(reference[position, token]), logprob, abs_tol=0.15)
+        assert float(reference[position].max() - reference[position, token]) < 0.15

