@@ -58,6 +58,8 @@ class Bench(_Entry):
     requests: int
     """Completed."""
     errors: int
+    first_error: str | None = None
+    """Why the first of them failed."""
     incomplete: int = 0
     """Still running when the time was up: cut off, not failed."""
     startup_seconds: float

@@ -128,6 +128,7 @@ def bench(model: Model, options: BenchOptions, work: Path) -> BenchResult:
             itl_ms=level.itl_ms,
             requests=level.requests,
             errors=level.errors,
+            first_error=level.first_error,
             incomplete=level.incomplete,
             startup_seconds=startup,
             peak_rss_bytes=memory.peak_bytes,

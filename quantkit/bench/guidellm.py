@@ -29,6 +29,9 @@ from quantkit.variant import Model, tokenizer_directory
 _SECONDS_BESIDES = 180.0
 """For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
 _SEED = 20260101
+_ONE_REQUEST = {"Connection": "close"}
+"""A connection each: llama-server drops kept ones after a streamed answer, and a client that has
+sent its next request by then gets an error (6 % of requests, in a loop that did nothing else)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Level:
     itl_ms: Percentiles
     requests: int
     errors: int
+    first_error: str | None
     incomplete: int
     prompt_tokens: float
     """Mean length of the prompts as the server counted it."""
@@ -140,20 +144,28 @@ def _level(concurrency: int, benchmark: dict[str, Any], load: Load) -> Level:
         itl_ms=percentiles("inter_token_latency_ms"),
         requests=totals["successful"],
         errors=totals["errored"],
+        first_error=_first_error(benchmark),
         incomplete=totals["incomplete"],
         prompt_tokens=number(metrics["prompt_token_count"]["successful"]["mean"]),
     )
 
 
 def _why_nothing(benchmark: dict[str, Any], load: Load) -> str:
-    failed = benchmark["requests"]["errored"]
-    if failed:
-        reason = str(failed[0]["info"].get("error") or "no reason given").splitlines()[0]
-        return f"all {len(failed)} requests failed: {reason[:300]}"
+    reason = _first_error(benchmark)
+    if reason:
+        return f"all {len(benchmark['requests']['errored'])} requests failed: {reason}"
     return (
         f"too slow: no request was completed in the {load.seconds:g} s; "
         "give it more seconds or fewer output_tokens"
     )
+
+
+def _first_error(benchmark: dict[str, Any]) -> str | None:
+    """Why the first of the failed requests failed; None where none did."""
+    failed = benchmark["requests"]["errored"]
+    if not failed:
+        return None
+    return str(failed[0]["info"].get("error") or "no reason given").splitlines()[0][:300]
 
 
 def _scenario(target: Target, load: Load, report: Path) -> dict[str, Any]:
@@ -165,6 +177,7 @@ def _scenario(target: Target, load: Load, report: Path) -> dict[str, Any]:
                 "target": target.url,
                 "model": target.model_name,
                 "request_format": "/v1/completions",
+                "extras": {"headers": _ONE_REQUEST},
             },
             "tokenizer": _tokenizer(target.model),
             "data": [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import statistics
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,43 @@ def ask(port: int, number: int) -> Timed:
     return Timed(
         1e3 * ttft, 1e3 * (arrivals[-1] - arrivals[0]) / (OUTPUT_TOKENS - 1), OUTPUT_TOKENS
     )
+
+
+class _Recorder(http.server.BaseHTTPRequestHandler):
+    """Answers four tokens at once and notes how each client means to use its connection."""
+
+    protocol_version = "HTTP/1.1"
+    seen: set[str | None] = set()
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+    def do_GET(self) -> None:
+        self._answer(json.dumps({"object": "list", "data": [{"id": "model"}]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.add(self.headers.get("Connection"))
+        token = json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": "a"}]})
+        usage = json.dumps({"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 4}})
+        self._answer("".join(f"data: {line}\n\n" for line in [token] * 4 + [usage, "[DONE]"]))
+
+    def _answer(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def test_each_request_comes_on_a_connection_of_its_own(variant: Variant, tmp_path: Path) -> None:
+    """llama-server drops connections that it was asked to keep; some requests would be lost."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = guidellm.Target(f"http://127.0.0.1:{server.server_port}", KEY, "model", variant)
+        (level,) = guidellm.drive(target, guidellm.Load((1,), 8, 4, 1, 1), tmp_path / "load")
+        server.shutdown()
+    assert level.errors == 0
+    assert _Recorder.seen == {"close"}
 
 
 def test_figures_agree_with_a_naive_client(variant: Variant, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
         assert set(row.metrics) == METRICS, row.id
         assert [bench.concurrency for bench in row.bench] == [1, 2]
         for bench in row.bench:
-            assert bench.errors == 0
+            assert (bench.errors, bench.first_error) == (0, None)
             assert bench.requests > 0
             assert bench.output_tokens_per_s > 0
         assert row.sample is not None

@@ -46,6 +46,7 @@ def test_figures_are_taken_from_where_they_are_right() -> None:
     assert level.output_tokens_per_s == 24.0  # with the tokens of requests that were cut off
     assert level.request_per_s == 0.7  # completed ones only
     assert (level.requests, level.errors, level.incomplete) == (7, 1, 2)
+    assert level.first_error == "401 Unauthorized"
     assert level.ttft_ms.model_dump() == {"p50": 100.0, "p95": 200.0, "p99": 300.0}
     assert level.itl_ms.p50 == 30.0
     assert level.prompt_tokens == 128.5
