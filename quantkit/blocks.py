@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError
+from quantkit.quantize.activations import Activations
+from quantkit.stopwatch import stage
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Decoders whose blocks and module names the native quantizers know."""
@@ -22,14 +24,21 @@ _BATCH_TOKENS = 4096
 class DecoderBlocks:
     """The decoder of a checkpoint as a sequence of blocks that are loaded one by one.
 
-    Blocks compute in float32 with bfloat16 matrix products (autocast); the residual stream, and
-    so the activations between blocks, stay float32.
+    Blocks compute in ``precision``; where that is bfloat16, only matrix products do (autocast), and
+    all else in float32. The activations between blocks are float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.bfloat16,
+    ) -> None:
         check_architecture(checkpoint, "native quantizers")
         self.checkpoint = checkpoint
         self.device = torch.device(device)
+        self.precision = precision
+        self._wide = torch.float64 if precision == torch.float64 else torch.float32
         self._skeleton = skeleton(checkpoint)
         self.linears = [
             name
@@ -51,8 +60,8 @@ class DecoderBlocks:
         inside = tuple(self.prefix(index) for index in range(len(self)))
         return (name for name in self.checkpoint.tensors if not name.startswith(inside))
 
-    def embed(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Activations before the first block: (B, T, hidden) float32, in batches of bounded size.
+    def embed(self, ids: torch.Tensor) -> Activations:
+        """Activations before the first block, of ``ids`` (samples, T), in batches of bounded size.
 
         Also notes what the model passes to each block besides them (rotary embeddings, masks).
         """
@@ -65,21 +74,23 @@ class DecoderBlocks:
         # Built on no device with the skeleton, so that its frequencies were never computed.
         decoder.rotary_emb = type(decoder.rotary_emb)(config=self._skeleton.config)
         batch = max(1, _BATCH_TOKENS // ids.shape[1])
+        shape = (*ids.shape, weight.shape[1])
+        hidden = Activations(shape, batch=batch, device=self.device)
         with torch.no_grad():
             decoder(input_ids=ids[:1], use_cache=False)
             self._arguments = [_to(recorder.arguments, self.device) for recorder in recorders]
-            outputs = []
-            for part in torch.split(ids, batch):
+            for index, part in enumerate(torch.split(ids, batch)):
                 decoder(input_ids=part, use_cache=False)
-                outputs.append(recorders[0].hidden)
-        return outputs
+                hidden.replace(index, recorders[0].hidden)
+        return hidden
 
     def load(self, index: int) -> nn.Module:
-        """Block ``index`` with its weights in float32, on the device."""
+        """Block ``index`` on the device, with its weights in float32, float64 for that precision."""
         block: nn.Module = copy.deepcopy(self._skeleton.model.layers[index])
         prefix = self.prefix(index)
         state = {
-            name: self.checkpoint.read(prefix + name).to(self.device, torch.float32)
+            # Moved as it is stored and widened there: half of the bytes go over the bus.
+            name: self.checkpoint.read(prefix + name).to(self.device).to(self._wide)
             for name in block.state_dict()
         }
         block.load_state_dict(state, assign=True)
@@ -91,14 +102,16 @@ class DecoderBlocks:
 
     def run(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """The block's output for one batch of activations, both (B, T, hidden) float32 on the
-        CPU."""
-        with torch.no_grad(), self.autocast():
-            output: torch.Tensor = block(batch.to(self.device), **self._arguments[index])
-        return output.float().cpu()
+        device."""
+        with stage("forward"), torch.no_grad(), self.autocast():
+            output: torch.Tensor = block(batch.to(self._wide), **self._arguments[index])
+            return output.float()
 
     def autocast(self) -> torch.autocast:
-        """The precision in which blocks compute."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        """The precision of matrix products."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16
+        )
 
 
 class _Recorder(nn.Module):

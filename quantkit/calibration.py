@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from quantkit import devices
 from quantkit.errors import RecipeError
 from quantkit.texts import Text
 from quantkit.variant import CalibrationRecord
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Precision = Literal["bfloat16", "float32", "float64"]
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Token windows, and where they came from.
+    """Token windows, where they came from, and how they are to be run through the model.
 
-    ``ids``: (samples, sequence_length) int64.
+    ``ids``: (samples, sequence_length) int64, on the CPU. ``precision``: as for ``DecoderBlocks``.
     """
 
     ids: torch.Tensor
     record: CalibrationRecord
+    device: torch.device
+    precision: torch.dtype
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -47,10 +53,12 @@ def calibrate(
     samples: int,
     sequence_length: int,
     seed: int,
+    device: str = "cpu",
+    precision: Precision = "bfloat16",
 ) -> Calibration:
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
-    Raise RecipeError where the text has fewer windows than that.
+    Raise RecipeError where the text has fewer windows than that, or the device is not there.
     """
     import torch
 
@@ -73,4 +81,6 @@ def calibrate(
             seed=seed,
             sha256=hash_ids(chosen.flatten().tolist()),
         ),
+        devices.choose(device),
+        getattr(torch, precision),
     )

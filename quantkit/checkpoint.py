@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import CheckpointError
-from quantkit.files import sha256_file
+from quantkit.files import sha256_files
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +53,13 @@ class TensorInfo:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype in torch's words."""
+        return _torch_dtype(self.dtype)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """An opened checkpoint: configuration, tokenizer files and an index of its tensors.
 
@@ -85,6 +90,11 @@ class Checkpoint:
         path = Path(text).expanduser()
         if path.is_dir():
             return cls._open(path.absolute(), id=path.absolute().name)
+        if path.suffix == ".gguf" and path.exists():
+            raise CheckpointError(
+                f"{path}: a GGUF is a source for `quantkit convert` only; everything else needs "
+                "the checkpoint that it was made from"
+            )
         if path.exists():
             raise CheckpointError(f"{path}: is a file; a checkpoint is a directory or a hub id")
         if text.startswith((".", "/", "~")) or text.count("/") != 1:
@@ -119,14 +129,7 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of most weights."""
-        import torch
-
-        return {
-            "f64": torch.float64,
-            "f32": torch.float32,
-            "f16": torch.float16,
-            "bf16": torch.bfloat16,
-        }[self.scheme]
+        return _torch_dtype(self.scheme.upper())
 
     @property
     def weights(self) -> Path:
@@ -159,7 +162,7 @@ class Checkpoint:
         """Digest of every file that makes the model what it is, by file name."""
         shards = {info.shard for info in self.tensors.values()}
         files = {self.path / "config.json", *self.sidecars, *shards}
-        return {file.name: sha256_file(file) for file in sorted(files)}
+        return sha256_files(sorted(files))
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype in which it is stored, on the CPU."""
@@ -197,6 +200,17 @@ class Checkpoint:
                     f"{self.tensors[name].shard}: {name} has shape "
                     f"{list(self.tensors[name].shape)}, config.json asks for {list(shape)}"
                 )
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }[name]
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def check_shape(
 
 
 QuantizeBlock = Callable[
-    ["DecoderBlocks", int, "nn.Module", list["torch.Tensor"]], dict[str, "Integers"]
+    ["DecoderBlocks", int, "nn.Module", Iterable["torch.Tensor"]], dict[str, "Integers"]
 ]
 """Quantizes the linears of one block, given its inputs; by name. It may change what is left of the
 block, such as norms into which scales fold."""
@@ -108,36 +108,56 @@ def convert_linears(
     import torch
 
     from quantkit.blocks import DecoderBlocks
+    from quantkit.devices import peak_bytes
     from quantkit.formats.shards import ShardWriter
     from quantkit.progress import track
+    from quantkit.stopwatch import Stopwatch, stage
 
     if calibration is None:
         raise RecipeError(f"{spec}: {spec.format} needs calibration text")
-    blocks = DecoderBlocks(checkpoint)
+    device = calibration.device
+    blocks = DecoderBlocks(checkpoint, device, calibration.precision)
     writer = ShardWriter(directory)
     packed_bytes = packed_weights = 0
-    for name in blocks.tensors_outside():
-        writer.add(name, checkpoint.read(name))
-    hidden = blocks.embed(calibration.ids)
-    for index in track(range(len(blocks)), f"{spec}: blocks"):
-        block, prefix = blocks.load(index), blocks.prefix(index)
-        integers = quantize(blocks, index, block, hidden)
-        for name, linear in integers.items():
-            block.get_submodule(name).weight.data = linear.dequantize()
-            packed_weights += linear.codes.numel()
-            for part, tensor in pack(linear).items():
-                packed_bytes += tensor.nbytes
-                writer.add(f"{prefix}{name}.{part}", tensor)
-        for name, tensor in block.state_dict().items():
-            if name.removesuffix(".weight") not in integers:
-                stored = checkpoint.read(prefix + name).dtype
-                writer.add(prefix + name, tensor.to(stored))
-        hidden = [blocks.run(index, block, batch) for batch in hidden]
-    writer.close()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with Stopwatch(device) as watch:
+        with stage("load"):
+            hidden = blocks.embed(calibration.ids)
+        with stage("write"):
+            for name in blocks.tensors_outside():
+                writer.add(name, checkpoint.read(name))
+        for index in track(range(len(blocks)), f"{spec}: blocks"):
+            with stage("load"):
+                block, prefix = blocks.load(index), blocks.prefix(index)
+            with stage("solve"):
+                integers = quantize(blocks, index, block, hidden)
+            for name, linear in integers.items():
+                with stage("pack"):
+                    weight = block.get_parameter(f"{name}.weight")
+                    weight.data = linear.dequantize().to(weight.dtype)
+                    tensors = pack(linear)
+                packed_weights += linear.codes.numel()
+                packed_bytes += sum(tensor.nbytes for tensor in tensors.values())
+                with stage("write"):
+                    for part, tensor in tensors.items():
+                        writer.add(f"{prefix}{name}.{part}", tensor)
+            with stage("write"):
+                for name, tensor in block.state_dict().items():
+                    if name.removesuffix(".weight") not in integers:
+                        stored = checkpoint.tensors[prefix + name].torch_dtype
+                        writer.add(prefix + name, tensor.to(stored))
+            del integers
+            for number, batch in enumerate(hidden):
+                hidden.replace(number, blocks.run(index, block, batch))
+        with stage("write"):
+            writer.close()
     return Converted(
         bits_per_weight=writer.tensor_bytes * 8 / checkpoint.parameters,
         bits_per_weight_quantized=packed_bytes * 8 / packed_weights,
         tools={"torch": torch.__version__},
+        stage_seconds=watch.seconds,
+        peak_device_bytes=peak_bytes(device),
     )
 
 

@@ -8,7 +8,7 @@ range is clipped where that lowers its output error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class Grid:
 
 
 def quantize_block(
-    blocks: DecoderBlocks, index: int, block: nn.Module, hidden: list[torch.Tensor], grid: Grid
+    blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor], grid: Grid
 ) -> dict[str, Integers]:
     """Scale, clip and round the linears of a block; returned by name.
 
@@ -95,23 +95,25 @@ def quantize_block(
     for batch in hidden:
         blocks.run(index, block, batch)
     statistics.close()
+    dtype = next(block.parameters()).dtype
+    hessians = {leader: hessian.to(dtype) for leader, hessian in statistics.hessian.items()}
     for calls in judged.values():
         calls.close()
     for family in LLAMA_FAMILIES:
         leader = statistics.leader[family.readers[0]]
         run = judged[family.judge].replay(blocks.autocast) if family.judge else None
         scale = search_scales(
-            block, family, statistics.mean_abs[leader], statistics.hessian[leader], run, grid
+            block, family, statistics.mean_abs[leader], hessians[leader], run, grid
         )
         fold_scales(block, family, scale)
-        statistics.hessian[leader] /= scale[:, None] * scale  # its input is now smaller by that
+        hessians[leader] /= scale[:, None] * scale  # its input is now smaller by that
     integers = {}
     for name in blocks.linears:
         weights = _linear(block, name).weight.data
         if name.endswith(UNCLIPPED):
             low, high = grid.extent(weights)
         else:
-            low, high = clip(weights, statistics.hessian[statistics.leader[name]], grid)
+            low, high = clip(weights, hessians[statistics.leader[name]], grid)
         integers[name] = grid.round(weights, low, high)
     return integers
 
@@ -143,7 +145,7 @@ def search_scales(
         scale = strength.pow(alpha) / (relative.pow(1 - alpha) + 1e-4) if step else strength * 0 + 1
         scale = scale.clamp(min=1e-4)
         scale = fold.expand(scale / (scale.max() * scale.min()).sqrt())
-        rounded = [grid.fake(w * scale) / scale for w in originals]
+        rounded = [(grid.fake(w * scale) / scale).to(w.dtype) for w in originals]
         if wanted is None or run is None or judge is None:
             error = sum(
                 float(((w - r) @ hessian).mul_(w - r).sum())

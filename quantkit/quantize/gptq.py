@@ -7,6 +7,7 @@ inside each group, so that every group stays contiguous in the file (desc_act fa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from quantkit.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
 from quantkit.quantize.inputs import InputStatistics
+from quantkit.quantize.replay import replayed
 from quantkit.quantize.rounding import Integers, storable, symmetric_scales
 
 _LAZY_COLUMNS = 128
@@ -33,6 +35,15 @@ class Solved:
     """Input channels that were zero on every calibration token."""
 
 
+class Kernels:
+    """The two inner steps; on a GPU, where they are many small launches, recorded once and
+    replayed for every group of the same shape."""
+
+    def __init__(self) -> None:
+        self.search = replayed(symmetric_scales)
+        self.round_columns = replayed(round_columns)
+
+
 def gptq(
     weights: torch.Tensor,
     hessian: torch.Tensor,
@@ -41,56 +52,77 @@ def gptq(
     group_size: int,
     dtype: torch.dtype,
     damp_percent: float = 0.01,
+    kernels: Kernels | None = None,
 ) -> Solved:
     """Quantize one linear, symmetric, minimizing ‖X (W - Ŵ)ᵀ‖² for hessian = XᵀX.
 
-    ``weights``: (out, in) float32; ``hessian``: (in, in) float32; ``group_size`` divides in;
-    ``dtype``: the model's, in which engines hold the scales. Several linears with the same input
-    may be stacked along out. Raise ConversionError for a Hessian with non-finite entries, or one
+    ``weights``: (out, in) float32; ``hessian``: (in, in) float32 or float64; ``group_size``
+    divides in; ``dtype``: the model's, in which engines hold the scales. Several linears with the
+    same input may be stacked along out. Of a hessian that the caller does not keep, no more than
+    two copies exist at a time. Raise ConversionError for a Hessian with non-finite entries, or one
     that no damping makes invertible.
     """
-    W = weights.clone()
-    H = hessian.clone()
-    if not torch.isfinite(H).all():
+    kernels = kernels or Kernels()
+    importance = hessian.diagonal().clone()
+    # Its diagonal bounds a sum of squares: XᵀX is finite where the diagonal is.
+    if not torch.isfinite(importance).all():
         raise ConversionError("gptq: the calibration activations are not finite")
-    importance = H.diagonal().clone()
     dead = importance == 0
-    H.diagonal()[dead] = importance[~dead].mean() if (~dead).any() else 1.0
-
     order = group_order(importance, group_size)
-    W, H, importance = W[:, order], H[order][:, order], importance[order]
+    backward = order.flip(0)
+    H = hessian.index_select(0, backward)
+    del hessian
+    H = H.index_select(1, backward)
+    H.diagonal()[dead[backward]] = importance[~dead].mean() if (~dead).any() else 1.0
     inverse, damping = _inverse_factor(H, damp_percent)
+    del H
+    importance = importance[order].float()
 
-    rows, columns = W.shape
+    # Columns lie as rows, so that what belongs to one column is contiguous.
+    W = weights.T.index_select(0, order).float()
+    columns, rows = W.shape
     half = 1 << (bits - 1)
-    codes = torch.empty_like(W)
-    scales = W.new_empty(rows, columns // group_size)
-    lazy = group_size if group_size <= _LAZY_COLUMNS else _LAZY_COLUMNS
+    codes = torch.empty(columns, rows, dtype=torch.uint8, device=W.device)
+    scales = W.new_empty(columns // group_size, rows)
+    lazy = min(group_size, _LAZY_COLUMNS)
     for start in range(0, columns, lazy):
         stop = min(start + lazy, columns)
         if start % group_size == 0:
             group = slice(start, start + group_size)
-            scale = symmetric_scales(W[:, group], bits, importance[group], dtype)
-            scales[:, start // group_size] = scale
-        part = W[:, start:stop]
-        errors = torch.empty_like(part)
-        for j in range(stop - start):
-            diagonal = inverse[start + j, start + j]
-            column = part[:, j]
-            code = (column / scale).round_().clamp_(-half, half - 1)
-            codes[:, start + j] = code
-            error = (column - code * scale) / diagonal
-            part[:, j + 1 :].addr_(error, inverse[start + j, start + j + 1 : stop], alpha=-1)
-            errors[:, j] = error
-        W[:, stop:].addmm_(errors, inverse[start:stop, stop:], alpha=-1)
+            search = kernels.search if group_size == lazy else symmetric_scales
+            scale = search(W[group], bits, importance[group, None], dtype)
+            scales[start // group_size] = scale
+        part = inverse[start:stop, start:stop]
+        rounded, errors = kernels.round_columns(W[start:stop], part, scale, half)
+        codes[start:stop] = rounded
+        W[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
 
     back = order.argsort()
     groups = order[::group_size] // group_size
-    codes, scales = codes[:, back], scales[:, groups.argsort()]
-    integers = Integers(
-        codes.int() + half, scales, torch.full_like(scales, half, dtype=torch.int32)
-    )
+    scales = scales[groups.argsort()].T.contiguous()
+    zeros = torch.full_like(scales, half, dtype=torch.int32)
+    integers = Integers(codes[back].T.contiguous(), scales, zeros)
     return Solved(integers, damping, int(dead.sum()))
+
+
+def round_columns(
+    weights: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, half: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round columns in turn; those after each one make up for its error.
+
+    ``weights``: (columns, out); ``inverse``: their square of the inverse Hessian's factor;
+    ``scale``: (out,). Returns the codes in [0, 2 * half), uint8, and the errors divided by the
+    factor's diagonal, both (columns, out).
+    """
+    left = weights.clone()
+    codes = torch.empty_like(left)
+    errors = torch.empty_like(left)
+    for j, column in enumerate(left):
+        code = torch.div(column, scale, out=codes[j]).round_().clamp_(-half, half - 1)
+        error = torch.addcmul(column, code, scale, value=-1, out=errors[j])
+        error.div_(inverse[j, j])
+        left[j + 1 :].addr_(inverse[j, j + 1 :], error, alpha=-1)
+    return codes.add_(half).byte(), errors
 
 
 class BlockGPTQ:
@@ -103,9 +135,10 @@ class BlockGPTQ:
         self.notes: list[str] = []
         self._bits, self._group_size = bits, group_size
         self._dtype, self._damp_percent = dtype, damp_percent
+        self._kernels = Kernels()
 
     def __call__(
-        self, blocks: DecoderBlocks, index: int, block: nn.Module, hidden: list[torch.Tensor]
+        self, blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor]
     ) -> dict[str, Integers]:
         """The linears of a block by name; ``hidden``: its inputs, (B, T, hidden) float32 each."""
         statistics = InputStatistics(block, blocks.linears)
@@ -117,14 +150,15 @@ class BlockGPTQ:
             # Linears with one input have one Hessian: they are solved stacked.
             linears: list[Any] = [block.get_submodule(name) for name in names]
             parts: list[torch.Tensor] = [linear.weight.data for linear in linears]
-            stacked = torch.cat(parts)
+            columns = parts[0].shape[1]
             solved = gptq(
-                stacked,
-                statistics.hessian[leader],
+                torch.cat(parts),
+                statistics.hessian.pop(leader),
                 bits=self._bits,
-                group_size=stacked.shape[1] if self._group_size == -1 else self._group_size,
+                group_size=columns if self._group_size == -1 else self._group_size,
                 dtype=self._dtype,
                 damp_percent=self._damp_percent,
+                kernels=self._kernels,
             )
             self._note(f"{blocks.prefix(index)}{leader}", solved)
             start = 0
@@ -149,17 +183,22 @@ def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def _inverse_factor(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Tensor, float]:
-    """Upper Cholesky factor of the inverse of the damped Hessian, and the damping it took."""
-    mean = hessian.diagonal().mean()
+    """U, upper triangular, with UᵀU the inverse of the damped Hessian; and the damping it took.
+
+    ``hessian``, whose memory is used up, has its rows and columns in reverse: of its Cholesky
+    factor L, the inverse in reverse is U (float32). One factorization does, and H⁻¹ never exists.
+    """
+    mean, added = hessian.diagonal().mean(), 0.0
     for _ in range(_DAMPING_TRIES):
-        damped = hessian.clone()
-        damped.diagonal().add_(damp_percent * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed and torch.isfinite(upper).all():
-                return upper, damp_percent
+        hessian.diagonal().add_((damp_percent - added) * mean)
+        added = damp_percent
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed and torch.isfinite(1 / factor.diagonal()).all():
+            # Transposed, the layout that the solver works in.
+            inverse = hessian.zero_().fill_diagonal_(1).T
+            torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
+            del factor
+            return inverse.float().flip(0, 1), damp_percent
         damp_percent *= 10
     raise ConversionError(
         f"gptq: the Hessian is singular even with damping {damp_percent:.2f}; use more or longer "
@@ -176,4 +215,4 @@ def plain_symmetric(
     scales = storable(grouped.abs().amax(-1) / (half - 1), dtype)
     codes = (grouped / scales.unsqueeze(-1)).round_().clamp_(-half, half - 1).view_as(weights)
     zeros = torch.full_like(scales, half, dtype=torch.int32)
-    return Integers(codes.int() + half, scales, zeros)
+    return Integers((codes + half).byte(), scales, zeros)

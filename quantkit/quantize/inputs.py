@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantkit.stopwatch import stage
+
 
 class InputStatistics:
     """What the linears of a block see: hooks that watch their inputs while the block runs.
 
     Linears that are called one after another on the very same tensor (q, k and v; gate and up)
     share their statistics. ``leader[name]`` names the first of them; ``hessian[leader]`` is
-    XᵀX over all tokens (in, in) float32, ``tokens`` how many there were, ``mean_abs[leader]`` is
-    mean |X| per channel (in,) float32.
+    XᵀX over all tokens (in, in), float32 or, where blocks compute without autocast, float64;
+    ``tokens`` how many there were, ``mean_abs[leader]`` is
+    mean |X| per channel (in,) float32. X is what a linear multiplies: rounded to bfloat16 where
+    it computes in that.
     """
 
     def __init__(self, block: nn.Module, linears: Iterable[str]) -> None:
@@ -54,17 +58,36 @@ class InputStatistics:
                 return
             self._last = (name, x)
             self.leader[name] = name
-            flat = x.detach().reshape(-1, x.shape[-1]).float()
-            if name not in self.hessian:
-                self.hessian[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
-                self.mean_abs[name] = flat.new_zeros(flat.shape[1])
-            self._first = self._first or name
-            if name == self._first:
-                self.tokens += len(flat)
-            self.hessian[name].addmm_(flat.T, flat)
-            self.mean_abs[name] += flat.abs().sum(0)
+            with stage("hessian"):
+                self._add(name, x.detach().reshape(-1, x.shape[-1]))
 
         return watch
+
+    def _add(self, name: str, x: torch.Tensor) -> None:
+        """Add what one linear sees of one batch: (tokens, in)."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if name not in self.hessian:
+            # What is to be the same on every device is summed more exactly than it is computed.
+            dtype = torch.float32 if autocast else torch.float64
+            self.hessian[name] = x.new_zeros(x.shape[1], x.shape[1], dtype=dtype)
+            self.mean_abs[name] = x.new_zeros(x.shape[1], dtype=torch.float32)
+        self._first = self._first or name
+        if name == self._first:
+            self.tokens += len(x)
+        if autocast:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        add_gram(self.hessian[name], x)
+        self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
+
+
+def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
+    """total += xᵀx, with products and sums in the dtype of total (n, n); x: (tokens, n)."""
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16:
+        # Tensor cores multiply 16-bit numbers exactly and add in float32; the CPU's cannot.
+        torch.addmm(total, x.T, x, out_dtype=total.dtype, out=total)
+    else:
+        x = x.to(total.dtype)
+        total.addmm_(x.T, x)
 
 
 class RecordedCalls:

@@ -11,7 +11,7 @@ import torch
 class Integers:
     """The weights of one linear as unsigned integers: ``w ≈ (codes - zeros) * scales``.
 
-    ``codes``: (out, in) int32 in [0, 2**bits); ``scales``: (out, groups) float32, each exactly
+    ``codes``: (out, in) uint8 in [0, 2**bits); ``scales``: (out, groups) float32, each exactly
     representable in float16; ``zeros``: (out, groups) int32. Group g holds the input channels
     [g * group_size, (g + 1) * group_size).
     """
@@ -50,20 +50,20 @@ def storable(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def symmetric_scales(
     weights: torch.Tensor, bits: int, importance: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The scale of each row for integers in [-2**(bits-1), 2**(bits-1)), by weighted MSE.
+    """The scale of each column for integers in [-2**(bits-1), 2**(bits-1)), by weighted MSE.
 
-    ``weights``: (..., n) float32; ``importance``: (n,) or broadcastable, the weight of each
-    channel's squared error; returns (...,) float32. The weight of largest magnitude may use the
-    one integer more that the negative side has, so a scale can be negative.
+    ``weights``: (n, ...) float32; ``importance``: (n, ...) or broadcastable, the weight of each
+    squared error; returns (...,) float32. The weight of largest magnitude may use the one integer
+    more that the negative side has, so a scale can be negative.
     """
     half = 1 << (bits - 1)
-    extreme = weights.gather(-1, weights.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    extreme = weights.gather(0, weights.abs().argmax(0, keepdim=True)).squeeze(0)
     best = torch.full_like(extreme, torch.inf)
     chosen = torch.ones_like(extreme)
     for shrink in torch.linspace(0.70, 1.20, 26).tolist():
         scale = storable(-extreme / half * shrink, dtype)
-        codes = (weights / scale.unsqueeze(-1)).round_().clamp_(-half, half - 1)
-        error = codes.mul_(scale.unsqueeze(-1)).sub_(weights).square_().mul_(importance).sum(-1)
+        codes = (weights / scale).round_().clamp_(-half, half - 1)
+        error = codes.mul_(scale).sub_(weights).square_().mul_(importance).sum(0)
         better = error < best
         best = torch.where(better, error, best)
         chosen = torch.where(better, scale, chosen)
@@ -87,4 +87,4 @@ def round_to_nearest(
     size = weights.shape[1] // scales.shape[1]
     codes = (weights / scales.repeat_interleave(size, dim=1)).round_()
     codes = codes.add_(zeros.repeat_interleave(size, dim=1)).clamp_(0, (1 << bits) - 1)
-    return Integers(codes.int(), scales, zeros)
+    return Integers(codes.byte(), scales, zeros)

@@ -46,7 +46,12 @@ def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) ->
     for family in LLAMA_FAMILIES:
         leader = statistics.leader[family.readers[0]]
         scale = search_scales(
-            block, family, statistics.mean_abs[leader], statistics.hessian[leader], None, GRID
+            block,
+            family,
+            statistics.mean_abs[leader],
+            statistics.hessian[leader].float(),
+            None,
+            GRID,
         )
         changed += not torch.equal(scale, torch.ones_like(scale))
         fold_scales(block, family, scale)

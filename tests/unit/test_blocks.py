@@ -25,7 +25,7 @@ def test_blocks_in_turn_equal_the_whole_model(model: str, request: pytest.Fixtur
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model
     with torch.no_grad():
         expected = whole(IDS, output_hidden_states=True).hidden_states
-        hidden = torch.cat(blocks.embed(IDS))
+        hidden = torch.cat(list(blocks.embed(IDS)))
         assert torch.equal(hidden, expected[0])
         for index in range(len(blocks) - 1):
             hidden = blocks.load(index)(hidden, **blocks.arguments(index))
@@ -54,7 +54,7 @@ def test_statistics_equal_a_loop_over_recorded_inputs(tiny_qwen2: Path) -> None:
     }
     assert statistics.tokens == IDS.numel()
     for name in blocks.linears:
-        x = torch.cat(seen[name]).double()
+        x = torch.cat(seen[name]).bfloat16().double()  # what the linear multiplies
         leader = statistics.leader[name]
         torch.testing.assert_close(
             statistics.hessian[leader].double(), x.T @ x, rtol=1e-4, atol=1e-3

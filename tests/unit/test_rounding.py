@@ -51,7 +51,7 @@ def test_searched_scales_lose_no_more_than_any_plain_one() -> None:
         codes = (weights / scales[:, None]).round().clamp(-8, 7)
         return ((codes * scales[:, None] - weights).square() * importance).sum(-1)
 
-    searched = symmetric_scales(weights, 4, importance, torch.float32)
+    searched = symmetric_scales(weights.T, 4, importance[:, None], torch.float32)
     plain = storable(weights.abs().amax(-1) / 7, torch.float32)
     assert (loss(searched) <= loss(plain) * 1.02).all()
     assert loss(searched).mean() < 0.85 * loss(plain).mean()
@@ -60,7 +60,7 @@ def test_searched_scales_lose_no_more_than_any_plain_one() -> None:
 def test_scales_survive_the_file_and_the_engine() -> None:
     weights = _weights()
     for dtype in (torch.bfloat16, torch.float16):
-        scales = symmetric_scales(weights, 4, torch.ones(128), dtype)
+        scales = symmetric_scales(weights.T, 4, torch.ones(128, 1), dtype)
         assert torch.equal(scales, scales.half().to(dtype).float())
 
 

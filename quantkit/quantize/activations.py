@@ -1,0 +1,59 @@
+"""The activations between two blocks: kept outside the device, and bounded in memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+
+import torch
+
+MEMORY_LIMIT = 16 << 30
+"""Bytes of activations held in memory; more of them lie in a file. 128 x 2048 tokens of an 8 B
+model take 4 GiB."""
+
+
+class Activations:
+    """The residual stream of all calibration windows: ``shape`` (samples, T, hidden) float32.
+
+    Read and replaced batch by batch. Pinned where the device is a GPU, so that copies to and fro
+    do not wait for each other. Above ``limit`` bytes a temporary file holds them, which the system
+    drops with the process.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        batch: int,
+        device: torch.device,
+        limit: int = MEMORY_LIMIT,
+    ) -> None:
+        count = math.prod(shape)
+        if count * 4 <= limit:
+            self._all = torch.empty(shape, pin_memory=device.type == "cuda")
+        else:
+            with tempfile.NamedTemporaryFile(prefix="quantkit-activations-") as file:
+                os.truncate(file.name, count * 4)
+                # Mapped, the file lives on after its name is gone.
+                mapped = torch.from_file(file.name, shared=True, size=count)
+            self._all = mapped.view(shape)
+        self._batches = torch.split(self._all, batch)
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Each batch, (B, T, hidden), on the device."""
+        for index in range(len(self)):
+            yield self.batch(index)
+
+    def batch(self, index: int) -> torch.Tensor:
+        """One batch on the device."""
+        return self._batches[index].to(self._device, non_blocking=True)
+
+    def replace(self, index: int, values: torch.Tensor) -> None:
+        """Put the next block's inputs in the place of this one's."""
+        self._batches[index].copy_(values, non_blocking=True)
