@@ -46,6 +46,8 @@ class DecoderBlocks:
             if isinstance(module, nn.Linear)
         ]
         """Names of the linears of a block, relative to it: ``self_attn.q_proj``."""
+        self.state_names = list(self._skeleton.model.layers[0].state_dict())
+        """Names of all tensors of a block, relative to it: ``self_attn.q_proj.weight``."""
         self._arguments: list[dict[str, Any]] = []
 
     def __len__(self) -> int:

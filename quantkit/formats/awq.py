@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
-    convert_linears,
+    LinearLayout,
     packed_facts,
     plan_linears,
     read_quantization,
@@ -35,27 +35,26 @@ class AWQ:
     """``awq:w4g128`` and its like: 4 bits, groups of 32, 64 or 128."""
 
     name = "awq"
+    resumes = True
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Format.plan``; the bytes are those of all tensors, exactly."""
         scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-
-        def linear_bytes(inputs: int, outputs: int) -> int:
-            groups = inputs // scheme.group_size
-            return (inputs + groups) * outputs * scheme.bits // 8 + groups * outputs * 2
-
-        return plan_linears(checkpoint, spec, scheme, linear_bytes)
+        return plan_linears(checkpoint, spec, scheme, layout(scheme))
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.formats.block_conversion import convert_linears
         from quantkit.quantize.awq import Grid, quantize_block
 
         scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
         grid = Grid(scheme.bits, scheme.group_size, checkpoint.dtype)
         quantize = partial(quantize_block, grid=grid)
-        converted = convert_linears(checkpoint, spec, calibration, directory, quantize, pack)
+        converted = convert_linears(
+            checkpoint, spec, calibration, directory, quantize, layout(scheme)
+        )
         config = quantization_config(scheme)
         write_config(checkpoint, directory, config)
         return replace(converted, options=config)
@@ -77,6 +76,20 @@ def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
     }
 
 
+def layout(scheme: GroupScheme) -> LinearLayout:
+    """The tensors of one linear in a GEMM file."""
+
+    def shapes(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        groups, words = inputs // scheme.group_size, outputs // (32 // scheme.bits)
+        return {
+            "qweight": ("I32", (inputs, words)),
+            "qzeros": ("I32", (groups, words)),
+            "scales": ("F16", (groups, outputs)),
+        }
+
+    return LinearLayout(shapes, pack, unpack)
+
+
 def pack(integers: Integers) -> dict[str, torch.Tensor]:
     """The tensors of one linear: qweight, qzeros, scales (DESIGN, section 4)."""
     from quantkit.formats.packing import AWQ_ORDER, pack_columns
@@ -88,20 +101,20 @@ def pack(integers: Integers) -> dict[str, torch.Tensor]:
     }
 
 
+def unpack(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The (out, in) float32 weight."""
+    from quantkit.formats.packing import AWQ_ORDER, unpack_columns
+
+    codes = unpack_columns(qweight, BITS[0], AWQ_ORDER)
+    size = codes.shape[0] // scales.shape[0]
+    zeros = unpack_columns(qzeros, BITS[0], AWQ_ORDER).repeat_interleave(size, dim=0)
+    return ((codes - zeros) * scales.float().repeat_interleave(size, dim=0)).T.contiguous()
+
+
 def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain state dict of an AWQ checkpoint, ours or others', weights as (out, in) float32.
 
     Raise IncompatibleVariant for bits or a version that cannot be unpacked.
     """
-    from quantkit.formats.packing import AWQ_ORDER, unpack_columns
-
-    config = read_quantization(directory, {"bits": BITS, "version": ("gemm", "GEMM")})
-    bits = int(config["bits"])
-
-    def weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        codes = unpack_columns(qweight, bits, AWQ_ORDER)
-        size = codes.shape[0] // scales.shape[0]
-        zeros = unpack_columns(qzeros, bits, AWQ_ORDER).repeat_interleave(size, dim=0)
-        return ((codes - zeros) * scales.float().repeat_interleave(size, dim=0)).T.contiguous()
-
-    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), weight)
+    read_quantization(directory, {"bits": BITS, "version": ("gemm", "GEMM")})
+    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), unpack)

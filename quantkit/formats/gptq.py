@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
-    convert_linears,
+    LinearLayout,
     packed_facts,
     plan_linears,
     read_quantization,
@@ -37,35 +37,29 @@ class GPTQ:
     """``gptq:w4g128`` and its like: bits 4 or 8, groups of 32, 64, 128 or a whole row (-1)."""
 
     name = "gptq"
+    resumes = True
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Format.plan``; the bytes are those of all tensors, exactly."""
         scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-
-        def linear_bytes(inputs: int, outputs: int) -> int:
-            groups = 1 if scheme.group_size == -1 else inputs // scheme.group_size
-            zeros = groups * outputs * scheme.bits // 8
-            return inputs * outputs * scheme.bits // 8 + zeros + groups * outputs * 2 + inputs * 4
-
-        return plan_linears(checkpoint, spec, scheme, linear_bytes)
+        return plan_linears(checkpoint, spec, scheme, layout(scheme))
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.formats.block_conversion import convert_linears
         from quantkit.quantize.gptq import BlockGPTQ
 
         scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
         quantize = BlockGPTQ(scheme.bits, scheme.group_size, checkpoint.dtype, DAMP_PERCENT)
         converted = convert_linears(
-            checkpoint, spec, calibration, directory, quantize, partial(pack, bits=scheme.bits)
+            checkpoint, spec, calibration, directory, quantize, layout(scheme)
         )
         config = quantization_config(scheme)
         write_config(checkpoint, directory, config)
         (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        return replace(
-            converted, options={**config, "act_order": "groups"}, notes=tuple(quantize.notes)
-        )
+        return replace(converted, options={**config, "act_order": "groups"})
 
     def inspect(self, variant: Variant) -> dict[str, Any]:
         """As ``Format.inspect``."""
@@ -88,20 +82,57 @@ def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
     }
 
 
+def layout(scheme: GroupScheme) -> LinearLayout:
+    """The tensors of one linear in a version 1 file."""
+
+    def shapes(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        groups = 1 if scheme.group_size == -1 else inputs // scheme.group_size
+        per_word = 32 // scheme.bits
+        return {
+            "qweight": ("I32", (inputs // per_word, outputs)),
+            "qzeros": ("I32", (groups, outputs // per_word)),
+            "scales": ("F16", (groups, outputs)),
+            "g_idx": ("I32", (inputs,)),
+        }
+
+    return LinearLayout(
+        shapes, partial(pack, bits=scheme.bits), partial(unpack, bits=scheme.bits, zero_offset=1)
+    )
+
+
 def pack(integers: Integers, bits: int) -> dict[str, torch.Tensor]:
     """The tensors of one linear: qweight, qzeros, scales, g_idx (DESIGN, section 4)."""
     import torch
 
     from quantkit.formats.packing import pack_columns, pack_rows
 
-    groups = torch.arange(integers.codes.shape[1], dtype=torch.int32) // integers.group_size
+    codes = integers.codes
+    groups = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device)
     return {
-        "qweight": pack_rows(integers.codes.T.contiguous(), bits),
+        "qweight": pack_rows(codes.T.contiguous(), bits),
         # Version 1 stores each zero less one.
         "qzeros": pack_columns(integers.zeros.T.contiguous() - 1, bits),
         "scales": integers.scales.T.contiguous().half(),
-        "g_idx": groups,
+        "g_idx": groups // integers.group_size,
     }
+
+
+def unpack(
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    g_idx: torch.Tensor,
+    *,
+    bits: int,
+    zero_offset: int,
+) -> torch.Tensor:
+    """The (out, in) float32 weight; ``zero_offset``: what a stored zero lacks, 1 in version 1."""
+    from quantkit.formats.packing import unpack_columns, unpack_rows
+
+    codes = unpack_rows(qweight, bits)
+    zeros = (unpack_columns(qzeros, bits) + zero_offset) & ((1 << bits) - 1)
+    group = g_idx.long()
+    return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
 
 
 def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,23 +140,7 @@ def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     Raise IncompatibleVariant for bits or a checkpoint format that cannot be unpacked.
     """
-
-    from quantkit.formats.packing import unpack_columns, unpack_rows
-
     config = read_quantization(directory, {"bits": BITS, "checkpoint_format": ("gptq", "gptq_v2")})
-    bits = int(config["bits"])
     offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-
-    def weight(
-        qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor
-    ) -> torch.Tensor:
-        codes = unpack_rows(qweight, bits)
-        zeros = (
-            (unpack_columns(qzeros, bits) + offset) & ((1 << bits) - 1)
-            if offset
-            else (unpack_columns(qzeros, bits))
-        )
-        group = g_idx.long()
-        return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
-
+    weight = partial(unpack, bits=int(config["bits"]), zero_offset=offset)
     yield from unpack_linears(directory, ("qweight", "qzeros", "scales", "g_idx"), weight)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,48 +14,74 @@ from quantkit.errors import (
     CheckpointError,
     ConversionError,
     IncompatibleVariant,
-    RecipeError,
 )
-from quantkit.formats.base import Converted, Plan
+from quantkit.formats.base import Plan
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from quantkit.blocks import DecoderBlocks
-    from quantkit.calibration import Calibration
+    from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
-_STORED_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I32": 4}
+
+
+@dataclass(frozen=True)
+class LinearLayout:
+    """How one linear lies in a file, as several tensors (DESIGN, section 4).
+
+    ``shapes(in, out)``: dtype and shape of each, by the end of its name (``qweight``).
+    ``pack(integers)`` gives them, ``unpack(*tensors)`` the (out, in) float32 weight again.
+    """
+
+    shapes: Callable[[int, int], dict[str, tuple[str, tuple[int, ...]]]]
+    pack: Callable[[Integers], dict[str, torch.Tensor]]
+    unpack: Callable[..., torch.Tensor]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The ends of their names."""
+        return tuple(self.shapes(128, 128))
 
 
 def plan_linears(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    scheme: GroupScheme,
-    linear_bytes: Callable[[int, int], int],
+    checkpoint: Checkpoint, spec: Spec, scheme: GroupScheme, layout: LinearLayout
 ) -> Plan:
     """Check every linear against the scheme and sum the bytes; reads no tensor data.
 
-    ``linear_bytes(in_features, out_features)`` says what one quantized linear takes.
     Raise ConversionError naming the first linear whose shape does not fit.
     """
     from quantkit.blocks import DecoderBlocks
 
     blocks = DecoderBlocks(checkpoint)
-    quantized = linear_weights(blocks)
-    for name in quantized:
+    for name in linear_weights(blocks):
         out_features, in_features = checkpoint.tensors[name].shape
         check_shape(spec, scheme, name.removesuffix(".weight"), in_features, out_features)
-    total = 0
-    for name, info in checkpoint.tensors.items():
-        if name in quantized:
-            out_features, in_features = info.shape
-            total += linear_bytes(in_features, out_features)
-        else:
-            total += info.numel * _STORED_BYTES[info.dtype]
+    total = sum(entry.bytes for entry in entries(checkpoint, blocks, layout))
     return Plan(spec, total, total * 8 / checkpoint.parameters, needs_calibration=True)
+
+
+def entries(checkpoint: Checkpoint, blocks: DecoderBlocks, layout: LinearLayout) -> list[Entry]:
+    """All tensors of the quantized checkpoint, those outside of the blocks first."""
+    from quantkit.formats.shards import Entry
+
+    def stored(name: str) -> Entry:
+        return Entry(name, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape)
+
+    found = [stored(name) for name in blocks.tensors_outside()]
+    for index in range(len(blocks)):
+        for name in blocks.state_names:
+            full = blocks.prefix(index) + name
+            linear = name.removesuffix(".weight")
+            if linear not in blocks.linears:
+                found.append(stored(full))
+                continue
+            out_features, in_features = checkpoint.tensors[full].shape
+            for part, (dtype, shape) in layout.shapes(in_features, out_features).items():
+                found.append(Entry(f"{full.removesuffix('weight')}{part}", dtype, shape))
+    return found
 
 
 def linear_weights(blocks: DecoderBlocks) -> dict[str, None]:
@@ -83,82 +110,6 @@ def check_shape(
             raise ConversionError(
                 f"{spec}: {axis} {count} does not divide by {per_word} ({where}); use gguf"
             )
-
-
-QuantizeBlock = Callable[
-    ["DecoderBlocks", int, "nn.Module", Iterable["torch.Tensor"]], dict[str, "Integers"]
-]
-"""Quantizes the linears of one block, given its inputs; by name. It may change what is left of the
-block, such as norms into which scales fold."""
-
-
-def convert_linears(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    calibration: Calibration | None,
-    directory: Path,
-    quantize: QuantizeBlock,
-    pack: Callable[[Integers], dict[str, torch.Tensor]],
-) -> Converted:
-    """The one loop of the native quantizers: load a block, quantize it, write it, go on.
-
-    Each block sees the output of the blocks already quantized, so that errors are made up for.
-    ``pack`` gives the tensors that stand for one linear. Returns the figures for the manifest.
-    """
-    import torch
-
-    from quantkit.blocks import DecoderBlocks
-    from quantkit.devices import peak_bytes
-    from quantkit.formats.shards import ShardWriter
-    from quantkit.progress import track
-    from quantkit.stopwatch import Stopwatch, stage
-
-    if calibration is None:
-        raise RecipeError(f"{spec}: {spec.format} needs calibration text")
-    device = calibration.device
-    blocks = DecoderBlocks(checkpoint, device, calibration.precision)
-    writer = ShardWriter(directory)
-    packed_bytes = packed_weights = 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with Stopwatch(device) as watch:
-        with stage("load"):
-            hidden = blocks.embed(calibration.ids)
-        with stage("write"):
-            for name in blocks.tensors_outside():
-                writer.add(name, checkpoint.read(name))
-        for index in track(range(len(blocks)), f"{spec}: blocks"):
-            with stage("load"):
-                block, prefix = blocks.load(index), blocks.prefix(index)
-            with stage("solve"):
-                integers = quantize(blocks, index, block, hidden)
-            for name, linear in integers.items():
-                with stage("pack"):
-                    weight = block.get_parameter(f"{name}.weight")
-                    weight.data = linear.dequantize().to(weight.dtype)
-                    tensors = pack(linear)
-                packed_weights += linear.codes.numel()
-                packed_bytes += sum(tensor.nbytes for tensor in tensors.values())
-                with stage("write"):
-                    for part, tensor in tensors.items():
-                        writer.add(f"{prefix}{name}.{part}", tensor)
-            with stage("write"):
-                for name, tensor in block.state_dict().items():
-                    if name.removesuffix(".weight") not in integers:
-                        stored = checkpoint.tensors[prefix + name].torch_dtype
-                        writer.add(prefix + name, tensor.to(stored))
-            del integers
-            for number, batch in enumerate(hidden):
-                hidden.replace(number, blocks.run(index, block, batch))
-        with stage("write"):
-            writer.close()
-    return Converted(
-        bits_per_weight=writer.tensor_bytes * 8 / checkpoint.parameters,
-        bits_per_weight_quantized=packed_bytes * 8 / packed_weights,
-        tools={"torch": torch.__version__},
-        stage_seconds=watch.seconds,
-        peak_device_bytes=peak_bytes(device),
-    )
 
 
 def write_config(checkpoint: Checkpoint, directory: Path, quantization: dict[str, Any]) -> None:
@@ -215,4 +166,4 @@ def packed_facts(directory: Path) -> dict[str, Any]:
 
 
 def _tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * (_STORED_BYTES | {"I32": 4})[dtype]
+    return math.prod(shape) * _BYTES[dtype]

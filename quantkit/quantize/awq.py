@@ -17,7 +17,7 @@ from torch import nn
 
 from quantkit.blocks import DecoderBlocks
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls
-from quantkit.quantize.rounding import Integers, asymmetric_range, round_to_nearest
+from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
 
 _ALPHAS = 20
 _CLIP_STEPS = 10
@@ -80,8 +80,8 @@ class Grid:
 
 def quantize_block(
     blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor], grid: Grid
-) -> dict[str, Integers]:
-    """Scale, clip and round the linears of a block; returned by name.
+) -> QuantizedBlock:
+    """Scale, clip and round the linears of a block.
 
     ``hidden``: the block's inputs, (B, T, hidden) float32 each. The block's float weights and
     norms take the scales, so that rounding them again gives what is returned.
@@ -115,7 +115,7 @@ def quantize_block(
         else:
             low, high = clip(weights, hessians[statistics.leader[name]], grid)
         integers[name] = grid.round(weights, low, high)
-    return integers
+    return QuantizedBlock(integers)
 
 
 def search_scales(

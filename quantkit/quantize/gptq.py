@@ -7,7 +7,7 @@ inside each group, so that every group stays contiguous in the file (desc_act fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from quantkit.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.replay import replayed
-from quantkit.quantize.rounding import Integers, storable, symmetric_scales
+from quantkit.quantize.rounding import Integers, QuantizedBlock, storable, symmetric_scales
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
@@ -126,26 +126,26 @@ def round_columns(
 
 
 class BlockGPTQ:
-    """Quantizes block after block; ``notes`` collects what a reader of the result should know.
+    """Quantizes block after block.
 
     ``group_size`` -1 is one group a row; ``dtype`` as for ``gptq``.
     """
 
     def __init__(self, bits: int, group_size: int, dtype: torch.dtype, damp_percent: float) -> None:
-        self.notes: list[str] = []
         self._bits, self._group_size = bits, group_size
         self._dtype, self._damp_percent = dtype, damp_percent
         self._kernels = Kernels()
 
     def __call__(
         self, blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor]
-    ) -> dict[str, Integers]:
-        """The linears of a block by name; ``hidden``: its inputs, (B, T, hidden) float32 each."""
+    ) -> QuantizedBlock:
+        """The linears of a block; ``hidden``: its inputs, (B, T, hidden) float32 each."""
         statistics = InputStatistics(block, blocks.linears)
         for batch in hidden:
             blocks.run(index, block, batch)
         statistics.close()
         integers: dict[str, Integers] = {}
+        notes: list[str] = []
         for leader, names in statistics.shared().items():
             # Linears with one input have one Hessian: they are solved stacked.
             linears: list[Any] = [block.get_submodule(name) for name in names]
@@ -160,18 +160,18 @@ class BlockGPTQ:
                 damp_percent=self._damp_percent,
                 kernels=self._kernels,
             )
-            self._note(f"{blocks.prefix(index)}{leader}", solved)
+            notes += self._notes(f"{blocks.prefix(index)}{leader}", solved)
             start = 0
             for name, part in zip(names, parts, strict=True):
                 integers[name] = solved.integers.rows(start, start + len(part))
                 start += len(part)
-        return integers
+        return QuantizedBlock(integers, tuple(notes))
 
-    def _note(self, where: str, solved: Solved) -> None:
+    def _notes(self, where: str, solved: Solved) -> Iterator[str]:
         if solved.dead_channels:
-            self.notes.append(f"{where}: {solved.dead_channels} dead input channels")
+            yield f"{where}: {solved.dead_channels} dead input channels"
         if solved.damp_percent != self._damp_percent:
-            self.notes.append(f"{where}: damping raised to {solved.damp_percent:.2f}")
+            yield f"{where}: damping raised to {solved.damp_percent:.2f}"
 
 
 def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:

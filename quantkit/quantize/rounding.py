@@ -36,6 +36,14 @@ class Integers:
         return (self.codes - zeros) * self.scales.repeat_interleave(size, dim=1)
 
 
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """The linears of one block by name, and what a reader of the result should know."""
+
+    integers: dict[str, Integers]
+    notes: tuple[str, ...] = ()
+
+
 def storable(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Round scales to what survives both the file (float16) and the engine (the model's dtype).
 

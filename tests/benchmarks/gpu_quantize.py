@@ -26,7 +26,7 @@ from quantkit.calibration import Calibration
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.formats import awq, gptq
-from quantkit.formats.shards import ShardWriter
+from quantkit.formats.shards import Entry, Shards
 from quantkit.spec import Spec
 from quantkit.variant import CalibrationRecord, Variant
 from tests.models import write_tokenizer
@@ -97,16 +97,16 @@ def make_checkpoint(shape: Shape, directory: Path, device: torch.device) -> Chec
     with torch.device("meta"):
         names = AutoModelForCausalLM.from_config(config).state_dict()
     generator = torch.Generator(device).manual_seed(0)
-    writer = ShardWriter(directory)
-    for name, meta in names.items():
-        if name.endswith("norm.weight"):
-            tensor = torch.ones(meta.shape, device=device)
-            loud = torch.randperm(tensor.numel(), generator=generator, device=device)[:LOUD]
-            tensor[loud] *= 8
-        else:
-            tensor = torch.randn(meta.shape, generator=generator, device=device) * 0.02
-        writer.add(name, tensor.bfloat16())
-    writer.close()
+    entries = [Entry(name, "BF16", tuple(meta.shape)) for name, meta in names.items()]
+    with Shards(directory, entries) as shards:
+        for name, meta in names.items():
+            if name.endswith("norm.weight"):
+                tensor = torch.ones(meta.shape, device=device)
+                loud = torch.randperm(tensor.numel(), generator=generator, device=device)[:LOUD]
+                tensor[loud] *= 8
+            else:
+                tensor = torch.randn(meta.shape, generator=generator, device=device) * 0.02
+            shards.write(name, tensor.bfloat16())
     return Checkpoint.open(directory)
 
 

@@ -69,7 +69,7 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
     for name in blocks.linears:
         linear = plain.get_submodule(name)
         linear.weight.data = GRID.fake(linear.weight.data)
-    for name, integers in quantize_block(blocks, 0, block, hidden, GRID).items():
+    for name, integers in quantize_block(blocks, 0, block, hidden, GRID).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()
 
     def error(candidate: nn.Module) -> float:

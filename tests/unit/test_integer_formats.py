@@ -107,6 +107,17 @@ def test_plan_knows_the_bytes(spec: str, made: dict[str, Variant], tiny_llama: P
     assert manifest.bits_per_weight == planned.bits_per_weight
 
 
+def test_the_manifest_says_how_far_each_block_moved(made: dict[str, Variant]) -> None:
+    errors = {}
+    for spec, variant in made.items():
+        assert variant.manifest is not None
+        errors[spec] = variant.manifest.block_errors
+        assert len(errors[spec]) == 2
+    assert all(0.01 < error < 0.3 for error in errors["gptq:w4g64"])
+    # Eight bits err a sixteenth of what four do.
+    assert max(errors["gptq:w8g128"]) < 0.2 * min(errors["gptq:w4g64"])
+
+
 def test_bits_per_weight_of_the_quantized_linears_by_hand(made: dict[str, Variant]) -> None:
     manifest = made["awq:w4g32"].manifest
     assert manifest is not None

@@ -1,0 +1,84 @@
+"""A conversion that is killed goes on from its last finished block, to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models import make_checkpoint
+
+KILLS = 12
+
+_DRIVER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # threads do not survive a fork
+from quantkit.calibration import calibrate
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.spec import Spec
+from quantkit.texts import load_text
+
+source, out, spec, kills = sys.argv[1], Path(sys.argv[2]), Spec.parse(sys.argv[3]), int(sys.argv[4])
+checkpoint = Checkpoint.open(source)
+windows = calibrate(
+    load_text("pydoc:calibration"), checkpoint.tokenizer, samples=8, sequence_length=64, seed=0
+)
+final = out / "again" / spec.directory
+started = time.monotonic()
+whole = convert(checkpoint, spec, windows, out / "once").path
+took = time.monotonic() - started
+
+def content(path):
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.name != "quantkit.json"}
+
+def manifest(path):
+    told = json.loads((path / "quantkit.json").read_text())
+    del told["created_at"], told["convert"]
+    return told
+
+random.seed(0)
+killed = resumed = completed = 0
+while killed < kills or not completed:
+    child = os.fork()
+    if child == 0:
+        convert(checkpoint, spec, windows, out / "again")
+        os._exit(0)
+    if killed < kills:
+        time.sleep(random.uniform(0, took / 2))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed += os.WIFSIGNALED(status)
+    if not final.exists():
+        left = list((out / "again").iterdir())
+        assert len(left) <= 1, left
+        resumed += any((path / "finished-blocks.json").is_file() for path in left)
+        continue
+    completed += 1
+    assert content(final) == content(whole)
+    assert manifest(final) == manifest(whole)
+    assert [p.name for p in (out / "again").iterdir()] == [final.name]
+    for path in final.iterdir():
+        path.unlink()
+    final.rmdir()
+print(json.dumps({"killed": killed, "resumed": resumed, "completed": completed}))
+"""
+
+
+@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
+def test_killed_at_random_points_it_gives_the_same_bits(spec: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", num_hidden_layers=7)
+    argv = [sys.executable, "-c", _DRIVER, str(source), str(tmp_path), spec, str(KILLS)]
+    ended = subprocess.run(argv, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    counts = json.loads(ended.stdout)
+    assert counts["killed"] == KILLS
+    assert counts["completed"] >= 1
+    assert counts["resumed"] >= KILLS // 3, counts
+    assert "blocks are in" in ended.stderr
