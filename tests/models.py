@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 VOCABULARY = 1024
 
@@ -57,16 +58,19 @@ def make_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     shards: int = 1,
     seed: int = 0,
+    random_vectors: bool = False,
     **config: Any,
 ) -> Path:
     """Write a random model of ``family`` (a transformers ``model_type``) and its tokenizer.
 
     Two layers, hidden 256, intermediate 512, 4 query and 2 key/value heads of 64, tied
-    embeddings, unless ``config`` says otherwise. A few input channels are made loud, as in real
-    models, so that activation-aware methods have something to find.
+    embeddings, as far as the family knows these settings and unless ``config`` says otherwise. A
+    few input channels are made loud, as in real models, so that activation-aware methods have
+    something to find. ``random_vectors``: no norm or bias is left as it is initialized, with all
+    its elements alike. Tensors have the names of checkpoints on the hub: one for each expert.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 256,
         "intermediate_size": 512,
@@ -79,8 +83,9 @@ def make_checkpoint(
         "eos_token_id": 2,
         "initializer_range": 0.05,
         "rms_norm_eps": 1e-5,
-        **config,
     }
+    known = AutoConfig.for_model(family)
+    settings = {key: value for key, value in defaults.items() if hasattr(known, key)} | config
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     state = model.state_dict()
@@ -89,8 +94,12 @@ def make_checkpoint(
             tensor[torch.randperm(tensor.numel())[:8]] *= 8
         if name.endswith("proj.bias"):
             tensor.normal_(0, 0.1)
-    if settings["tie_word_embeddings"]:
-        del state["lm_head.weight"]
+    for tensor in state.values():
+        if random_vectors and tensor.ndim == 1:
+            tensor += torch.randn(tensor.shape) * 0.1
+    for name in model.all_tied_weights_keys:
+        del state[name]
+    state = revert_weight_conversion(model, state)
     state = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     model.config.architectures = [type(model).__name__]
     model.config.dtype = dtype

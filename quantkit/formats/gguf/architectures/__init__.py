@@ -1,0 +1,87 @@
+"""How a transformers checkpoint becomes the tensors and hyperparameters that llama.cpp expects.
+
+``families`` declares the architectures. Their names and keys follow llama.cpp's
+``convert_hf_to_gguf.py``, whose files ours equal (tests/integration/test_gguf_architectures.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import ConversionError
+from quantkit.formats.gguf.architectures import config as configs
+from quantkit.formats.gguf.architectures import limits, metadata, tensors
+from quantkit.formats.gguf.architectures.architecture import Architecture
+from quantkit.formats.gguf.architectures.families import SUPPORTED
+from quantkit.formats.gguf.architectures.tensors import Tensor
+
+if TYPE_CHECKING:
+    import gguf
+    import torch
+
+__all__ = [
+    "SUPPORTED",
+    "Architecture",
+    "Tensor",
+    "add_hyperparameters",
+    "architecture_of",
+    "check_config",
+    "layout",
+    "read_tensor",
+    "refuse_quantized",
+]
+
+
+def architecture_of(checkpoint: Checkpoint) -> Architecture:
+    """Raise ConversionError, with what to do, for a class of model that quantkit cannot convert."""
+    refuse_quantized(checkpoint)
+    name = checkpoint.architecture
+    if name not in SUPPORTED:
+        raise ConversionError(
+            f"gguf: {checkpoint.id} is a {name}; quantkit itself converts {', '.join(SUPPORTED)}. "
+            "llama.cpp's own converter knows more: run `quantkit engines install "
+            "llamacpp-converter`, or set QUANTKIT_LLAMA_CPP to a checkout of llama.cpp, and "
+            "convert again"
+        )
+    return SUPPORTED[name]
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise ConversionError for weights that are quantized already."""
+    if "quantization_config" in checkpoint.config:
+        method = checkpoint.config["quantization_config"].get("quant_method")
+        raise ConversionError(
+            f"gguf: {checkpoint.id} is quantized already ({method}); convert the original weights"
+        )
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raise ConversionError for a model that llama.cpp would compute differently.
+
+    Here and below, ``config`` is what the checkpoint's ``hf_config.to_dict()`` gives.
+    """
+    limits.check(SUPPORTED[config["architectures"][0]], configs.resolve(config))
+
+
+def layout(checkpoint: Checkpoint, config: dict[str, Any]) -> list[Tensor]:
+    """The tensors of the GGUF, in the order in which llama.cpp's converter writes them.
+
+    Raise CheckpointError for one that is missing or misshaped, ConversionError for one too many.
+    """
+    return tensors.layout(checkpoint, architecture_of(checkpoint), configs.resolve(config))
+
+
+def read_tensor(checkpoint: Checkpoint, tensor: Tensor, config: dict[str, Any]) -> torch.Tensor:
+    """The values of one of ``layout``'s tensors, in the floating type in which they are stored.
+
+    Holds little more than the result: a stack is filled part by part.
+    """
+    return tensors.read(checkpoint, tensor, configs.resolve(config))
+
+
+def add_hyperparameters(
+    writer: gguf.GGUFWriter, architecture: Architecture, config: dict[str, Any], file_type: int
+) -> None:
+    """Write the keys that begin with the architecture's name, and ``general.file_type``."""
+    metadata.add_keys(writer, architecture, configs.resolve(config), file_type)

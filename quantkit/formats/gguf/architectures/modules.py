@@ -1,0 +1,90 @@
+"""Modules that families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from quantkit.formats.gguf.architectures import transforms
+from quantkit.formats.gguf.architectures.architecture import Module
+
+EMBEDDING = Module("model.embed_tokens", "token_embd", "vocab_size hidden_size")
+NORM = Module("model.norm", "output_norm", "hidden_size")
+HEAD = Module("lm_head", "output", "vocab_size hidden_size", optional="tie_word_embeddings")
+OUTER = (EMBEDDING, NORM, HEAD)
+
+NORMS = (
+    Module("input_layernorm", "attn_norm", "hidden_size"),
+    Module("post_attention_layernorm", "ffn_norm", "hidden_size"),
+)
+HEAD_NORMS = (
+    Module("self_attn.q_norm", "attn_q_norm", "head_size"),
+    Module("self_attn.k_norm", "attn_k_norm", "head_size"),
+)
+
+_SWIGLU = {"down_proj": "down", "gate_proj": "gate", "up_proj": "up"}
+
+
+def attention(bias: str | bool = False, output_bias: str | bool = False) -> tuple[Module, ...]:
+    """Queries, keys, values and output."""
+    return (
+        Module("self_attn.q_proj", "attn_q", "q hidden_size", bias=bias),
+        Module("self_attn.k_proj", "attn_k", "kv hidden_size", bias=bias),
+        Module("self_attn.v_proj", "attn_v", "kv hidden_size", bias=bias),
+        Module("self_attn.o_proj", "attn_output", "hidden_size q", bias=output_bias),
+    )
+
+
+def interleaved(attention: tuple[Module, ...]) -> tuple[Module, ...]:
+    """The same for an architecture whose rotary embedding pairs neighbouring channels."""
+    q, k, v, output = attention
+    return (
+        replace(q, transform=transforms.interleave_queries),
+        replace(k, transform=transforms.interleave_keys),
+        v,
+        output,
+    )
+
+
+def gated(
+    prefix: str = "mlp.",
+    suffix: str = "",
+    size: str = "intermediate_size",
+    *,
+    parts: Mapping[str, str] = _SWIGLU,
+    bias: str | bool = False,
+    when: str = "",
+) -> tuple[Module, ...]:
+    """A feed-forward network with a gate; ``prefix`` with a star: as many as there are experts.
+
+    ``parts`` is in the order in which llama.cpp's converter writes what it stacks.
+    """
+    experts = "num_experts " if "*" in prefix else ""
+    return tuple(
+        Module(
+            f"{prefix}{source}",
+            f"ffn_{part}{suffix}",
+            experts + (f"hidden_size {size}" if part == "down" else f"{size} hidden_size"),
+            bias=bias,
+            when=when,
+        )
+        for source, part in parts.items()
+    )
+
+
+def router(source: str, when: str = "") -> Module:
+    """What chooses the experts."""
+    return Module(source, "ffn_gate_inp", "num_experts hidden_size", when=when)
+
+
+def biased(*modules: Module) -> tuple[Module, ...]:
+    """The same with biases."""
+    return tuple(replace(module, bias=True) for module in modules)
+
+
+def plus_one(modules: tuple[Module, ...]) -> tuple[Module, ...]:
+    """The same with Gemma's norms, which are all that has one dimension."""
+    return tuple(
+        module if " " in module.shape else replace(module, transform=transforms.plus_one)
+        for module in modules
+    )
