@@ -15,8 +15,17 @@ from quantkit.errors import ConversionError
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-"""Decoders whose blocks and module names the native quantizers know."""
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "GraniteForCausalLM",
+    "Phi3ForCausalLM",
+    "StableLmForCausalLM",
+)
+"""Decoders of which one block after another computes what transformers' whole model does."""
 
 _BATCH_TOKENS = 4096
 
@@ -34,7 +43,11 @@ class DecoderBlocks:
         device: torch.device | str = "cpu",
         precision: torch.dtype = torch.bfloat16,
     ) -> None:
-        check_architecture(checkpoint, "native quantizers")
+        if checkpoint.architecture not in ARCHITECTURES:
+            raise ConversionError(
+                f"{checkpoint.id}: the blocks of {checkpoint.architecture} cannot be streamed; "
+                f"those of {', '.join(ARCHITECTURES)} can"
+            )
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.precision = precision
@@ -150,15 +163,6 @@ def skeleton(checkpoint: Checkpoint) -> Any:
         }
     )
     return model
-
-
-def check_architecture(checkpoint: Checkpoint, who: str) -> None:
-    """Raise ConversionError unless the checkpoint's architecture is one of ARCHITECTURES."""
-    if checkpoint.architecture not in ARCHITECTURES:
-        raise ConversionError(
-            f"{checkpoint.id}: {who} do not know {checkpoint.architecture}; they know "
-            f"{', '.join(ARCHITECTURES)}"
-        )
 
 
 def _to(value: Any, device: torch.device) -> Any:

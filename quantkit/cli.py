@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from quantkit import __version__
+from quantkit import __version__, flags
 from quantkit.errors import QuantkitError
 from quantkit.threads import spin_briefly
 
@@ -92,28 +92,26 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     "--to", "specs", multiple=True, required=True, metavar="SPEC", help="Such as gguf:Q4_K_M."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to make them.")
+@flags.calibration
+@flags.gguf
 @click.option(
-    "--calibration",
-    default="wikitext-2:train",
-    show_default=True,
-    metavar="TEXT",
-    help="Text for GPTQ and AWQ: a name or a file.",
+    "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."
 )
-@click.option("--samples", default=128, show_default=True, help="Calibration windows.")
-@click.option("--sequence-length", default=512, show_default=True, help="Tokens a window.")
-@click.option("--seed", default=0, show_default=True, help="Which windows.")
 @_FORCE
 @_JSON
 def convert(
-    model: str, specs: tuple[str, ...], out: Path, force: bool, as_json: bool, **calibration: Any
+    model: str, specs: tuple[str, ...], out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
     """Make variants of MODEL: a directory, a hub id, or demo:smollm2-135m.
+
+    A GGUF file, F16 or the like, is a MODEL for other GGUF files. GGUF options hold for every
+    --to gguf:TYPE.
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """
     from quantkit import show, verbs
 
-    show.variants(verbs.convert(model, specs, out, force=force, **calibration), as_json)
+    show.variants(verbs.convert(model, specs, out, force=force, **options), as_json)
 
 
 @cli.command()

@@ -1,17 +1,21 @@
-"""Make one variant: plan it, write it beside its final place, describe it, move it there."""
+"""Make variants: plan each, write it beside its final place, describe it, move it there."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import quantkit
+from quantkit import devices
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError
-from quantkit.files import new_directory, remove_partials, sha256_file
+from quantkit.errors import ConversionError, QuantkitError
+from quantkit.files import partial_directory, remove_partials, settle, sha256_files, sha256_json
 from quantkit.formats import load_format
+from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
 from quantkit.spec import Spec
 from quantkit.variant import (
@@ -26,7 +30,6 @@ from quantkit.variant import (
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration
-    from quantkit.formats.base import Plan
 
 _SPARE_BYTES = 64 << 20
 """Room on the disk beyond the weights: tokenizer, manifest, the file system's own needs."""
@@ -34,6 +37,11 @@ _SPARE_BYTES = 64 << 20
 
 def plan(checkpoint: Checkpoint, spec: Spec) -> Plan:
     """What converting would give, or the error that it would meet; reads no tensor data."""
+    if checkpoint.format == "gguf" != spec.format:
+        raise ConversionError(
+            f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
+            "convert from the checkpoint"
+        )
     return load_format(spec.format).plan(checkpoint, spec)
 
 
@@ -45,48 +53,153 @@ def convert(
     *,
     force: bool = False,
 ) -> Variant:
-    """Make the variant ``spec`` of ``checkpoint`` in ``out/<format>-<scheme>``.
+    """Make the variant ``spec`` of ``checkpoint`` in ``out/<format>-<scheme>``, or by its name.
 
     It exists whole or not at all; one that exists already is an error unless ``force``. Formats
     that need no calibration ignore it. Raise ConversionError, RecipeError or CheckpointError.
     """
-    planned = plan(checkpoint, spec)
-    final = out / spec.directory
-    require_space(out, planned.bytes, str(spec))
-    if not planned.needs_calibration:
-        calibration = None
-    remove_partials(final)
-    with new_directory(final, force=force) as partial:
+    made = convert_many(checkpoint, [spec], calibration, out, force=force)[spec]
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+def convert_many(
+    checkpoint: Checkpoint,
+    specs: Sequence[Spec],
+    calibration: Calibration | None,
+    out: Path,
+    *,
+    force: bool = False,
+) -> dict[Spec, Variant | Exception]:
+    """As ``convert`` for each spec, or the error that it met: the others are made all the same."""
+    made: dict[Spec, Variant | Exception] = {}
+    for group in groups(specs):
+        made |= _convert_group(checkpoint, group, calibration, out, force=force)
+    return made
+
+
+def groups(specs: Sequence[Spec]) -> list[list[Spec]]:
+    """The specs that are made in one pass over the source, together; the others alone."""
+    found: dict[object, list[Spec]] = {}
+    for spec in specs:
+        together = isinstance(load_format(spec.format), SharesReading)
+        found.setdefault(spec.format if together else spec, []).append(spec)
+    return list(found.values())
+
+
+def _convert_group(
+    checkpoint: Checkpoint,
+    specs: Sequence[Spec],
+    calibration: Calibration | None,
+    out: Path,
+    *,
+    force: bool,
+) -> dict[Spec, Variant | Exception]:
+    made: dict[Spec, Variant | Exception] = {}
+    plans: dict[Spec, Plan] = {}
+    targets: dict[Spec, Path] = {}
+    with ExitStack() as partials:
+        for spec in specs:
+            final = out / spec.directory
+            try:
+                planned = plan(checkpoint, spec)
+                require_space(out, planned.bytes, str(spec))
+                resume = _resume_key(checkpoint, spec, calibration)
+                remove_partials(final, keep=resume)
+                partial = partial_directory(final, force=force, resume=resume)
+                targets[spec] = partials.enter_context(partial)
+                plans[spec] = planned
+            except (QuantkitError, OSError) as error:
+                made[spec] = error
         started = time.monotonic()
         with PeakMemory() as memory:
-            converted = load_format(spec.format).convert(checkpoint, spec, calibration, partial)
+            converted = _write(checkpoint, targets, calibration)
         seconds = time.monotonic() - started
-        for file in checkpoint.sidecars:
-            shutil.copyfile(file, partial / file.name)
-        manifest = Manifest(
-            source=SourceRecord(
-                id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
-            ),
-            spec={
-                "format": spec.format,
-                "scheme": spec.scheme,
-                "producer": "native",
-                **converted.options,
-            },
-            calibration=calibration.record if calibration else None,
-            tools={"quantkit": quantkit.__version__, **converted.tools},
-            files={
-                file.name: FileRecord(sha256=sha256_file(file), bytes=file.stat().st_size)
-                for file in sorted(partial.iterdir())
-            },
-            parameters=checkpoint.parameters,
-            bits_per_weight=converted.bits_per_weight,
-            bits_per_weight_quantized=converted.bits_per_weight_quantized,
-            convert=ConvertCost(seconds=seconds, peak_rss_bytes=memory.peak_bytes),
-            notes=[*planned.notes, *(n for n in converted.notes if n not in planned.notes)],
-        )
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return open_variant(final)
+        for spec, result in converted.items():
+            if isinstance(result, Exception):
+                made[spec] = result
+                continue
+            used = calibration if plans[spec].needs_calibration else None
+            cost = ConvertCost(
+                seconds=seconds,
+                peak_rss_bytes=memory.peak_bytes,
+                device=devices.describe(used.device) if used else None,
+                peak_device_bytes=result.peak_device_bytes,
+                stage_seconds=result.stage_seconds,
+                variants=len(targets),
+            )
+            try:
+                _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
+                settle(targets[spec], out / spec.directory)
+                made[spec] = open_variant(out / spec.directory)
+            except OSError as error:
+                made[spec] = ConversionError(f"{out / spec.directory}: {error}")
+    return made
+
+
+def _resume_key(checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None) -> str | None:
+    """A hash of all that decides on the bits; None where an attempt begins anew."""
+    if calibration is None or not load_format(spec.format).resumes:
+        return None
+    what = [
+        quantkit.__version__,
+        checkpoint.sha256,
+        [str(spec), spec.options],
+        calibration.record.model_dump(),
+        [calibration.device.type, str(calibration.precision)],
+    ]
+    return sha256_json(what)[:16]
+
+
+def _write(
+    checkpoint: Checkpoint, targets: dict[Spec, Path], calibration: Calibration | None
+) -> Mapping[Spec, Converted | Exception]:
+    if not targets:
+        return {}
+    spec, directory = next(iter(targets.items()))
+    format_ = load_format(spec.format)
+    if isinstance(format_, SharesReading):
+        return format_.convert_many(checkpoint, targets, calibration)
+    return {spec: format_.convert(checkpoint, spec, calibration, directory)}
+
+
+def _describe(
+    checkpoint: Checkpoint,
+    planned: Plan,
+    converted: Converted,
+    calibration: Calibration | None,
+    cost: ConvertCost,
+    directory: Path,
+) -> None:
+    """Add the source's tokenizer and such, and the manifest."""
+    for file in checkpoint.sidecars:
+        shutil.copyfile(file, directory / file.name)
+    manifest = Manifest(
+        source=SourceRecord(
+            id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
+        ),
+        spec={
+            "format": planned.spec.format,
+            "scheme": planned.spec.scheme,
+            "producer": "native",
+            **planned.options,
+            **converted.options,
+        },
+        calibration=calibration.record if calibration else None,
+        tools={"quantkit": quantkit.__version__, **converted.tools},
+        files={
+            name: FileRecord(sha256=digest, bytes=(directory / name).stat().st_size)
+            for name, digest in sha256_files(sorted(directory.iterdir())).items()
+        },
+        parameters=checkpoint.parameters,
+        bits_per_weight=converted.bits_per_weight,
+        bits_per_weight_quantized=converted.bits_per_weight_quantized,
+        convert=cost,
+        block_errors=list(converted.block_errors),
+        notes=[*planned.notes, *(n for n in converted.notes if n not in planned.notes)],
+    )
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def require_space(directory: Path, needed: int, what: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,14 @@ def sha256_file(path: Path) -> str:
     """Hex digest of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> dict[str, str]:
+    """Hex digests of several files, by name in the order given; they are hashed side by side."""
+    files = list(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(sha256_file, files)
+        return {file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 
 def sha256_json(value: Any) -> str:
@@ -51,32 +61,72 @@ def new_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
 
     An existing ``final`` is an error unless ``force``, and is then replaced only at the end.
     """
+    with partial_directory(final, force=force) as partial:
+        yield partial
+        settle(partial, final)
+
+
+@contextmanager
+def partial_directory(
+    final: Path, *, force: bool = False, resume: str | None = None
+) -> Iterator[Path]:
+    """A temporary sibling of ``final``, for ``settle``; removed at the end unless that was done.
+
+    With ``resume``, a hash of all that decides on its content, it is left there on an error, and
+    the next attempt gets it as it is; one process at a time.
+    """
     if final.exists() and not force:
         raise QuantkitError(f"{final}: exists already; choose another place or pass --force")
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(3)}")
-    partial.mkdir()
+    if resume is None:
+        partial = final.with_name(f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(3)}")
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return
+    partial = final.with_name(f".{final.name}.partial-{resume}")
+    partial.mkdir(exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
-        for path in sorted(partial.rglob("*"), reverse=True):
-            _fsync(path)
-        _fsync(partial)
-        if final.exists():
-            retired = final.with_name(f"{partial.name}.old")
-            final.rename(retired)
-            partial.rename(final)
-            shutil.rmtree(retired)
-        else:
-            partial.rename(final)
-        _fsync(final.parent)
+    except BlockingIOError as error:
+        raise QuantkitError(f"{final}: another quantkit process is making it") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
-def remove_partials(final: Path) -> None:
-    """Delete what killed attempts to make ``final`` left beside it; its name may be a pattern."""
-    for left in final.parent.glob(f".{final.name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
+def settle(partial: Path, final: Path) -> None:
+    """Give a whole directory its final name, after all of it is on the disk."""
+    for path in sorted(partial.rglob("*"), reverse=True):
+        _fsync(path)
+    _fsync(partial)
+    if final.exists():
+        retired = final.with_name(f"{partial.name}.old")
+        final.rename(retired)
+        partial.rename(final)
+        shutil.rmtree(retired)
+    else:
+        partial.rename(final)
+    _fsync(final.parent)
+
+
+def remove_partials(final: Path, *, keep: str | None = None) -> None:
+    """Delete what killed attempts to make ``final`` left beside it.
+
+    ``keep``: the ``resume`` of an attempt that is to go on.
+    """
+    for name, left in partials(final.parent):
+        if name == final.name and left.name != f".{name}.partial-{keep}":
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def partials(directory: Path) -> list[tuple[str, Path]]:
+    """What killed attempts left in ``directory``: what it was to be called, and what is there."""
+    found = sorted(directory.glob(".*.partial-*"))
+    return [(left.name[1:].rpartition(".partial-")[0], left) for left in found]
 
 
 def _fsync(path: Path) -> None:

@@ -13,6 +13,7 @@ from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
 from quantkit.engines import serving_engine
 from quantkit.environment import environment
+from quantkit.evaluate.compare import compare
 from quantkit.formats.base import Plan
 from quantkit.ledger import Ledger, SourceEntry
 from quantkit.recipe import Recipe
@@ -57,18 +58,21 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
         rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.specs)]
 
-        for row, spec in zip(rows[1:], recipe.specs, strict=True):
-            make = partial(directory.variant, source, spec, texts.calibration, force=force)
+        makers = directory.variants(source, planned.variants, texts.calibration, force=force)
+        for row, make in zip(rows[1:], makers, strict=True):
             row.model = row.attempt("convert", make)
 
-        text = None
+        text, comparisons = None, []
         if recipe.evaluate:
             evaluation = Evaluation.prepare(recipe.evaluate, source, texts.evaluation, directory)
             text = evaluation.text
             for row in rows:
                 if row.model:
                     measure = partial(evaluation.measure, row.model)
-                    row.metrics = row.attempt("evaluate", measure) or {}
+                    row.evaluated = row.attempt("evaluate", measure) or row.evaluated
+            measured = {row.id: row.evaluated for row in rows}
+            pairs = partial(compare, measured, recipe.evaluate.tolerance)
+            comparisons = rows[0].attempt("compare", pairs) or []
 
         if recipe.bench:
             benching = Benching(directory, recipe.bench)
@@ -87,6 +91,7 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
             calibration=texts.calibration.record if texts.calibration else None,
             text=text,
             variants=[row.row(source) for row in rows],
+            comparisons=comparisons,
         )
         ledger.write(directory.path / LEDGER)
         report.write(ledger, directory.path)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from quantkit.calibration import Precision
+from quantkit.devices import AUTO
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.packaged import packaged_files
 from quantkit.spec import Spec
@@ -19,11 +21,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _spec(text: str) -> str:
+def _entry(entry: Any) -> Any:
     try:
-        return str(Spec.parse(text))
+        Spec.of_entry(entry)
     except RecipeError as error:
         raise ValueError(str(error)) from error
+    return entry
 
 
 class CalibrationSection(_Section):
@@ -33,10 +36,14 @@ class CalibrationSection(_Section):
     samples: int = Field(128, ge=1)
     sequence_length: int = Field(512, ge=8)
     seed: int = 0
+    device: str = AUTO
+    """Where calibration and the native quantizers run: ``cpu``, ``cuda``, ``cuda:N``, ``auto``."""
+    precision: Precision = "bfloat16"
+    """In which they compute. float64 is slow, and gives the same integers on every device."""
 
-    def windows(self) -> dict[str, int]:
-        """How the text is cut and sampled: the keywords of ``calibrate``."""
-        return self.model_dump(include={"samples", "sequence_length", "seed"})
+    def windows(self) -> dict[str, Any]:
+        """How the text is cut and sampled, and where it runs: the keywords of ``calibrate``."""
+        return self.model_dump(exclude={"text"})
 
 
 class EvaluateSection(_Section):
@@ -52,6 +59,8 @@ class EvaluateSection(_Section):
     """Examples before each question; the task's own number where null."""
     limit: int | None = Field(None, ge=1)
     """Questions a task (of each subject, where it has subjects); all where null."""
+    tolerance: float = Field(1.0, gt=0, lt=100)
+    """Points of accuracy, and percent of perplexity, that count as no difference."""
     mmlu_directory: str | None = None
     """Where the task mmlu_csv finds dev/ and test/."""
 
@@ -67,20 +76,21 @@ class BenchSection(_Section):
 
 
 class Recipe(_Section):
-    """One run. ``convert`` entries are specs; ``evaluate`` or ``bench`` null leaves it out."""
+    """One run. ``evaluate`` or ``bench`` null leaves it out."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     source: str
     calibration: CalibrationSection = CalibrationSection()
-    convert: list[Annotated[str, AfterValidator(_spec)]]
+    convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]
+    """``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's options."""
     evaluate: EvaluateSection | None = EvaluateSection()
     bench: BenchSection | None = BenchSection()
 
     @property
     def specs(self) -> list[Spec]:
         """What to convert to, parsed."""
-        return [Spec.parse(text) for text in self.convert]
+        return [Spec.of_entry(entry) for entry in self.convert]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -103,9 +113,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(_first_problem(path, text, error)) from error
-    duplicates = {spec for spec in recipe.convert if recipe.convert.count(spec) > 1}
-    if duplicates:
-        raise RecipeError(f"{path}: convert lists {', '.join(sorted(duplicates))} more than once")
+    names = [spec.directory for spec in recipe.specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(
+                f"{path}: convert makes {name} more than once; give each its own `name`"
+            )
     return recipe
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.convert import convert_many, groups
 from quantkit.errors import RecipeError
-from quantkit.files import remove_partials, sha256_json, write_json
+from quantkit.files import partials, sha256_json, write_json
+from quantkit.formats.base import Plan
 from quantkit.ledger import REFERENCE
 from quantkit.progress import say
 from quantkit.spec import Spec
-from quantkit.variant import Manifest, Model, Variant, open_variant
+from quantkit.variant import Model, Variant, open_variant
 
 LEDGER = "ledger.json"
 _MARKER = "run.json"
@@ -48,32 +51,64 @@ class RunDirectory:
         """Where the values behind a model's metrics go: one line a question, one a position."""
         return self.path / "details" / row_id(model)
 
-    def variant(
+    def variants(
         self,
         source: Checkpoint,
-        spec: Spec,
+        plans: Sequence[Plan],
         calibration: Calibration | None,
         *,
         force: bool = False,
-    ) -> Variant:
-        """The variant of this source, spec and calibration: the one that is there, or a new one.
+    ) -> list[Callable[[], Variant]]:
+        """For each plan what gives its variant: the one that is there, or a new one.
 
-        Raise RecipeError where another one stands in its place, unless ``force``.
+        Those that share a pass over the source are all made when the first is asked for. Asked for,
+        a variant raises what making it raised, and RecipeError where another one stands in its
+        place, unless ``force``.
         """
+        by_spec = {plan.spec: plan for plan in plans}
+        names = {spec.directory for spec in by_spec}
+        for name, left in partials(self.path / "variants"):
+            if name not in names:  # those that are wanted are gone on with, or replaced
+                shutil.rmtree(left, ignore_errors=True)
+        makers: dict[Spec, Callable[[], Variant]] = {}
+        for group in groups(list(by_spec)):
+            wanted = [by_spec[spec] for spec in group]
+            make = cache(partial(self._make, source, wanted, calibration, force=force))
+            makers |= {spec: partial(_made, make, spec) for spec in group}
+        return [makers[plan.spec] for plan in plans]
+
+    def _make(
+        self,
+        source: Checkpoint,
+        plans: Sequence[Plan],
+        calibration: Calibration | None,
+        *,
+        force: bool,
+    ) -> dict[Spec, Variant | Exception]:
+        kept = {plan.spec: self._kept(source, plan, calibration, force=force) for plan in plans}
+        found = {spec: variant for spec, variant in kept.items() if variant is not None}
+        missing = [spec for spec in kept if spec not in found]
         place = self.path / "variants"
-        existing = place / spec.directory
-        if existing.exists():
-            variant = open_variant(existing)
-            other = _other_origin(variant.manifest, source, calibration)
-            if other is None:
-                say(f"{spec}: made already")
-                return variant
-            if not force:
-                raise RecipeError(
-                    f"{existing}: was made from another {other}; choose another --out, or pass "
-                    "--force to replace it"
-                )
-        return convert(source, spec, calibration, place, force=force)
+        return {**found, **convert_many(source, missing, calibration, place, force=force)}
+
+    def _kept(
+        self, source: Checkpoint, plan: Plan, calibration: Calibration | None, *, force: bool
+    ) -> Variant | RecipeError | None:
+        """The variant that is there already; an error where it is another, unless ``force``."""
+        existing = self.path / "variants" / plan.spec.directory
+        if not existing.exists():
+            return None
+        variant = open_variant(existing)
+        other = _other_origin(variant, plan, source, calibration)
+        if other is None:
+            say(f"{variant.id}: made already")
+            return variant
+        if force:
+            return None
+        return RecipeError(
+            f"{existing}: was made from another {other}; choose another --out, or pass --force to "
+            "replace it"
+        )
 
     def result(self, kind: str, model: Model, key: Any, make: Callable[[], T], shape: type[T]) -> T:
         """``make()``, or what it gave before for the same model and ``key`` (a JSON value).
@@ -122,7 +157,6 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
             file.write(json.dumps({"schema_version": 1}) + "\n")
             file.flush()
         directory = RunDirectory(path)
-        remove_partials(path / "variants" / "*")
         directory.logs.mkdir(exist_ok=True)
         yield directory
 
@@ -141,12 +175,24 @@ def model_digest(model: Model) -> str:
     return sha256_json({name: file.sha256 for name, file in model.manifest.files.items()})
 
 
+def _made(make: Callable[[], dict[Spec, Variant | Exception]], spec: Spec) -> Variant:
+    found = make()[spec]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def _other_origin(
-    manifest: Manifest | None, source: Checkpoint, calibration: Calibration | None
+    variant: Variant, plan: Plan, source: Checkpoint, calibration: Calibration | None
 ) -> str | None:
     """What an existing variant was made from that is not what is asked for, or None."""
+    manifest = variant.manifest
     if manifest is None or manifest.source.sha256 != source.sha256:
         return "source"
+    asked = {"format": plan.spec.format, "scheme": plan.spec.scheme, **plan.options}
+    for key, value in asked.items():
+        if manifest.spec.get(key) != value:
+            return f"{key} ({manifest.spec.get(key)}, not {value})"
     if manifest.calibration is not None and (
         calibration is None or manifest.calibration.sha256 != calibration.record.sha256
     ):

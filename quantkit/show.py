@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantkit.toolchains import ToolchainStatus
     from quantkit.variant import Variant
 
+_LINE = 160
 _SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
 
 
@@ -89,6 +90,10 @@ def variants(made: Sequence[Variant], as_json: bool) -> None:
     for v in made:
         for note in v.manifest.notes if v.manifest else []:
             click.echo(f"{v.id}: {note}")
+        errors = v.manifest.block_errors if v.manifest else []
+        if errors:
+            worst = max(range(len(errors)), key=errors.__getitem__)
+            click.echo(f"{v.id}: the output of block {worst} moved most, by {errors[worst]:.1%}")
 
 
 def metrics(measured: Mapping[str, Mapping[str, Metric]], as_json: bool) -> None:
@@ -140,8 +145,15 @@ def facts(found: Mapping[str, Any], as_json: bool) -> None:
         _json(found)
         return
     for key, value in found.items():
-        shown = json.dumps(value, indent=2) if isinstance(value, dict | list) else value
-        click.echo(f"{key}: {shown}")
+        if isinstance(value, dict) and value:
+            click.echo(f"{key}:")
+            width = max(map(len, value))
+            for name, part in value.items():
+                click.echo(f"  {name:{width}}  {_on_one_line(part)}")
+        elif isinstance(value, list) and value:
+            click.echo("\n".join((f"{key}:", *(f"  {_on_one_line(part)}" for part in value))))
+        else:
+            click.echo(f"{key}: {_on_one_line(value)}")
 
 
 def problems(path: Path, found: Sequence[str], as_json: bool) -> None:
@@ -163,6 +175,21 @@ def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
         ["engine", "version", "what for", "where"],
         ([s.name, s.version or "not installed", s.purpose, str(s.path or "")] for s in statuses),
     )
+
+
+def _on_one_line(value: Any) -> str:
+    """``tensors 12, bytes 4096``; the beginning of a long text such as a chat template."""
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_on_one_line(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_on_one_line, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    first = text.strip().partition("\n")[0][:_LINE]
+    return text if first == text else f"{first} … ({len(text)} characters)"
 
 
 def _row_cells(row: Row, levels: Iterable[int]) -> list[str]:

@@ -1,24 +1,34 @@
-"""Specs: ``format:scheme``, the short name of one variant to make."""
+"""Specs: what one variant is to be; ``format:scheme`` in short."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.formats import FORMATS
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = ("reference",)
+"""Names that mean something else among the rows of a run."""
 
-@dataclass(frozen=True, order=True)
+
+@dataclass(frozen=True)
 class Spec:
-    """What to make: ``gguf:Q4_K_M``, ``gptq:w4g64``, ``awq:w4g128``.
+    """What to make: ``gguf:Q4_K_M``, ``gptq:w4g64``, ``awq:w4g128``, with options and a name.
 
     ``scheme`` is a GGUF type verbatim, or bits and group size (``g-1``: one group a row).
-    Whether the format knows the scheme is the format's own question (``Format.plan``).
+    Whether the format knows the scheme and the options is its own question (``Format.plan``).
     """
 
     format: str
     scheme: str
+    options: tuple[tuple[str, Hashable], ...] = ()
+    """Keys and values, sorted by key; a mapping among the values is such pairs too, unsorted."""
+    name: str | None = None
+    """The variant's id and directory, where it is not to be ``directory``'s default."""
 
     @classmethod
     def parse(cls, text: str) -> Spec:
@@ -35,13 +45,62 @@ class Spec:
             )
         return cls(format_, scheme)
 
+    @classmethod
+    def of_entry(cls, entry: Any) -> Spec:
+        """An entry of a recipe: ``gguf:Q4_K_M``, or a mapping of ``spec``, ``name`` and options.
+
+        Raise RecipeError where it is neither.
+        """
+        if isinstance(entry, str):
+            return cls.parse(entry)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("spec"), str):
+            raise RecipeError(
+                "expected format:scheme, or keys and values with a `spec: format:scheme` among them"
+            )
+        options = {str(key): value for key, value in entry.items() if key not in ("spec", "name")}
+        name = entry.get("name")
+        if name is not None and (
+            not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN
+        ):
+            raise RecipeError(
+                f"name {name!r}: it becomes a directory: letters, digits, '.', '_' and '-', "
+                f"and not {', '.join(_TAKEN)}"
+            )
+        return cls.parse(entry["spec"]).having(options, name)
+
+    def having(self, options: Mapping[str, Any], name: str | None = None) -> Spec:
+        """The same with these options and this name."""
+        pairs = tuple(sorted((key, _frozen(value)) for key, value in options.items()))
+        return Spec(self.format, self.scheme, pairs, name)
+
     @property
     def directory(self) -> str:
         """Name of the variant's directory, and its id in a ledger: ``gguf-Q4_K_M``."""
-        return f"{self.format}-{self.scheme}"
+        return self.name or f"{self.format}-{self.scheme}"
+
+    def known_options(self, known: Sequence[str]) -> dict[str, Any]:
+        """The options by key; raise RecipeError for one that is not among ``known``."""
+        for key, _ in self.options:
+            if key not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes no options"
+                raise RecipeError(
+                    f"spec {self}: unknown option {key!r}; {self.format} {takes}"
+                    + did_you_mean(key, known)
+                )
+        return dict(self.options)
 
     def __str__(self) -> str:
         return f"{self.format}:{self.scheme}"
+
+
+def _frozen(value: Any) -> Hashable:
+    """A YAML value as one that can be a key."""
+    if isinstance(value, Mapping):
+        return tuple((str(key), _frozen(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    found: Hashable = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,7 +112,8 @@ class GroupScheme:
 
     @classmethod
     def parse(cls, spec: Spec, bits: tuple[int, ...], group_sizes: tuple[int, ...]) -> GroupScheme:
-        """Raise RecipeError unless the scheme is wBgG with bits and group size that are offered."""
+        """Raise RecipeError unless the scheme is wBgG with bits and group size that are offered,
+        or where there are options: such formats take none."""
         offered = [f"w{b}g{g}" for b in bits for g in group_sizes]
         match = re.fullmatch(r"w(\d+)g(-?\d+)", spec.scheme)
         if match is None or int(match[1]) not in bits or int(match[2]) not in group_sizes:
@@ -61,4 +121,5 @@ class GroupScheme:
                 f"spec {spec}: unknown scheme {spec.scheme!r}; {spec.format} takes "
                 f"{', '.join(offered)}" + did_you_mean(spec.scheme, offered)
             )
+        spec.known_options(())
         return cls(int(match[1]), int(match[2]))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines import scoring_engine, serving_engine
+from quantkit.evaluate.samples import Evaluated
 from quantkit.formats import load_format
-from quantkit.ledger import Metric, TextEntry
+from quantkit.ledger import TextEntry
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text
@@ -69,8 +70,8 @@ class Evaluation:
         )
         return cls(run, plan, Reference.build(source, plan.windows, run.cache), entry)
 
-    def measure(self, model: Model) -> dict[str, Metric]:
-        """All metrics of one model, measured now or found from before."""
+    def measure(self, model: Model) -> Evaluated:
+        """All that is known of one model, measured now or found from before."""
         from quantkit.evaluate import METRICS_VERSION, evaluate
 
         engine = scoring_engine(model)
@@ -85,7 +86,7 @@ class Evaluation:
             "metadata": dict(self.plan.metadata),
         }
         make = partial(evaluate, model, self.reference, self.plan, self.directory.details(model))
-        return self.directory.result("evaluate", model, key, make, dict[str, Metric])
+        return self.directory.result("evaluate", model, key, make, Evaluated)
 
 
 @dataclass(frozen=True)

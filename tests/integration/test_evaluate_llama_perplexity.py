@@ -8,6 +8,7 @@ import re
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,15 @@ from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.errors import RecipeError
 from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.divergence import join, score
+from quantkit.evaluate.divergence import delta_p, join, score
 from quantkit.evaluate.perplexity import Windows, bos_id, windows
-from quantkit.evaluate.statistics import mean, perplexity, proportion, quantile
+from quantkit.evaluate.statistics import (
+    mean,
+    perplexity,
+    proportion,
+    quantile,
+    root_mean_square,
+)
 from quantkit.evaluate.tasks import run_task
 from quantkit.ledger import Metric
 from quantkit.spec import Spec
@@ -113,21 +120,51 @@ def test_perplexity_and_kld_agree_with_llama_perplexity(
             values = join(
                 [score(b, t, a) for b, t, a in zip(rows, targets, reference, strict=True)]
             )
-        assert values.kld is not None
-        assert values.same_top is not None
-        # llama-perplexity keeps its base as 16-bit numbers over a range of 16 nats.
+        drift = values.drift
+        assert drift is not None
+
+        def printed(pattern: str, output: str = output) -> float:
+            return _number(output, pattern)
+
+        # llama-perplexity keeps its base as 16-bit numbers over a range of 16 nats: what is less
+        # likely than e^-16 times the likeliest token is taken to be just that likely.
+        floor = 16 - drift.reference_confidence.log()
+        drift = replace(drift, reference_nll=drift.reference_nll.minimum(floor))
+        values = replace(values, drift=drift)
         ppl = perplexity(values.nll).value
-        assert ppl == pytest.approx(_number(output, r"Mean PPL\(Q\)\s*:\s*([\d.]+)"), rel=1e-3)
-        kld = mean(values.kld)
-        assert kld.value == pytest.approx(_number(output, r"Mean\s+KLD:\s*([\d.]+)"), rel=2e-2)
-        error = _number(output, r"Mean\s+KLD:\s*[\d.]+ ±\s*([\d.]+)")
-        assert kld.stderr == pytest.approx(error, rel=5e-2)
-        median, p99 = quantile(values.kld, 0.5).value, quantile(values.kld, 0.99).value
-        assert median == pytest.approx(_number(output, r"Median\s+KLD:\s*([\d.]+)"), rel=3e-2)
-        assert p99 == pytest.approx(_number(output, r"99\.0%\s+KLD:\s*([\d.]+)"), rel=5e-2)
+        assert ppl == pytest.approx(printed(r"Mean PPL\(Q\)\s*:\s*([\d.]+)"), rel=1e-3)
+        ratio = perplexity(values.nll - drift.reference_nll)
+        assert ratio.value == pytest.approx(
+            printed(r"PPL\(Q\)/PPL\(base\)\s*:\s*([\d.]+)"), rel=1e-4
+        )
+        error = printed(r"PPL\(Q\)/PPL\(base\)\s*:\s*[\d.]+ ±\s*([\d.]+)")
+        assert ratio.stderr == pytest.approx(error, rel=1e-2, abs=1e-6)
+        kld = mean(drift.kld)
+        assert kld.value == pytest.approx(printed(r"Mean\s+KLD:\s*([\d.]+)"), rel=1e-2)
+        error = printed(r"Mean\s+KLD:\s*[\d.]+ ±\s*([\d.]+)")
+        assert kld.stderr == pytest.approx(error, rel=1e-2, abs=1e-6)
+        for fraction, pattern in ((0.5, "Median"), (0.99, r"99\.0%"), (1.0, "Maximum")):
+            expected = printed(rf"{pattern}\s+KLD:\s*([\d.]+)")
+            found = quantile(drift.kld, fraction).value
+            assert found == pytest.approx(expected, rel=1e-2, abs=1e-6), pattern
         # A near tie may fall either way: one or two of 2040 positions.
-        top = 100 * proportion(values.same_top).value
-        assert top == pytest.approx(_number(output, r"Same top p:\s*([\d.]+)"), abs=0.2)
+        top = 100 * proportion(drift.same_top).value
+        assert top == pytest.approx(printed(r"Same top p:\s*([\d.]+)"), abs=0.2)
+        # Δp is printed in percent, to three places.
+        change = 100 * delta_p(values)
+        rms = root_mean_square(change)
+        assert rms.value == pytest.approx(printed(r"RMS Δp\s*:\s*([\d.]+)"), rel=1e-2)
+        error = printed(r"RMS Δp\s*:\s*[\d.]+ ±\s*([\d.]+)")
+        assert rms.stderr == pytest.approx(error, rel=1e-2, abs=1e-3)
+        average = printed(r"Mean\s+Δp:\s*(-?[\d.]+)")
+        assert mean(change).value == pytest.approx(average, rel=1e-2, abs=1e-3)
+        for fraction, pattern in (
+            (0.0, "Minimum"), (0.01, r"\s1\.0%"), (0.05, r"\s5\.0%"),
+            (0.95, r"95\.0%"), (0.99, r"99\.0%"), (1.0, "Maximum"),
+        ):  # fmt: skip
+            expected = printed(rf"{pattern}\s+Δp:\s*(-?[\d.]+)%")
+            found = quantile(change, fraction).value
+            assert found == pytest.approx(expected, rel=1e-2, abs=1e-3), pattern
 
 
 def test_the_source_and_its_gguf_are_the_same_model(
@@ -139,9 +176,10 @@ def test_the_source_and_its_gguf_are_the_same_model(
     reference = Reference.build(demo, cut, tmp_path)
     plan = EvaluationPlan(demo.tokenizer, 2048, cut)
     found: dict[str, dict[str, Metric]] = {
-        scheme: evaluate(variants[scheme], reference, plan) for scheme in ("BF16", "Q8_0", "Q4_0")
+        scheme: evaluate(variants[scheme], reference, plan).metrics
+        for scheme in ("BF16", "Q8_0", "Q4_0")
     }
-    itself = evaluate(demo, reference, plan)
+    itself = evaluate(demo, reference, plan).metrics
     assert found["BF16"]["ppl"].value == pytest.approx(itself["ppl"].value, rel=2e-3)
     drift = [found[scheme]["kld_mean"].value for scheme in ("BF16", "Q8_0", "Q4_0")]
     assert drift == sorted(drift)

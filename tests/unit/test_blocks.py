@@ -32,6 +32,23 @@ def test_blocks_in_turn_equal_the_whole_model(model: str, request: pytest.Fixtur
             torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "olmo2", "granite", "phi3", "stablelm"])
+def test_blocks_of_other_families_give_what_the_whole_model_does(
+    family: str, tmp_path: Path
+) -> None:
+    path = make_checkpoint(
+        tmp_path / family, family=family, tie_word_embeddings=False, pad_token_id=0
+    )
+    blocks = DecoderBlocks(Checkpoint.open(path), precision=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model
+    with torch.no_grad():
+        expected = whole(IDS, output_hidden_states=True).hidden_states
+        hidden = torch.cat(list(blocks.embed(IDS)))
+        assert torch.equal(hidden, expected[0])
+        hidden = blocks.run(0, blocks.load(0), hidden)
+        torch.testing.assert_close(hidden, expected[1], rtol=1e-4, atol=1e-4)
+
+
 def test_statistics_equal_a_loop_over_recorded_inputs(tiny_qwen2: Path) -> None:
     blocks = DecoderBlocks(Checkpoint.open(tiny_qwen2))
     block, hidden = blocks.load(0), blocks.embed(IDS)

@@ -16,14 +16,18 @@ from quantkit.convert import convert
 from quantkit.engines.base import Scorer
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.errors import EngineError, EvaluationError
-from quantkit.evaluate import EvaluationPlan, evaluate, require_comparable
+from quantkit.evaluate import EvaluationPlan, evaluate
 from quantkit.evaluate.perplexity import windows
 from quantkit.evaluate.reference import Reference
-from quantkit.ledger import Metric
+from quantkit.ledger import Metric, require_comparable
 from quantkit.spec import Spec
 from tests.models import VOCABULARY, make_checkpoint
 
-NAMES = ["ppl", "kld_mean", "kld_median", "kld_p99", "kld_max", "top1_agreement"]
+NAMES = [
+    "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_median", "kld_p99", "kld_max",
+    "top1_agreement", "top5_agreement", "delta_p_mean", "delta_p_rms", "delta_p_min",
+    "delta_p_p01", "delta_p_p05", "delta_p_p95", "delta_p_p99", "delta_p_max",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +67,14 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_the_reference_against_itself(
     source: Checkpoint, plan: EvaluationPlan, reference: Reference
 ) -> None:
-    metrics = evaluate(source, reference, plan)
+    found = evaluate(source, reference, plan)
+    metrics = found.metrics
     assert list(metrics) == NAMES
+    assert found.profile is None
     assert metrics["kld_mean"].value == metrics["kld_max"].value == 0
-    assert metrics["top1_agreement"].value == 1
+    assert metrics["top1_agreement"].value == metrics["top5_agreement"].value == 1
+    assert metrics["delta_p_rms"].value == metrics["non_finite"].value == 0
+    assert metrics["ppl_ratio"].value == 1
     assert metrics["ppl"].n == metrics["kld_mean"].n == 7 * 31
     assert metrics["ppl"].reference is None
     assert metrics["kld_mean"].reference == "reference"
@@ -80,9 +88,10 @@ def test_a_variant_against_a_slow_loop(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    metrics = evaluate(other, reference, plan, details=tmp_path)
+    whole = evaluate(other, reference, plan, details=tmp_path)
+    metrics = whole.metrics
     assert plan.windows is not None
-    nll, kld, same = [], [], []
+    nll, kld, same, change = [], [], [], []
     with TransformersScorer(source, 64) as p, TransformersScorer(other, 64) as q:
         for window in plan.windows.ids:
             (a,), (b,) = p.logits([window], [0]), q.logits([window], [0])
@@ -92,6 +101,7 @@ def test_a_variant_against_a_slow_loop(
                 nll.append(-float(log_q[window[t + 1]]))
                 kld.append(float((log_p.exp() * (log_p - log_q)).sum()))
                 same.append(int(log_p.argmax() == log_q.argmax()))
+                change.append(float((log_q.exp() - log_p.exp())[window[t + 1]]))
     n = len(nll)
     assert metrics["ppl"].value == pytest.approx(float(torch.tensor(nll).mean().exp()), rel=1e-5)
     assert metrics["kld_mean"].value == pytest.approx(sum(kld) / n, rel=1e-4)
@@ -99,6 +109,14 @@ def test_a_variant_against_a_slow_loop(
     assert metrics["kld_median"].value == pytest.approx(sorted(kld)[n // 2], rel=1e-3)
     assert metrics["top1_agreement"].value == pytest.approx(sum(same) / n)
     assert 0 < sum(same) < n
+    rms = (sum(x * x for x in change) / n) ** 0.5
+    assert metrics["delta_p_rms"].value == pytest.approx(rms, rel=1e-3)
+    assert metrics["delta_p_min"].value == pytest.approx(min(change), rel=1e-3)
+    assert whole.windows["ppl"] == pytest.approx(
+        [sum(nll[i : i + 31]) / 31 for i in range(0, n, 31)], abs=1e-4
+    )
+    assert whole.profile is not None
+    assert whole.profile.worst[0].kld == metrics["kld_max"].value
     kept = load_file(tmp_path / "positions.safetensors")
     assert kept["nll"].shape == kept["kld"].shape == (7, 31)
     assert kept["nll"].flatten().tolist() == pytest.approx(nll, abs=1e-4)
@@ -108,8 +126,8 @@ def test_a_gguf_is_measured_in_llama_cpp(
     source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
 ) -> None:
     variant = convert(source, Spec.parse("gguf:F32"), None, tmp_path)
-    metrics = evaluate(variant, reference, plan)
-    same = evaluate(source, reference, plan)
+    metrics = evaluate(variant, reference, plan).metrics
+    same = evaluate(source, reference, plan).metrics
     assert metrics["ppl"].engine.startswith("llamacpp 0.3.")
     assert metrics["ppl"].value == pytest.approx(same["ppl"].value, rel=1e-3)
     assert 0 < metrics["kld_mean"].value < 1e-4
@@ -121,9 +139,9 @@ def test_a_gguf_is_measured_in_llama_cpp(
 def test_without_a_reference_there_is_perplexity_only(
     source: Checkpoint, plan: EvaluationPlan, reference: Reference
 ) -> None:
-    metrics = evaluate(source, None, plan)
-    assert list(metrics) == ["ppl"]
-    with_reference = evaluate(source, reference, plan)["ppl"]
+    metrics = evaluate(source, None, plan).metrics
+    assert list(metrics) == ["ppl", "non_finite"]
+    with_reference = evaluate(source, reference, plan).metrics["ppl"]
     assert metrics["ppl"].value == pytest.approx(with_reference.value, rel=1e-6)
 
 
@@ -197,7 +215,8 @@ def _resized(source: Checkpoint, rows: int, path: Path) -> Checkpoint:
 def test_padding_of_the_vocabulary_is_cut(
     source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
 ) -> None:
-    metrics = evaluate(_resized(source, VOCABULARY + 64, tmp_path / "padded"), reference, plan)
+    padded = _resized(source, VOCABULARY + 64, tmp_path / "padded")
+    metrics = evaluate(padded, reference, plan).metrics
     assert metrics["kld_mean"].value == pytest.approx(0, abs=1e-7)
     assert metrics["kld_mean"].protocol["vocabulary"] == VOCABULARY
 

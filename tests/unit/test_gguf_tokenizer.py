@@ -14,6 +14,7 @@ from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf import pretokenizers, sentencepiece
 from quantkit.formats.gguf.special_tokens import read_special_tokens
 from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.formats.gguf.vocabulary import TokenType
 from tests import gguf_tokenizers
 from tests.models import make_checkpoint
 
@@ -39,9 +40,9 @@ def test_pieces_are_what_sentencepiece_reads(tmp_path: Path) -> None:
     for token, piece in enumerate(pieces):
         assert piece.text.decode() == processor.IdToPiece(token)
         assert piece.score == processor.GetScore(token)
-        assert (piece.type == sentencepiece.PieceType.BYTE) == processor.IsByte(token)
-        assert (piece.type == sentencepiece.PieceType.CONTROL) == processor.IsControl(token)
-        assert (piece.type == sentencepiece.PieceType.UNKNOWN) == processor.IsUnknown(token)
+        assert (piece.type == TokenType.BYTE) == processor.IsByte(token)
+        assert (piece.type == TokenType.CONTROL) == processor.IsControl(token)
+        assert (piece.type == TokenType.UNKNOWN) == processor.IsUnknown(token)
 
 
 def test_damaged_and_other_sentencepiece_files_are_refused(tmp_path: Path) -> None:
@@ -105,20 +106,63 @@ def test_a_token_that_ends_every_text_is_eos_and_the_named_one_ends_turns(tmp_pa
     assert (found.ids["eos"], found.ids["eot"], found.added["eos"]) == (0, 1, True)
 
 
+def test_names_and_ids_are_taken_from_where_they_are(tmp_path: Path) -> None:
+    description = {
+        "added_tokens": added("<cls>", "<sep>", "<bos>"),
+        "post_processor": {"type": "RobertaProcessing", "cls": ["<cls>", 0], "sep": ["<sep>", 1]},
+    }
+    config = {"text_config": {"bos_token_id": 2, "eos_token_id": 1}}
+    found = read_special_tokens(tmp_path, description, config, None)
+    assert found.ids == {"bos": 2, "eos": 1}  # without tokenizer_config.json no token has a name
+    assert found.added == {"bos": True, "eos": True, "sep": True}
+    settings = {"cls_token": "<cls>", "sep_token": "<sep>", "chat_template": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text("not asked, as tokenizer_config.json says: none")
+    found = read_special_tokens(tmp_path, description, config, None)
+    assert found.ids == {"bos": 0, "eos": 1, "cls": 0, "sep": 1}
+    assert found.chat_template is None
+
+
+def test_only_phi_3_goes_by_the_flags_of_added_tokens_alone(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    gguf_tokenizers.write_sentencepiece(tmp_path)
+    settings = {"added_tokens_decoder": {"3": {"content": "<|a|>"}, "4": {"content": "▁b"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [{"id": 5, "content": "c", "special": True}]})
+    )
+    found = [token.type for token in sentencepiece.from_model(tmp_path, 1000)[3:6]]
+    assert found == [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE]
+    phi_3 = sentencepiece.from_model_of_phi_3(tmp_path, 1000)[3:6]
+    assert [token.type for token in phi_3] == [TokenType.USER_DEFINED] * 2 + [TokenType.CONTROL]
+    assert [token.text.decode() for token in phi_3] == ["<|a|>", "▁b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("description", "prepends"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}]}}, True),
+        ({"normalizer": None, "pre_tokenizer": {"type": "Metaspace"}}, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False),
+        ({"normalizer": {"type": "Replace"}, "pre_tokenizer": {"type": "Split"}}, False),
+    ],
+)
+def test_a_space_before_a_text_is_seen_in_tokenizer_json(
+    description: dict[str, Any], prepends: bool
+) -> None:
+    assert sentencepiece.prepends_space(description) == prepends
+
+
 @pytest.mark.parametrize(
     ("rules", "ignore_merges", "name"),
     [
-        (pre_tokenizers.ByteLevel(False), False, "gpt-2"),
-        (
-            pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-            ),
-            False,
-            "smollm",
-        ),
-        (gguf_tokenizers.split(r"\p{N}"), False, "qwen2"),
-        (gguf_tokenizers.split(r"\p{N}{1,3}"), True, "llama-bpe"),
-        (gguf_tokenizers.split(r"\p{N}{1,3}"), False, "smaug-bpe"),
+        (gguf_tokenizers.GPT_2, False, "gpt-2"),
+        (gguf_tokenizers.DIGITS, False, "smollm"),
+        (gguf_tokenizers.QWEN_2, False, "qwen2"),
+        (gguf_tokenizers.LLAMA_3, True, "llama-bpe"),
+        (gguf_tokenizers.LLAMA_3, False, "smaug-bpe"),
+        (gguf_tokenizers.TEKKEN, True, "tekken"),
+        (gguf_tokenizers.GPT_4O, False, "gpt-4o"),
         (gguf_tokenizers.split(r"\p{N}{1,2}"), False, None),
         (pre_tokenizers.ByteLevel(add_prefix_space=True), False, None),
         (pre_tokenizers.Whitespace(), False, None),
@@ -143,14 +187,33 @@ def test_well_known_splitting_rules_are_recognized_in_new_tokenizers(
 def test_rows_without_a_token_are_padded_and_tokens_without_a_row_refused(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     tokenizer = read_tokenizer(checkpoint, 1030)
-    assert tokenizer.tokens[1024:] == [f"[PAD{i}]".encode() for i in range(1024, 1030)]
-    assert tokenizer.types[:3] == [sentencepiece.PieceType.CONTROL] * 3
-    assert (
-        tokenizer.types[3:]
-        == [sentencepiece.PieceType.NORMAL] * 1021 + [sentencepiece.PieceType.UNUSED] * 6
-    )
+    texts = [token.text for token in tokenizer.tokens]
+    types = [token.type for token in tokenizer.tokens]
+    assert texts[1024:] == [f"[PAD{i}]".encode() for i in range(1024, 1030)]
+    assert types[:3] == [TokenType.CONTROL] * 3
+    assert types[3:] == [TokenType.NORMAL] * 1021 + [TokenType.UNUSED] * 6
     with pytest.raises(ConversionError, match=r"has id 10\d\d, but the embedding has 1000 rows"):
         read_tokenizer(checkpoint, 1000)
+
+
+def test_where_llama_cpp_would_begin_with_bos_it_is_told_not_to(tmp_path: Path) -> None:
+    # For these rules it does, unless the file says otherwise; that of its converter says nothing.
+    directory = make_checkpoint(tmp_path / "model", num_hidden_layers=1)
+    file = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.pre_tokenizer = gguf_tokenizers.LLAMA_3
+    description = json.loads(tokenizer.to_str())
+    description["model"]["ignore_merges"] = True
+    file.write_text(json.dumps(description))
+    found = read_tokenizer(Checkpoint.open(directory), 1024)
+    assert (found.pre, found.special.added) == ("llama-bpe", {"bos": False})
+    begin = [special("<|im_start|>"), sequence("A")]
+    template = {"type": "TemplateProcessing", "single": begin, "pair": [*begin, sequence("B")]}
+    template["special_tokens"] = {
+        "<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
+    }
+    file.write_text(json.dumps(description | {"post_processor": template}))
+    assert read_tokenizer(Checkpoint.open(directory), 1024).special.added == {"bos": True}
 
 
 def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
@@ -158,11 +221,15 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
     description = json.loads((directory / "tokenizer.json").read_text())
     for change, message in (
         ({"model": {"type": "WordPiece", "vocab": {}}}, "unsupported tokenizer .WordPiece."),
+        ({"model": {"type": "Unigram", "vocab": []}}, "unsupported tokenizer .Unigram."),
         ({"normalizer": {"type": "Lowercase"}}, "cannot normalize text .* .Lowercase."),
     ):
         (directory / "tokenizer.json").write_text(json.dumps(description | change))
         with pytest.raises(ConversionError, match=message):
             read_tokenizer(Checkpoint.open(directory), 1024)
+    (directory / "tokenizer.json").write_text(json.dumps(description | {"decoder": 3}))
+    with pytest.raises(CheckpointError, match="unreadable tokenizer"):
+        read_tokenizer(Checkpoint.open(directory), 1024)
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not JSON"):
         read_tokenizer(Checkpoint.open(directory), 1024)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
+from quantkit.convert import plan
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.rows import RowBuilder
-from quantkit.run import open_run
+from quantkit.run import RunDirectory, open_run
 from quantkit.spec import Spec
 from quantkit.texts import load_text
+from quantkit.variant import Variant
 from tests.models import make_checkpoint
 
 SPEC = Spec.parse("gptq:w4g64")
@@ -24,14 +28,21 @@ def _calibration(source: Checkpoint, seed: int) -> Calibration:
     return calibrate(text, source.tokenizer, samples=4, sequence_length=64, seed=seed)
 
 
+def _made(
+    run: RunDirectory, source: Checkpoint, calibration: Calibration, *, force: bool = False
+) -> Variant:
+    (make,) = run.variants(source, [plan(source, SPEC)], calibration, force=force)
+    return make()
+
+
 def test_a_variant_is_made_once(tiny_llama: Path, tmp_path: Path) -> None:
     source = Checkpoint.open(tiny_llama)
     calibration = _calibration(source, 0)
     with open_run(tmp_path / "run") as run:
-        first = run.variant(source, SPEC, calibration)
+        first = _made(run, source, calibration)
     written = (first.path / "quantkit.json").stat().st_mtime_ns
     with open_run(tmp_path / "run") as run:
-        again = run.variant(source, SPEC, calibration)
+        again = _made(run, source, calibration)
     assert again == first
     assert (first.path / "quantkit.json").stat().st_mtime_ns == written
 
@@ -42,15 +53,45 @@ def test_another_calibration_or_source_is_not_taken_for_the_same(
     source = Checkpoint.open(tiny_llama)
     other = Checkpoint.open(make_checkpoint(tmp_path / "other", seed=1))
     with open_run(tmp_path / "run") as run:
-        first = run.variant(source, SPEC, _calibration(source, 0))
+        first = _made(run, source, _calibration(source, 0))
         with pytest.raises(RecipeError, match=r"made from another calibration; .*--force"):
-            run.variant(source, SPEC, _calibration(source, 1))
+            _made(run, source, _calibration(source, 1))
         with pytest.raises(RecipeError, match="made from another source"):
-            run.variant(other, SPEC, _calibration(source, 0))
-        forced = run.variant(source, SPEC, _calibration(source, 1), force=True)
+            _made(run, other, _calibration(source, 0))
+        forced = _made(run, source, _calibration(source, 1), force=True)
     assert forced.manifest is not None
     assert first.manifest is not None
     assert forced.manifest.calibration != first.manifest.calibration
+
+
+def test_one_pass_makes_what_is_missing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Checkpoint.open(tiny_llama)
+    reads: list[str] = []
+    read = Checkpoint.read
+    monkeypatch.setattr(Checkpoint, "read", lambda c, name: (reads.append(name), read(c, name))[1])
+
+    def make(*entries: Any, force: bool = False) -> list[Variant]:
+        plans = [plan(source, Spec.of_entry(entry)) for entry in entries]
+        with open_run(tmp_path / "run") as run:
+            return [get() for get in run.variants(source, plans, None, force=force)]
+
+    mine = {"spec": "gguf:Q4_0", "name": "mine", "tensor_types": {"ffn_down": "Q8_0"}}
+    made = make("gguf:Q8_0", "gguf:Q4_0", mine)
+    assert [variant.id for variant in made] == ["gguf-Q8_0", "gguf-Q4_0", "mine"]
+    assert len(reads) == len(source.tensors)
+    shutil.rmtree(made[1].path)
+    assert make("gguf:Q8_0", "gguf:Q4_0", mine)[2] == made[2]
+    assert len(reads) == 2 * len(source.tensors)
+    other = mine | {"tensor_types": {"ffn_down": "Q5_0"}}
+    with pytest.raises(RecipeError, match=r"mine: was made from another tensor_types .*Q8_0.*Q5_0"):
+        make("gguf:Q8_0", other)
+    with pytest.raises(RecipeError, match=r"mine: was made from another scheme \(Q4_0, not Q5_0\)"):
+        make(mine | {"spec": "gguf:Q5_0"})
+    assert len(reads) == 2 * len(source.tensors)
+    (forced,) = make(other, force=True)
+    assert forced.manifest != made[2].manifest
 
 
 def test_results_are_kept_by_model_and_key(tiny_llama: Path, tmp_path: Path) -> None:
@@ -108,12 +149,16 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_what_killed_attempts_left_is_removed(tmp_path: Path) -> None:
+def test_what_killed_attempts_left_is_removed_where_it_is_no_longer_wanted(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    source = Checkpoint.open(tiny_llama)
     with open_run(tmp_path / "run") as run:
-        left = run.path / "variants" / ".gptq-w4g64.partial-1-abc"
-        left.mkdir(parents=True)
-    with open_run(tmp_path / "run"):
-        assert not left.exists()
+        place = run.path / "variants"
+        for name in (".gguf-Q8_0.partial-1-abc", ".gptq-w4g64.partial-0123456789abcdef"):
+            (place / name).mkdir(parents=True)
+        run.variants(source, [plan(source, Spec("gptq", "w4g64"))], None)
+        assert [left.name for left in place.iterdir()] == [".gptq-w4g64.partial-0123456789abcdef"]
 
 
 def test_a_row_keeps_its_first_failure_and_goes_on() -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import subprocess
+import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
-from quantkit.toolchains import Recipe
+from quantkit.formats.gguf import fallback
+from quantkit.toolchain_recipes import Recipe
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def offer(
     monkeypatch: pytest.MonkeyPatch, *pip: tuple[str, ...], module: str = "toyengine"
 ) -> None:
     recipe = Recipe("cpu", module, pip)
-    monkeypatch.setattr(toolchains, "_RECIPES", {"vllm": {"cpu": recipe, "cuda": recipe}})
+    monkeypatch.setattr(toolchains, "RECIPES", {"vllm": {"cpu": recipe, "cuda": recipe}})
 
 
 def runs(python: Path) -> str:
@@ -94,6 +98,58 @@ def test_a_toolchain_that_does_not_import_is_not_installed(
     assert list((cache / "toolchains" / "vllm").glob("*")) == []
 
 
+def make_sdist(directory: Path, files: tuple[str, ...]) -> Path:
+    """A package with llama.cpp's files in it, built by a backend of its own: pip asks for no more
+    than its metadata."""
+    backend = """
+import pathlib
+def prepare_metadata_for_build_wheel(directory, settings=None):
+    info = pathlib.Path(directory, "toy-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: toy\\nVersion: 1.0\\n")
+    return info.name
+"""
+    project = 'build-system = {requires = [], build-backend = "backend", backend-path = ["."]}'
+    contents = {"pyproject.toml": project, "backend.py": backend, "PKG-INFO": "Name: toy\n"}
+    contents |= {f"vendor/llama.cpp/{name}": name for name in files}
+    sdist = directory / "toy-1.0.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        for name, text in contents.items():
+            member = tarfile.TarInfo(f"toy-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return sdist
+
+
+def test_llama_cpps_converter_is_files_alone(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "llamacpp-converter"
+    real = toolchains.RECIPES[name]["cpu"]
+    assert real.pip == (("download", "--no-deps", "--no-binary", "llama-cpp-python",
+                         f"llama-cpp-python=={version('llama-cpp-python')}"),)  # fmt: skip
+
+    def offer_files(*files: str) -> None:
+        pip = (("download", "--no-deps", "--no-index", str(make_sdist(tmp_path, files))),)
+        recipe = Recipe("cpu", "", pip, real.files)
+        monkeypatch.setitem(toolchains.RECIPES, name, {"cpu": recipe, "cuda": recipe})
+
+    offer_files("src/llama.cpp")
+    with pytest.raises(ToolchainError, match=r"installation failed: no convert_hf_to_gguf\.py"):
+        toolchains.install(name)
+    offer_files("convert_hf_to_gguf.py", "conversion/base.py", "src/llama.cpp", "models/a.gguf")
+    installed = toolchains.install(name)
+    assert installed == toolchains.find(name)
+    found = {str(p.relative_to(installed.directory)) for p in installed.directory.rglob("*.*")}
+    assert found == {"convert_hf_to_gguf.py", "conversion/base.py"}
+    monkeypatch.delenv("QUANTKIT_LLAMA_CPP", raising=False)
+    converter = fallback.available()
+    assert converter is not None
+    assert converter.directory == installed.directory
+    (installed.directory / "convert_hf_to_gguf.py").unlink()
+    assert fallback.available() is None
+
+
 def test_find_names_the_command_that_installs(cache: Path) -> None:
     with pytest.raises(ToolchainError) as caught:
         toolchains.find("vllm")
@@ -103,7 +159,7 @@ def test_find_names_the_command_that_installs(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vlm", "vlm: unknown toolchain; there is vllm; did you mean 'vllm'?"),
+        ("vlm", "vlm: unknown toolchain; there is vllm, llamacpp-converter; did you mean 'vllm'?"),
         ("llamacpp", "llamacpp: is part of quantkit's own environment"),
     ],
 )
@@ -125,7 +181,7 @@ def test_listing_names_every_engine(cache: Path, monkeypatch: pytest.MonkeyPatch
     from quantkit.engines import ENGINES
 
     rows = {row.name: row for row in toolchains.listing()}
-    assert list(rows) == list(ENGINES)
+    assert list(rows) == [*ENGINES, "llamacpp-converter"]
     assert rows["transformers"].version is not None
     assert rows["vllm"].version is None
     assert rows["vllm"].install == "quantkit engines install vllm"

@@ -17,26 +17,26 @@ FILE_TYPES = {
 """Name and number of every file type that a GGUF may declare in ``general.file_type``."""
 
 UNQUANTIZED = ("F32", "F16", "BF16")
-"""What quantkit writes itself; the others come from llama.cpp's quantizer."""
+"""The types that only round; the others are llama.cpp's mixes of quantized types."""
 
-NEEDS_IMATRIX = (
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S",
+OFFERED = tuple(name for name in FILE_TYPES if name != "NVFP4")
+"""What quantkit makes: all that ``llama-quantize`` does."""
+
+TENSOR_TYPES = (
+    "F32", "F16", "BF16", "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
-"""llama.cpp refuses these without an importance matrix."""
-
-_NOT_MADE = ("MXFP4_MOE", "NVFP4", "Q2_0")
-"""For mixtures of experts, made by other tools, or of a tensor type newer than ``gguf`` reads."""
-
-OFFERED = tuple(name for name in FILE_TYPES if name not in (*NEEDS_IMATRIX, *_NOT_MADE))
+"""ggml's types that a single tensor can be quantized to."""
 
 
 def check(spec: Spec) -> str:
     """The file type that ``spec`` asks for; raise RecipeError unless quantkit makes it."""
     scheme = spec.scheme
-    if scheme in NEEDS_IMATRIX:
+    if scheme == "NVFP4":
         raise RecipeError(
-            f"spec {spec}: {scheme} needs an importance matrix, which this version does not "
-            "make; use IQ3_S, IQ4_XS, Q2_K or larger"
+            f"spec {spec}: llama.cpp quantizes no file to NVFP4, it only takes over checkpoints "
+            "that NVIDIA's ModelOpt made; single tensors can be: tensor_types: {ffn_down: NVFP4}"
         )
     if scheme not in OFFERED:
         raise RecipeError(

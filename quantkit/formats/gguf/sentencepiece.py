@@ -1,44 +1,24 @@
-"""SentencePiece vocabularies: ``tokenizer.model``, read without the sentencepiece package.
+"""SentencePiece vocabularies: tokenizer.model, and what is left of it in a tokenizer.json.
 
-The file is a protobuf (sentencepiece_model.proto), of which three fields matter here; reading
-them takes fewer lines than a dependency, and runs no code of the checkpoint.
+``tokenizer.model`` is a protobuf (sentencepiece_model.proto), of which three fields matter here;
+reading them takes fewer lines than a dependency, and runs no code of the checkpoint.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from quantkit.errors import CheckpointError, ConversionError
+from quantkit.formats.gguf.special_tokens import load_json
+from quantkit.formats.gguf.vocabulary import ADDED_SCORE, Token, TokenType, added, unused, within
 
-SPACE = "\u2581"
-"""How SentencePiece writes a space."""
-
-
-class PieceType(IntEnum):
-    """The types of a piece; SentencePiece and ``tokenizer.ggml.token_type`` number them alike."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One entry of the vocabulary; its id is its position."""
-
-    text: bytes
-    score: float
-    type: PieceType
-
-
+_UNUSED_SCORE = -10000.0
 _BPE = 2  # TrainerSpec.ModelType
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def is_model(path: Path) -> bool:
@@ -47,7 +27,77 @@ def is_model(path: Path) -> bool:
     return path.is_file() and path.read_bytes()[:1] == b"\x0a"
 
 
-def read_pieces(path: Path) -> list[Piece]:
+def from_model(directory: Path, vocabulary: int) -> list[Token]:
+    """The pieces of tokenizer.model, then what added_tokens.json and tokenizer_config.json add to
+    them or rename."""
+    tokens = _from_pieces(directory, vocabulary)
+    settings = load_json(directory / "tokenizer_config.json")
+    for key, token in settings.get("added_tokens_decoder", {}).items():
+        if int(key) < vocabulary:
+            tokens[int(key)] = added(token["content"], token.get("special"), ADDED_SCORE)
+    return tokens
+
+
+def from_model_of_phi_3(directory: Path, vocabulary: int) -> list[Token]:
+    """The same where only what is marked as special is a control token, and tokenizer.json adds
+    tokens too."""
+    tokens = _from_pieces(directory, vocabulary)
+    settings = load_json(directory / "tokenizer_config.json")
+    by_id = [(int(key), token) for key, token in settings.get("added_tokens_decoder", {}).items()]
+    description = load_json(directory / "tokenizer.json")
+    by_id += [(token["id"], token) for token in description.get("added_tokens", [])]
+    for key, token in by_id:
+        if key < vocabulary:
+            kind = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
+            tokens[key] = Token(token["content"].encode(), ADDED_SCORE, kind)
+    return tokens
+
+
+def from_json(description: dict[str, Any], vocabulary: int, where: Path) -> list[Token]:
+    """A vocabulary of which only tokenizer.json is left.
+
+    The scores are gone, but their order is that of the merges, and nothing else about them
+    matters to BPE. (llama.cpp's converter gives every token the same score; it then merges from
+    the left, and its tokens differ from the model's.)
+    """
+    rank: dict[str, int] = {}
+    for index, merge in enumerate(description["model"]["merges"]):
+        rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), index)
+    tokens = unused(vocabulary, _UNUSED_SCORE)
+    for text, token in within(description["model"]["vocab"].items(), vocabulary, where):
+        kind = TokenType.BYTE if _BYTE.fullmatch(text) else TokenType.NORMAL
+        tokens[token] = Token(text.encode(), -float(rank.get(text, len(rank))), kind)
+    extra = {token["content"]: token for token in description["added_tokens"]}
+    for text, token in within(((t, e["id"]) for t, e in extra.items()), vocabulary, where):
+        tokens[token] = added(text, extra[text]["special"], ADDED_SCORE)
+    return tokens
+
+
+def prepends_space(description: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json puts a space before a text."""
+    normalizer, splitter = (
+        description.get("normalizer") or {},
+        description.get("pre_tokenizer") or {},
+    )
+    return any(
+        step["type"] == "Prepend" for step in normalizer.get("normalizers", [normalizer]) if step
+    ) or (splitter.get("type") == "Metaspace" and splitter.get("prepend_scheme") != "never")
+
+
+def _from_pieces(directory: Path, vocabulary: int) -> list[Token]:
+    tokens = unused(vocabulary, _UNUSED_SCORE)
+    for token, piece in enumerate(read_pieces(directory / "tokenizer.model")[:vocabulary]):
+        # llama.cpp marks as user-defined only what the other files add.
+        user = piece.type == TokenType.USER_DEFINED
+        kind = TokenType.NORMAL if user else piece.type
+        tokens[token] = Token(piece.text, piece.score, kind)
+    for text, token in load_json(directory / "added_tokens.json").items():
+        if token < vocabulary:
+            tokens[token] = Token(text.encode(), ADDED_SCORE, TokenType.USER_DEFINED)
+    return tokens
+
+
+def read_pieces(path: Path) -> list[Token]:
     """The vocabulary of a ``tokenizer.model``.
 
     Raise CheckpointError for a damaged file, ConversionError for one that is not BPE.
@@ -70,11 +120,11 @@ def read_pieces(path: Path) -> list[Piece]:
     return pieces
 
 
-def _piece(message: bytes) -> Piece:
+def _piece(message: bytes) -> Token:
     fields = dict(_fields(message))
-    text, score, kind = fields.get(1, b""), fields.get(2, 0.0), fields.get(3, PieceType.NORMAL)
+    text, score, kind = fields.get(1, b""), fields.get(2, 0.0), fields.get(3, TokenType.NORMAL)
     assert isinstance(text, bytes)
-    return Piece(text, float(score), PieceType(int(kind)))
+    return Token(text, float(score), TokenType(int(kind)))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int | float]]:

@@ -51,13 +51,19 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def read_special_tokens(
-    directory: Path, description: dict[str, Any], config: dict[str, Any], vocabulary: int
+    directory: Path,
+    description: dict[str, Any],
+    config: dict[str, Any],
+    vocabulary: int | None,
 ) -> SpecialTokens:
     """``description``: tokenizer.json, empty where there is none; ``config``: config.json as it
-    is on disk. Ids beyond ``vocabulary`` are left out."""
+    is on disk. Ids beyond ``vocabulary``, where it is given, are left out."""
     settings = load_json(directory / "tokenizer_config.json")
     names = {role: _content(settings.get(f"{role}_token")) for role in _ROLES}
     special = SpecialTokens()
+    if description:
+        names["bos"] = names["bos"] or names["cls"]
+        names["eos"] = names["eos"] or names["sep"]
     _by_post_processor(description.get("post_processor") or {}, names, special.added)
     for role in _ROLES:
         flag = settings.get(f"add_{role}_token")
@@ -67,14 +73,16 @@ def read_special_tokens(
     added = {
         token["content"]: token["id"] for token in reversed(description.get("added_tokens", []))
     }
+    text_config = config.get("text_config") or {}
     for candidates in (
-        {role: added.get(name) for role, name in names.items()},
-        {role: config.get(f"{role}_token_id") for role in names},
+        {role: added.get(name) for role, name in names.items()} if settings else {},
+        {role: _first(f"{role}_token_id", config, text_config) for role in names},
     ):
         for role, token in candidates.items():
-            if isinstance(token, int) and 0 <= token < vocabulary:
+            if isinstance(token, int) and token >= 0 and (vocabulary is None or token < vocabulary):
                 special.ids.setdefault(role, token)
-    special.chat_template = settings.get("chat_template") or _template_files(directory)
+    template = settings.get("chat_template", _template_files(directory))
+    special.chat_template = template if isinstance(template, (str, list)) else None
     return special
 
 
@@ -82,6 +90,10 @@ def _content(token: Any) -> str | None:
     """The text of a token, which tokenizer_config.json gives as a string or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def _first(key: str, *configs: dict[str, Any]) -> Any:
+    return next((config[key] for config in configs if config.get(key) is not None), None)
 
 
 def _by_post_processor(
@@ -93,7 +105,11 @@ def _by_post_processor(
         if step.get("type") == "ByteLevel":
             added.setdefault("bos", False)
             added.setdefault("eos", False)
-        if step.get("type") == "TemplateProcessing":
+        elif step.get("type") == "RobertaProcessing":
+            added |= {"bos": True, "eos": True, "sep": True}
+            names["cls"] = names["cls"] or step["cls"][0]
+            names["sep"] = names["sep"] or step["sep"][0]
+        elif step.get("type") == "TemplateProcessing":
             _by_template(step, names, added)
 
 
@@ -108,21 +124,22 @@ def _by_template(
         names["cls"] = names["cls"] or first
         added["bos"] = first in (names["bos"], names["cls"])
     if last:
-        if names["eos"] not in (None, last):
+        if names["eos"] != last:
             names["eot"] = names["eos"]  # a turn's end, where a text's end is another token
         names["eos"] = last
         added["eos"] = True
-    if pair:
-        if first and _special(pair[0]) == first:
-            pair = pair[1:]
-        if last and _special(pair[-1]) == last:
-            pair = pair[:-1]
-        between = [_special(step) for step in pair[1:-1]]
-        if between:
-            ends = (names["sep"], names["eos"])
-            added["sep"] = (between[0] in ends and not last) or (
-                len(between) == 2 and between[1] in ends
-            )
+    if first and pair and _special(pair[0]) == first:
+        pair = pair[1:]
+    if last and pair and _special(pair[-1]) == last:
+        pair = pair[:-1]
+    between = [_special(step) for step in pair[1:-1]]
+    if between and "Sequence" in pair[0] and "Sequence" in pair[-1]:
+        ends = (names["sep"], names["eos"])
+        added["sep"] = (between[0] in ends and not last) or (
+            len(between) == 2 and between[1] in ends
+        )
+        if added["sep"]:
+            names["sep"] = names["sep"] or names["eos"]
 
 
 def _special(step: dict[str, Any]) -> str | None:

@@ -1,124 +1,166 @@
-"""Writes an unquantized GGUF (F32, F16, BF16) from a checkpoint, one tensor at a time."""
+"""One pass over a content that writes any number of GGUF files.
+
+Tensors are read once and in the content's order, the next one while the files are made from the
+current one. Every file lies at its full size from the start, and its parts are put where they go.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import mmap
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import gguf
-import numpy as np
-
-from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError
-from quantkit.formats.gguf import architectures
-from quantkit.formats.gguf.architectures import Tensor
-from quantkit.formats.gguf.file_types import FILE_TYPES
-from quantkit.formats.gguf.header import padded
-from quantkit.formats.gguf.special_tokens import load_json
-from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.formats.gguf import ggml
+from quantkit.formats.gguf.content import Content, ContentTensor
+from quantkit.formats.gguf.plans import FilePlan
+from quantkit.formats.gguf.quantizer import Job, Quantizer
 from quantkit.progress import track
 
 if TYPE_CHECKING:
     import torch
 
 
-def model_name(checkpoint: Checkpoint) -> str:
-    """A hub id's last part, or the directory's name: ``SmolLM2-135M``."""
-    return checkpoint.id.rpartition("/")[2] if checkpoint.revision else checkpoint.path.name
+@dataclass(eq=False)
+class Output:
+    """One GGUF to write: the plan and its parts' paths. ``error`` says why it was given up."""
+
+    plan: FilePlan
+    paths: list[Path]
+    error: Exception | None = None
+    _descriptors: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._places = {place.tensor.name: place for place in self.plan.layout.places}
+
+    def open(self) -> None:
+        """Make the files at their full size, with all but the data."""
+        try:
+            for path, part in zip(self.paths, self.plan.layout.parts, strict=True):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                self._descriptors.append(descriptor)
+                _write(descriptor, memoryview(part.header), 0)
+                os.truncate(descriptor, part.bytes)
+        except OSError as error:
+            self.give_up(error)
+
+    def put(self, tensor: str, data: memoryview, start: int) -> None:
+        """Write bytes of a tensor's data, which begin at byte ``start`` of it."""
+        if self.error is None:
+            place = self._places[tensor]
+            try:
+                _write(self._descriptors[place.part], data, place.offset + start)
+            except OSError as error:
+                self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Keep the first reason, and leave nothing on the disk."""
+        self.error = self.error or error
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
 
-def write(checkpoint: Checkpoint, scheme: str, path: Path, *, sparse: bool = False) -> None:
-    """Write the checkpoint as ``scheme`` (``F32``, ``F16``, ``BF16``).
+def write(content: Content, outputs: Sequence[Output]) -> None:
+    """Write all outputs; one that fails is given up, with its ``error``, and the others go on.
 
-    ``sparse``: all but the tensors' data, which is left as a hole in a file of full size; no
-    weights are read. Raise CheckpointError or ConversionError for what cannot be converted.
+    Where the content cannot be read all are given up. Nothing is left of what is given up.
     """
-    architecture = architectures.architecture_of(checkpoint)
-    config = checkpoint.hf_config.to_dict()
-    architectures.check_config(config)
-    tensors = architectures.layout(checkpoint, config)
-
-    writer = gguf.GGUFWriter(path, architecture.name)
-    writer.add_type(gguf.GGUFType.MODEL)
-    _general(checkpoint, sum(int(np.prod(t.shape)) for t in tensors)).set_gguf_meta_model(writer)
-    architectures.add_hyperparameters(writer, architecture, config, FILE_TYPES[scheme])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    read_tokenizer(checkpoint, config["vocab_size"]).write(writer)
-    sizes = [_add_info(writer, tensor, scheme) for tensor in tensors]
+    for output in outputs:
+        for kind in {place.type.number for place in output.plan.layout.places}:
+            ggml.prepare(kind)
+    names = ", ".join(dict.fromkeys(output.plan.scheme for output in outputs))
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if not sparse:
-            factors = architectures.rope_factors(config)
-            for tensor in track(tensors, f"gguf: writing {scheme}"):
-                weights = _read(checkpoint, tensor, factors)
-                writer.write_tensor_data(_bytes(weights, _type(tensor, scheme), tensor.name))
+        for output in outputs:
+            output.open()
+        with Quantizer() as quantizer:
+            for tensor, weights in _read_ahead(content, f"gguf: writing {names}"):
+                jobs = [job for job in _jobs(tensor, outputs) if not _copied(content, tensor, job)]
+                quantizer.quantize(tensor.name, weights, jobs)
+                if all(output.error for output in outputs):
+                    return
+    except Exception as error:
+        for output in outputs:
+            output.give_up(error)
+    except BaseException:
+        for output in outputs:
+            output.give_up(InterruptedError())
+        raise
     finally:
-        writer.close()
-    if sparse:
-        os.truncate(path, padded(path.stat().st_size) + sum(padded(size) for size in sizes))
+        for output in outputs:
+            output.close()
 
 
-def _add_info(writer: gguf.GGUFWriter, tensor: Tensor, scheme: str) -> int:
-    """Announce a tensor; returns its size in bytes."""
-    kind = _type(tensor, scheme)
-    dtype = np.dtype(np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.uint16)
-    size = int(np.prod(tensor.shape)) * dtype.itemsize
-    writer.add_tensor_info(tensor.name, tensor.shape, dtype, size, raw_dtype=kind)
-    return size
+def _jobs(tensor: ContentTensor, outputs: Sequence[Output]) -> list[Job]:
+    """What the outputs want of a tensor; those that want the same have one job."""
+    takers: dict[tuple[int, int | None], list[Output]] = {}
+    for output in outputs:
+        matrix = output.plan.matrix
+        key = output.plan.types[tensor.name].number, None if matrix is None else id(matrix)
+        takers.setdefault(key, []).append(output)
+    return [
+        Job(plan.types[tensor.name], plan.weights(tensor), same)
+        for same in takers.values()
+        for plan in [same[0].plan]
+    ]
 
 
-def _type(tensor: Tensor, scheme: str) -> gguf.GGMLQuantizationType:
-    """Vectors and norms are float32 in every file: llama.cpp computes with nothing else there."""
-    return gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else scheme]
+def _copied(content: Content, tensor: ContentTensor, job: Job) -> bool:
+    """Whether the content has the tensor in the job's type, whose takers have got it then."""
+    data = content.stored(tensor, job.type)
+    if data is None:
+        return False
+    for taker in job.takers:
+        taker.put(tensor.name, data, 0)
+    return True
 
 
-def _read(checkpoint: Checkpoint, tensor: Tensor, rope_factors: list[float]) -> torch.Tensor:
-    import torch
+def _read_ahead(content: Content, what: str) -> Iterator[tuple[ContentTensor, torch.Tensor]]:
+    """Each tensor with its values, while the next one is being read.
 
-    if tensor.source is None:
-        return torch.tensor(rope_factors, dtype=torch.float32)
-    weights = checkpoint.read(tensor.source)
-    return architectures.interleave(weights, tensor.heads) if tensor.heads else weights
+    Not where both would take more memory than the largest of all does in float32.
+    """
+    limit = max(4 * math.prod(tensor.shape) for tensor in content.tensors)
 
+    def read(tensor: ContentTensor) -> torch.Tensor:
+        weights = content.read(tensor).contiguous()
+        assert tuple(weights.shape) == tensor.shape, tensor.name
+        _will_need(weights)
+        return weights
 
-def _bytes(
-    weights: torch.Tensor, kind: gguf.GGMLQuantizationType, name: str
-) -> np.ndarray[Any, Any]:
-    """The values in the file's type, rounded to nearest even; 16-bit ones as their bits."""
-    import torch
-
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind.name]
-    stored = weights.to(dtype).contiguous()
-    if dtype == torch.float16 and torch.isinf(stored).any() and not torch.isinf(weights).any():
-        raise ConversionError(
-            f"gguf: {name} holds {weights.abs().max():.3g}, more than float16 can; use BF16 or F32"
-        )
-    array: np.ndarray[Any, Any] = (
-        stored.numpy() if dtype == torch.float32 else stored.view(torch.int16).numpy()
-    )
-    return array
+    following = [*content.tensors[1:], None]
+    ahead: Future[torch.Tensor] | None = None
+    with ThreadPoolExecutor(1, "gguf-read") as reader:
+        for tensor, after in zip(track(content.tensors, what), following, strict=True):
+            weights = ahead.result() if ahead else read(tensor)
+            ahead = None
+            if after and weights.nbytes + weights.itemsize * math.prod(after.shape) <= limit:
+                ahead = reader.submit(read, after)
+            yield tensor, weights
+            del weights  # before the next one is read
 
 
-def _general(checkpoint: Checkpoint, parameters: int) -> gguf.Metadata:
-    """The ``general.*`` keys: name, size label, and what the model card and the generation config
-    say; ``gguf``'s own reading of them, which llama.cpp's converter uses too."""
-    named = {"_name_or_path": checkpoint.id} if checkpoint.revision else checkpoint.config
-    metadata = gguf.Metadata.apply_metadata_heuristic(
-        gguf.Metadata(),
-        gguf.Metadata.load_model_card(checkpoint.path),
-        named,
-        Path(model_name(checkpoint)),
-        parameters,
-    )
-    metadata.name = metadata.name or model_name(checkpoint)
-    metadata.size_label = metadata.size_label or gguf.size_label(parameters, parameters, 0, 0)
-    sampling = load_json(checkpoint.path / "generation_config.json")
-    metadata.sampling_top_k = sampling.get("top_k")
-    metadata.sampling_top_p = sampling.get("top_p")
-    metadata.sampling_min_p = sampling.get("min_p")
-    metadata.sampling_temp = sampling.get("temperature")
-    metadata.sampling_penalty_repeat = sampling.get("repetition_penalty")
-    return metadata
+def _will_need(weights: torch.Tensor) -> None:
+    """Let the system fetch what of a mapped file is not in memory yet, without waiting for it."""
+    start = weights.data_ptr() & ~(mmap.PAGESIZE - 1)
+    size = weights.data_ptr() + weights.nbytes - start
+    _madvise(start, size, mmap.MADV_WILLNEED)
+
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

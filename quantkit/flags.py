@@ -1,0 +1,94 @@
+"""Groups of options that belong together on the command line; each reaches its verb as one dict."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def calibration(command: Command) -> Command:
+    """Which text the quantizers see, and where they run: the keys of a recipe's section."""
+    return _grouped(
+        "calibration",
+        command,
+        click.option(
+            "--calibration",
+            "text",
+            default="wikitext-2:train",
+            show_default=True,
+            metavar="TEXT",
+            help="Text for GPTQ, AWQ and importance matrices: a name or a file.",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(1),
+            default=128,
+            show_default=True,
+            help="Calibration windows.",
+        ),
+        click.option(
+            "--sequence-length",
+            type=click.IntRange(8),
+            default=512,
+            show_default=True,
+            help="Tokens a window.",
+        ),
+        click.option("--seed", default=0, show_default=True, help="Which windows."),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="Of the quantizers: cpu, cuda, cuda:N.",
+        ),
+    )
+
+
+def gguf(command: Command) -> Command:
+    """What ``llama-quantize`` can be told, under its names; a dict of what was given."""
+    return _grouped(
+        "gguf",
+        command,
+        click.option(
+            "--pure", is_flag=True, default=None, help="GGUF: one type, not a mix of types."
+        ),
+        click.option(
+            "--output-type", metavar="TYPE", help="GGUF: of the output layer, such as Q8_0."
+        ),
+        click.option("--embedding-type", metavar="TYPE", help="GGUF: of the token embedding."),
+        click.option(
+            "--tensor-type",
+            "tensor_types",
+            multiple=True,
+            metavar="PATTERN=TYPE",
+            help="GGUF: of tensors by name, such as ffn_down=Q6_K. May be repeated.",
+        ),
+        click.option(
+            "--imatrix",
+            metavar="FILE",
+            help="GGUF: importance matrix, or auto to compute one from the calibration text.",
+        ),
+        click.option(
+            "--split-max-size", metavar="SIZE", help="GGUF: in parts of up to, such as 2G."
+        ),
+    )
+
+
+def _grouped(name: str, command: Command, *options: Callable[[Command], Command]) -> Command:
+    """``command`` with ``options``, whose values it gets as the dict ``name``."""
+
+    @functools.wraps(command)
+    def collecting(**given: Any) -> Any:
+        return command(**{name: {key: given.pop(key) for key in keys}}, **given)
+
+    before = list(getattr(command, "__click_params__", ()))
+    wrapped: Command = collecting
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    added = [p for p in wrapped.__click_params__ if p not in before]  # type: ignore[attr-defined]
+    keys = [str(parameter.name) for parameter in added]
+    return wrapped

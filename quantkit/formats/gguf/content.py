@@ -1,0 +1,192 @@
+"""What a GGUF is made from: tensors and metadata, whatever they are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gguf
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.formats.gguf import architectures, fallback
+from quantkit.formats.gguf.fields import packed_fields
+from quantkit.formats.gguf.file_types import FILE_TYPES, UNQUANTIZED
+from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
+from quantkit.formats.gguf.special_tokens import load_json
+from quantkit.formats.gguf.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantkit.formats.gguf.architectures import Tensor
+    from quantkit.formats.gguf.ggml import TensorType
+    from quantkit.formats.gguf.tokenizer import Tokenizer
+
+
+class ContentTensor(Protocol):
+    """One tensor of the GGUF; ``shape`` in torch's order (rows, columns)."""
+
+    @property
+    def name(self) -> str:
+        """llama.cpp's name: ``blk.0.attn_q.weight``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, the columns last."""
+        ...
+
+
+class Content(Protocol):
+    """A source of GGUF files. What it holds does not change while it is used; two contents are
+    equal only where they are the same object."""
+
+    name: str
+    """Of the model, as files are called after it: ``SmolLM2-135M``."""
+    architecture: str
+    """llama.cpp's: ``llama``."""
+    base: str
+    """The unquantized type that holds every value exactly. llama.cpp is asked how it would
+    quantize a file of this type, and leaves what it does not quantize in it."""
+    direct: tuple[str, ...]
+    """The types in which the tensors are written as they are, in the content's own order. What
+    goes into which other type is llama.cpp's choice."""
+    notes: tuple[str, ...]
+    """What a user should know of any file that is made from it."""
+
+    @property
+    def tensors(self) -> Sequence[ContentTensor]:
+        """All tensors, in the order of an unquantized file."""
+        ...
+
+    def type_of(self, tensor: Any, scheme: str) -> str:
+        """In which type (``F32``, ``F16``, ``BF16``) an unquantized file of the type ``scheme``,
+        one of ``direct``, or of ``base`` stores one of ``tensors``."""
+        ...
+
+    def metadata(self) -> dict[str, bytes]:
+        """All keys of a file of the type ``base``, in order, packed."""
+        ...
+
+    def stored(self, tensor: Any, kind: TensorType) -> memoryview | None:
+        """The data of one of ``tensors`` where they are of this type already: they are copied, not
+        unpacked and quantized once more."""
+        ...
+
+    def read(self, tensor: Any) -> torch.Tensor:
+        """The values of one of ``tensors``, in the floating type in which they are stored.
+        Called from a thread of its own, for one tensor at a time."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+class CheckpointContent:
+    """A transformers checkpoint, converted as llama.cpp's ``convert_hf_to_gguf.py`` does.
+
+    Raise CheckpointError or ConversionError, on construction, for what cannot be converted.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._architecture = architectures.architecture_of(checkpoint)
+        self._config: dict[str, Any] = checkpoint.hf_config.to_dict()
+        architectures.check_config(self._config)
+        self.name = model_name(checkpoint)
+        self.architecture = self._architecture.name
+        self.base = own_type(checkpoint)
+        self.direct: tuple[str, ...] = UNQUANTIZED
+        self.notes = () if self._architecture.sliding_window else _caveats(checkpoint)
+        self.tensors = architectures.layout(checkpoint, self._config)
+
+    def type_of(self, tensor: Tensor, scheme: str) -> str:
+        """Vectors and norms are float32 in every file: llama.cpp computes with nothing else."""
+        return "F32" if tensor.float32 else scheme
+
+    def metadata(self) -> dict[str, bytes]:
+        """In the order in which llama.cpp's converter writes the keys."""
+        writer, base = gguf.GGUFWriter(None, self.architecture), FILE_TYPES[self.base]
+        writer.add_type(gguf.GGUFType.MODEL)
+        self._general().set_gguf_meta_model(writer)
+        architectures.add_hyperparameters(writer, self._architecture, self._config, base)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self._tokenizer.write(writer)
+        return packed_fields(writer)
+
+    def stored(self, _tensor: Tensor, _kind: TensorType) -> None:
+        """Nothing lies in a checkpoint as it does in a GGUF."""
+
+    def read(self, tensor: Tensor) -> torch.Tensor:
+        """A view of the checkpoint's file, where the tensor lies there as llama.cpp wants it."""
+        return architectures.read_tensor(self._checkpoint, tensor, self._config)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self._checkpoint, self._config["vocab_size"])
+
+    def _general(self) -> gguf.Metadata:
+        """The ``general.*`` keys: name, size label, and what the model card and the generation
+        config say; ``gguf``'s own reading of them, which llama.cpp's converter uses too."""
+        checkpoint = self._checkpoint
+        total, shared, expert, experts = self._parameter_counts()
+        named = {"_name_or_path": checkpoint.id} if checkpoint.revision else checkpoint.config
+        metadata = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(),
+            gguf.Metadata.load_model_card(checkpoint.path),
+            named,
+            Path(self.name),
+            total,
+        )
+        metadata.name = metadata.name or self.name
+        metadata.size_label = metadata.size_label or gguf.size_label(total, shared, expert, experts)
+        sampling = load_json(checkpoint.path / "generation_config.json")
+        metadata.sampling_top_k = sampling.get("top_k")
+        metadata.sampling_top_p = sampling.get("top_p")
+        metadata.sampling_min_p = sampling.get("min_p")
+        metadata.sampling_temp = sampling.get("temperature")
+        metadata.sampling_penalty_repeat = sampling.get("repetition_penalty")
+        return metadata
+
+    def _parameter_counts(self) -> tuple[int, int, int, int]:
+        """Of all, of what every token passes, of one expert; and how many experts."""
+        import numpy as np
+
+        writer = gguf.GGUFWriter(None, self.architecture)
+        for tensor in self.tensors:
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 0)
+        counts: tuple[int, int, int, int] = writer.get_total_parameter_count()
+        return counts
+
+
+@lru_cache(maxsize=1)
+def content_of(checkpoint: Checkpoint) -> Content:
+    """What GGUF files of ``checkpoint`` are made from; the last one is kept, as reading a large
+    vocabulary takes seconds. Raise CheckpointError or ConversionError for what cannot be."""
+    if isinstance(checkpoint, GGUFSource):
+        return GGUFContent(checkpoint)
+    if converter := fallback.needed(checkpoint):
+        return fallback.content(checkpoint, converter)
+    return CheckpointContent(checkpoint)
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """A hub id's last part, or the directory's name: ``SmolLM2-135M``."""
+    return checkpoint.id.rpartition("/")[2] if checkpoint.revision else checkpoint.path.name
+
+
+def own_type(checkpoint: Checkpoint) -> str:
+    """The checkpoint's own 16-bit type, F32 where it has several."""
+    dtypes = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1}
+    only = dtypes.pop() if len(dtypes) == 1 else "F32"
+    return only if only in UNQUANTIZED else "F32"
+
+
+def _caveats(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What llama.cpp computes differently, and does not refuse."""
+    config = checkpoint.hf_config
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= config.max_position_embeddings:
+        return ()
+    return (f"llama.cpp attends to the whole context, not to a sliding window of {window} tokens",)

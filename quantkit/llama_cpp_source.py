@@ -1,0 +1,32 @@
+"""llama.cpp's own source files, of the version of the library that is installed.
+
+They are in the sdist of llama-cpp-python, under ``vendor/llama.cpp``; the wheel has none of them.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGE = "llama-cpp-python"
+CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER_FILES = (CONVERTER, "conversion/", "gguf-py/", "LICENSE")
+"""The converter and what it imports, as beginnings of paths in llama.cpp's tree."""
+
+
+def download() -> tuple[str, ...]:
+    """The call of pip that fetches the sdist (70 MB) into the directory it is run in."""
+    pinned = f"{PACKAGE}=={version(PACKAGE)}"
+    return ("download", "--no-deps", "--no-binary", PACKAGE, pinned)
+
+
+def unpack(downloaded: Path, out: Path, wanted: tuple[str, ...]) -> None:
+    """Unpack the files whose paths begin as ``wanted`` says, out of the sdist in ``downloaded``."""
+    (sdist,) = downloaded.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        for member in archive:
+            _, found, name = member.name.partition("/vendor/llama.cpp/")
+            if found and member.isfile() and name.startswith(wanted):
+                member.name = name
+                archive.extract(member, out, filter="data")

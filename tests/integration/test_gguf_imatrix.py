@@ -1,0 +1,167 @@
+"""Importance matrices against llama-imatrix and llama-quantize, on the same tokens."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quantkit.calibration import Calibration
+from quantkit.checkpoint import Checkpoint
+from quantkit.formats.gguf import GGUF
+from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares, compute
+from quantkit.spec import Spec
+from quantkit.variant import CalibrationRecord
+from tests.integration.gguf_oracle import convert, loaded, tool
+from tests.models import make_checkpoint
+
+LENGTH = 128
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, its float32 GGUF, and what llama-imatrix and we see it do with a text."""
+
+    checkpoint: Checkpoint
+    gguf: Path
+    text: Path
+    theirs: Path
+
+    @property
+    def calibration(self) -> Calibration:
+        """The text in the windows that llama-imatrix cuts."""
+        with loaded(self.gguf, vocab_only=True) as model:
+            ids = model.tokenize(self.text.read_bytes(), add_bos=False)
+        count = len(ids) // LENGTH
+        record = CalibrationRecord(
+            dataset=str(self.text),
+            revision=None,
+            samples=count,
+            sequence_length=LENGTH,
+            seed=0,
+            sha256="",
+        )
+        windows = torch.tensor(ids[: count * LENGTH]).view(count, LENGTH)
+        return Calibration(windows, record, torch.device("cpu"), torch.float32)
+
+
+def case(directory: Path, **model: Any) -> Case:
+    path = make_checkpoint(directory / "model", dtype=torch.float32, **model)
+    checkpoint = Checkpoint.open(path)
+    gguf = convert(checkpoint, "F32", directory / "f32")
+    text = directory / "text.txt"
+    text.write_text(pydoc_data.topics.topics["strings"][:6000])
+    theirs = directory / "theirs.gguf"
+    imatrix(gguf, text, theirs)
+    return Case(checkpoint, gguf, text, theirs)
+
+
+def imatrix(gguf: Path, text: Path, out: Path, *options: Any) -> None:
+    tool(
+        "llama-imatrix", "-m", gguf, "-f", text, "-o", out, "-c", LENGTH, "-b", LENGTH, "-t", 1,
+        "--no-ppl", *options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(tmp_path_factory.mktemp("qwen2"), family="qwen2", tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(tmp_path_factory.mktemp("experts"), family="qwen3_moe", **MOE)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_ours_equals_llama_imatrix(name: str, request: pytest.FixtureRequest) -> None:
+    made: Case = request.getfixturevalue(name)
+    calibration = made.calibration
+    theirs, exact = ImportanceMatrix.read(made.theirs), compute(made.checkpoint, calibration)
+    usual = compute(made.checkpoint, replace(calibration, precision=torch.bfloat16))
+    # 7 linears in each of 2 blocks, and no output layer.
+    assert len(theirs.entries) == 14
+    for ours, tolerance in ((exact, 1e-3), (usual, 0.03)):
+        assert ours.entries.keys() == theirs.entries.keys()
+        assert (ours.datasets, ours.chunks) == (theirs.datasets, theirs.chunks)
+        assert ours.chunk_size == theirs.chunk_size == LENGTH
+        for tensor, entry in theirs.entries.items():
+            assert np.array_equal(ours.entries[tensor].counts, entry.counts), tensor
+            difference = np.abs(ours.entries[tensor].sums - entry.sums) / entry.sums
+            assert difference.max() < tolerance, tensor
+
+
+def test_a_file_of_llama_imatrix_is_written_again_byte_for_byte(
+    llama: Case, experts: Case, tmp_path: Path
+) -> None:
+    for made in (llama, experts):
+        ImportanceMatrix.read(made.theirs).write(tmp_path / "again.gguf")
+        assert (tmp_path / "again.gguf").read_bytes() == made.theirs.read_bytes()
+
+
+def test_the_old_format_weighs_as_the_new_one(llama: Case, tmp_path: Path) -> None:
+    imatrix(llama.gguf, llama.text, tmp_path / "old.dat", "--output-format", "dat")
+    new, old = ImportanceMatrix.read(llama.theirs), ImportanceMatrix.read(tmp_path / "old.dat")
+    assert (old.datasets, old.chunks) == (new.datasets, new.chunks)
+    assert old.entries.keys() == new.entries.keys()
+    for tensor in new.entries:
+        assert np.allclose(old.weights(tensor), new.weights(tensor), rtol=1e-6)
+
+
+def quantized_alike(made: Case, scheme: str, matrix: Path, directory: Path) -> None:
+    """Quantize by llama-quantize and by us, with the same matrix, into the same bytes."""
+    theirs = directory / f"theirs-{scheme}.gguf"
+    tool("llama-quantize", "--imatrix", matrix, made.gguf, theirs, scheme, 1)
+    ours = directory / f"ours-{scheme}"
+    ours.mkdir()
+    spec = Spec("gguf", scheme).having({"imatrix": str(matrix)})
+    GGUF().convert(made.checkpoint, spec, None, ours)
+    (file,) = ours.iterdir()
+    assert file.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("scheme", ["Q2_K_S", "IQ2_XS", "Q4_K_M"])
+def test_files_made_with_our_matrix_equal_llama_quantizes(
+    llama: Case, tmp_path: Path, scheme: str
+) -> None:
+    matrix = tmp_path / "ours.gguf"
+    compute(llama.checkpoint, llama.calibration).write(matrix)
+    quantized_alike(llama, scheme, matrix, tmp_path)
+
+
+def test_files_made_with_an_old_matrix_equal_llama_quantizes(llama: Case, tmp_path: Path) -> None:
+    imatrix(llama.gguf, llama.text, tmp_path / "old.dat", "--output-format", "dat")
+    quantized_alike(llama, "IQ2_XS", tmp_path / "old.dat", tmp_path)
+
+
+def test_experts_weigh_apart_and_one_that_saw_nothing_evenly(experts: Case, tmp_path: Path) -> None:
+    matrix = ImportanceMatrix.read(experts.theirs)
+    stacks = [name for name in matrix.entries if "_exps." in name]
+    assert len(stacks) == 6
+    entries = dict(matrix.entries)
+    for name in stacks:
+        entry = matrix.entries[name]
+        assert entry.sums.shape == (4, 256)
+        assert not np.array_equal(entry.counts, entry.counts[:1].repeat(4))
+        sums, counts = entry.sums.copy(), entry.counts.copy()
+        sums[1], counts[1] = 0, 0
+        entries[name] = InputSquares(sums, counts)
+    replace(matrix, entries=entries).write(tmp_path / "partial.gguf")
+    quantized_alike(experts, "IQ2_XS", experts.theirs, tmp_path)
+    quantized_alike(experts, "Q2_K_S", tmp_path / "partial.gguf", tmp_path)
