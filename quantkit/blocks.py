@@ -100,7 +100,7 @@ class DecoderBlocks:
         return hidden
 
     def load(self, index: int) -> nn.Module:
-        """Block ``index`` on the device, with its weights in float32, float64 for that precision."""
+        """Block ``index`` on the device, its weights in float32 or, for that precision, float64."""
         block: nn.Module = copy.deepcopy(self._skeleton.model.layers[index])
         prefix = self.prefix(index)
         state = {

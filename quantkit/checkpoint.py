@@ -162,7 +162,7 @@ class Checkpoint:
         """Digest of every file that makes the model what it is, by file name."""
         shards = {info.shard for info in self.tensors.values()}
         files = {self.path / "config.json", *self.sidecars, *shards}
-        return sha256_files(sorted(files))
+        return {file.name: digest for file, digest in sha256_files(sorted(files)).items()}
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype in which it is stored, on the CPU."""
@@ -175,10 +175,10 @@ class Checkpoint:
     @cached_property
     def hf_config(self) -> PretrainedConfig:
         """The configuration as transformers reads it; a checkpoint's own code is refused."""
-        from transformers import AutoConfig
+        from quantkit.hf_config import read_config
 
         try:
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+            return read_config(self.path)
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(f"{self.path / 'config.json'}: {_first_line(error)}") from error
 

@@ -13,7 +13,14 @@ import quantkit
 from quantkit import devices
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError, QuantkitError
-from quantkit.files import partial_directory, remove_partials, settle, sha256_files, sha256_json
+from quantkit.files import (
+    partial_directory,
+    remove_partials,
+    settle,
+    sha256_file,
+    sha256_files,
+    sha256_json,
+)
 from quantkit.formats import load_format
 from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
@@ -116,9 +123,15 @@ def _convert_group(
         with PeakMemory() as memory:
             converted = _write(checkpoint, targets, calibration)
         seconds = time.monotonic() - started
+        made |= {spec: error for spec, error in converted.items() if isinstance(error, Exception)}
+        digests = sha256_files(
+            file
+            for spec, directory in targets.items()
+            if spec not in made
+            for file in directory.iterdir()
+        )
         for spec, result in converted.items():
             if isinstance(result, Exception):
-                made[spec] = result
                 continue
             used = calibration if plans[spec].needs_calibration else None
             cost = ConvertCost(
@@ -130,7 +143,7 @@ def _convert_group(
                 variants=len(targets),
             )
             try:
-                _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
+                _describe(checkpoint, plans[spec], result, used, cost, targets[spec], digests)
                 settle(targets[spec], out / spec.directory)
                 made[spec] = open_variant(out / spec.directory)
             except OSError as error:
@@ -161,7 +174,10 @@ def _write(
     format_ = load_format(spec.format)
     if isinstance(format_, SharesReading):
         return format_.convert_many(checkpoint, targets, calibration)
-    return {spec: format_.convert(checkpoint, spec, calibration, directory)}
+    try:
+        return {spec: format_.convert(checkpoint, spec, calibration, directory)}
+    except Exception as error:  # the caller's to raise, after the others are made
+        return {spec: error}
 
 
 def _describe(
@@ -171,6 +187,7 @@ def _describe(
     calibration: Calibration | None,
     cost: ConvertCost,
     directory: Path,
+    digests: Mapping[Path, str],
 ) -> None:
     """Add the source's tokenizer and such, and the manifest."""
     for file in checkpoint.sidecars:
@@ -189,8 +206,10 @@ def _describe(
         calibration=calibration.record if calibration else None,
         tools={"quantkit": quantkit.__version__, **converted.tools},
         files={
-            name: FileRecord(sha256=digest, bytes=(directory / name).stat().st_size)
-            for name, digest in sha256_files(sorted(directory.iterdir())).items()
+            file.name: FileRecord(
+                sha256=digests.get(file) or sha256_file(file), bytes=file.stat().st_size
+            )
+            for file in sorted(directory.iterdir())
         },
         parameters=checkpoint.parameters,
         bits_per_weight=converted.bits_per_weight,

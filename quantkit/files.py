@@ -23,12 +23,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_files(paths: Iterable[Path]) -> dict[str, str]:
-    """Hex digests of several files, by name in the order given; they are hashed side by side."""
+def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hex digests of several files, which are hashed side by side; in the order given."""
     files = list(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(sha256_file, files)
-        return {file.name: digest for file, digest in zip(files, digests, strict=True)}
+        return dict(zip(files, pool.map(sha256_file, files), strict=True))
 
 
 def sha256_json(value: Any) -> str:

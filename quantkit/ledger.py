@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.drift import Comparison, Profile
 from quantkit.errors import EvaluationError
 from quantkit.files import write_json
 from quantkit.variant import CalibrationRecord, ConvertCost
 
 REFERENCE = "reference"
 """The id of the first row: the source itself."""
+ACCURACY = "_acc"
+"""How the names of accuracies end: ``mmlu_acc``."""
 
 
 class _Entry(BaseModel):
@@ -97,6 +100,7 @@ class Row(_Entry):
     convert: ConvertCost | None = None
     notes: list[str] = Field(default_factory=list)
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    profile: Profile | None = None
     bench: list[Bench] = Field(default_factory=list)
     sample: Sample | None = None
     failed: Failure | None = None
@@ -149,7 +153,7 @@ class TextEntry(_Entry):
 class Ledger(_Entry):
     """A whole run. The first row is the source itself, with the id ``reference``."""
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     name: str
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float
@@ -161,6 +165,8 @@ class Ledger(_Entry):
     calibration: CalibrationRecord | None
     text: TextEntry | None
     variants: list[Row]
+    comparisons: list[Comparison] = Field(default_factory=list)
+    """Every pair of rows in every measure, ``a`` before ``b`` in the order of ``variants``."""
 
     @property
     def reference(self) -> Row:
@@ -183,5 +189,31 @@ class Ledger(_Entry):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise EvaluationError(f"{path}: no such file; `quantkit run` writes it") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise EvaluationError(f"{path}: not a ledger this version reads: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise EvaluationError(
+                f"{path}: not a ledger this version reads: {where}: {first['msg']}; "
+                "`quantkit run` on the same directory brings it up to date"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise EvaluationError(f"{path}: not a ledger: {error}") from error
+
+
+def require_comparable(name: str, one: Metric, other: Metric) -> None:
+    """Raise EvaluationError where two results were not measured in the same way.
+
+    The protocol holds the ``metrics_version``, so results of two versions are refused as well.
+    """
+    if one.protocol == other.protocol:
+        return
+    keys = sorted(one.protocol.keys() | other.protocol.keys())
+    differences = (
+        f"{key}: {one.protocol.get(key)!r} and {other.protocol.get(key)!r}"
+        for key in keys
+        if one.protocol.get(key) != other.protocol.get(key)
+    )
+    raise EvaluationError(
+        f"{name}: measured in two ways, which are not compared ({'; '.join(differences)}); "
+        "evaluate both again with the same settings"
+    )

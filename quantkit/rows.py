@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.ledger import REFERENCE, Bench, Failure, Metric, Row, Sample
+from quantkit.evaluate.samples import Evaluated
+from quantkit.ledger import REFERENCE, Bench, Failure, Row, Sample
 from quantkit.progress import say
 from quantkit.spec import Spec
 from quantkit.variant import Model
@@ -26,7 +27,7 @@ class RowBuilder:
     id: str
     spec: str
     model: Model | None = None
-    metrics: dict[str, Metric] = field(default_factory=dict)
+    evaluated: Evaluated = field(default_factory=Evaluated)
     bench: list[Bench] = field(default_factory=list)
     sample: Sample | None = None
     failed: Failure | None = None
@@ -83,7 +84,8 @@ class RowBuilder:
             )
         return facts.model_copy(
             update={
-                "metrics": self.metrics,
+                "metrics": self.evaluated.metrics,
+                "profile": self.evaluated.profile,
                 "bench": self.bench,
                 "sample": self.sample,
                 "failed": self.failed,

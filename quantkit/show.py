@@ -108,8 +108,8 @@ def metrics(measured: Mapping[str, Mapping[str, Metric]], as_json: bool) -> None
         return
     keys = list(dict.fromkeys(key for found in measured.values() for key in found))
     _table(
-        ["model", *keys],
-        ([name, *(_metric(found.get(key)) for key in keys)] for name, found in measured.items()),
+        ["metric", *measured],
+        ([key, *(_metric(found.get(key)) for found in measured.values())] for key in keys),
     )
 
 

@@ -117,11 +117,13 @@ class Variant:
     @property
     def bytes(self) -> int:
         """Bytes of the weight files on disk."""
-        if self.format == "gguf":
+        if self.path.is_file():
             from quantkit.formats.gguf.model_file import ModelFile
 
-            return ModelFile.open(self.weights).bytes
-        return sum(shard.stat().st_size for shard in self.path.glob("*.safetensors"))
+            return ModelFile.open(self.path).bytes
+        suffix = "gguf" if self.format == "gguf" else "safetensors"
+        files = (file for file in self.path.glob(f"*.{suffix}") if file.name != IMATRIX)
+        return sum(file.stat().st_size for file in files)
 
 
 Model = Checkpoint | Variant

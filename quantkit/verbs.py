@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +50,7 @@ def convert(
 
     parsed = _with_options([Spec.parse(spec) for spec in dict.fromkeys(specs)], gguf)
     source = _open_source(model, allow_requantize)
+    threading.Thread(target=_hash, args=(source,), daemon=True).start()
     plans = [plan(source, spec) for spec in parsed]
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
@@ -65,6 +68,12 @@ def convert(
             say(f"quantkit: {error}")
         raise failed[0]
     return [variant for variant in made.values() if isinstance(variant, Variant)]
+
+
+def _hash(source: Checkpoint) -> None:
+    """The manifests need the digests in the end; meanwhile the conversion is planned."""
+    with contextlib.suppress(OSError):  # which is raised again where they are needed
+        _ = source.sha256
 
 
 def _open_source(model: str, allow_requantize: bool) -> Checkpoint:

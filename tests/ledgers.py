@@ -5,170 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from quantkit.ledger import (
-    Bench,
     Environment,
     Failure,
     Ledger,
-    Metric,
-    Percentiles,
     Row,
     Sample,
     SourceEntry,
     TextEntry,
 )
-from quantkit.variant import CalibrationRecord, ConvertCost
+from quantkit.variant import CalibrationRecord
+from tests import drifts
+from tests.ledger_rows import reference, row
 
-TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[x](http://e.x)_*`\"'&amp;\n# heading"
-
-_WINDOWS = {
-    "context": 512,
-    "stride": 512,
-    "bos": 1,
-    "windows": 80,
-    "scored_positions": "256..510 of each window",
-    "text_sha256": "cd" * 32,
-    "metrics_version": 1,
-}
-_TOKENS = 20_400
-_TASK = {
-    "harness": "lm-eval 0.4.13",
-    "task": "mmlu, 57 subjects",
-    "shots": 0,
-    "score": "loglikelihood of the letter",
-    "metrics_version": 1,
-}
-_QUESTIONS = 282
-
-
-def metric(
-    value: float,
-    stderr: float | None,
-    engine: str = TRANSFORMERS,
-    *,
-    n: int = _TOKENS,
-    reference: str | None = None,
-    protocol: dict[str, Any] | None = None,
-) -> Metric:
-    return Metric(
-        value=value,
-        stderr=stderr,
-        n=n,
-        reference=reference,
-        protocol=_WINDOWS if protocol is None else protocol,
-        engine=engine,
-    )
-
-
-def accuracy(correct: int, engine: str) -> Metric:
-    share = correct / _QUESTIONS
-    error = (share * (1 - share) / (_QUESTIONS - 1)) ** 0.5
-    return metric(share, error, engine, n=_QUESTIONS, protocol=_TASK)
-
-
-def drift(engine: str, kld: float, stderr: float, agreement: float) -> dict[str, Metric]:
-    """The divergence metrics of one variant; the tail in the ratio that real ones have."""
-    error = (agreement * (1 - agreement) / _TOKENS) ** 0.5
-    values = {
-        "kld_mean": (kld, stderr),
-        "kld_median": (kld * 0.45, None),
-        "kld_p99": (kld * 9.5, None),
-        "kld_max": (kld * 70, None),
-        "top1_agreement": (agreement, error),
-    }
-    return {
-        name: metric(value, error, engine, reference="reference")
-        for name, (value, error) in values.items()
-    }
-
-
-def bench(engine: str, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
-    itl = 1000 * concurrency / tokens_per_s
-    return Bench(
-        engine=engine,
-        concurrency=concurrency,
-        output_tokens_per_s=tokens_per_s,
-        request_per_s=tokens_per_s / 64,
-        ttft_ms=Percentiles(p50=ttft_ms, p95=ttft_ms * 1.6, p99=ttft_ms * 1.9),
-        itl_ms=Percentiles(p50=itl * 0.9, p95=itl * 1.3, p99=itl * 1.7),
-        requests=8 * concurrency,
-        errors=0,
-        startup_seconds=41.0 if engine == VLLM else 1.4,
-        peak_rss_bytes=2_310_000_000 if engine == VLLM else 412_000_000,
-        protocol={
-            "load": "guidellm 0.8.1",
-            "prompt_tokens": 128,
-            "output_tokens": 64,
-            "seconds": 20,
-            "server": ["--threads", "2"],
-        },
-    )
-
-
-def row(
-    id_: str,
-    spec: str,
-    *,
-    size: int,
-    bits: tuple[float, float | None],
-    seconds: float,
-    ppl: tuple[float, float],
-    kld: tuple[float, float, float],
-    correct: int,
-    speed: tuple[float, float],
-    notes: tuple[str, ...] = (),
-) -> Row:
-    gguf = spec.startswith("gguf")
-    scores, serves = (LLAMACPP, LLAMACPP) if gguf else (TRANSFORMERS, VLLM)
-    return Row(
-        id=id_,
-        spec=spec,
-        path=f"variants/{id_}",
-        bytes=size,
-        bits_per_weight=bits[0],
-        bits_per_weight_quantized=bits[1],
-        convert=ConvertCost(seconds=seconds, peak_rss_bytes=1_350_000_000),
-        notes=list(notes),
-        metrics={
-            "ppl": metric(*ppl, scores),
-            **drift(scores, *kld),
-            "mmlu_acc": accuracy(correct, scores),
-        },
-        bench=[
-            bench(serves, 1, speed[0], 55.0 if gguf else 88.0),
-            bench(serves, 4, speed[1], 161.0 if gguf else 203.0),
-        ],
-        sample=Sample(
-            prompt="The capital of France is",
-            completion=" Paris. The city is located in the north of the country, on the Seine.",
-        ),
-    )
-
-
-def reference() -> Row:
-    return Row(
-        id="reference",
-        spec="safetensors:bf16",
-        path="/home/user/.cache/quantkit/demo/v1/SmolLM2-135M",
-        bytes=269_060_552,
-        bits_per_weight=16.0,
-        metrics={
-            "ppl": metric(21.4312, 0.3127, TRANSFORMERS),
-            **drift(TRANSFORMERS, 0.0, 0.0, 1.0),
-            "mmlu_acc": accuracy(84, TRANSFORMERS),
-        },
-        bench=[bench(VLLM, 1, 27.9, 131.0), bench(VLLM, 4, 74.6, 322.0)],
-        sample=Sample(
-            prompt="The capital of France is",
-            completion=" Paris. It is the largest city in France and the seat of government.",
-        ),
-    )
 
 
 def quickstart() -> Ledger:
     """Six rows, none failed, both concurrencies: what ``quantkit run quickstart`` ends with."""
     fallback = "161 of 210 linears have 576 columns, which 256 does not divide: stored as Q5_0"
-    return Ledger(
+    return with_pairs(Ledger(
         name="quickstart",
         created_at="2026-01-15T10:42:07+00:00",
         seconds=742.0,
@@ -238,7 +93,12 @@ def quickstart() -> Ledger:
                 speed=(38.6, 99.5),
             ),
         ],
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def with_pairs(ledger: Ledger) -> Ledger:
+    """The ledger with its rows compared anew."""
+    return ledger.model_copy(update={"comparisons": drifts.comparisons(ledger)})
 
 
 def with_row(ledger: Ledger, index: int, **changes: Any) -> Ledger:
@@ -257,7 +117,7 @@ def failed() -> Ledger:
     )
     row = Row(id="awq-w4g64", spec="awq:w4g64", path="variants/awq-w4g64", failed=reason)
     ledger = quickstart()
-    return ledger.model_copy(update={"variants": [*ledger.variants[:5], row]})
+    return with_pairs(ledger.model_copy(update={"variants": [*ledger.variants[:5], row]}))
 
 
 def without_bench() -> Ledger:
@@ -270,10 +130,12 @@ def unmeasured() -> Ledger:
     """Only converted: no evals, no bench, no calibration."""
     ledger = quickstart()
     rows = [
-        row.model_copy(update={"metrics": {}, "bench": [], "sample": None})
+        row.model_copy(update={"metrics": {}, "profile": None, "bench": [], "sample": None})
         for row in ledger.variants
     ]
-    return ledger.model_copy(update={"variants": rows, "calibration": None, "text": None})
+    return with_pairs(
+        ledger.model_copy(update={"variants": rows, "calibration": None, "text": None})
+    )
 
 
 def hostile() -> Ledger:
@@ -295,6 +157,15 @@ def hostile() -> Ledger:
             ],
         }
     )
+    assert awq.profile is not None
+    worst = {"before": HOSTILE, "true": HOSTILE, "reference_top": HOSTILE, "top": HOSTILE}
+    places = [one.model_copy(update=worst) for one in awq.profile.worst]
+    awq = awq.model_copy(update={"profile": awq.profile.model_copy(update={"worst": places})})
+    names = {"awq-w4g64": awq.id}
+    compared = [
+        pair.model_copy(update={"a": names.get(pair.a, pair.a), "b": names.get(pair.b, pair.b)})
+        for pair in ledger.comparisons
+    ]
     text = {"dataset": HOSTILE, "revision": HOSTILE}
     assert ledger.calibration is not None
     assert ledger.text is not None
@@ -311,6 +182,7 @@ def hostile() -> Ledger:
             "calibration": ledger.calibration.model_copy(update=text),
             "text": ledger.text.model_copy(update=text),
             "variants": [*ledger.variants[:5], awq],
+            "comparisons": compared,
         }
     )
 
@@ -335,4 +207,4 @@ def crowded(count: int = 15) -> Ledger:
                 update={"id": f"{like.id}-{index:02d}", "metrics": metrics, "bench": benches}
             )
         )
-    return ledger.model_copy(update={"variants": rows})
+    return with_pairs(ledger.model_copy(update={"variants": rows}))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import EvaluationError
+from quantkit.evaluate.samples import Evaluated
 from quantkit.files import write_json
-from quantkit.ledger import REFERENCE, Metric
+from quantkit.ledger import ACCURACY, REFERENCE, Metric
 from quantkit.progress import track
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     from quantkit.evaluate.statistics import Estimate
     from quantkit.variant import Model
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 """Raised when a metric is computed in another way: results of two versions do not compare."""
+_QUANTILES = {"min": 0.0, "p01": 0.01, "p05": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
+"""Of the change of the true token's probability: llama-perplexity's, the outer ones."""
+_ABSOLUTE = ("ppl", "non_finite")
+"""What of the text's metrics needs no reference."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ def evaluate(
     reference: Reference | None,
     plan: EvaluationPlan,
     details: Path | None = None,
-) -> dict[str, Metric]:
+) -> Evaluated:
     """Measure one model; without a ``reference``, what needs none.
 
-    Keys: ``ppl``, ``kld_mean``, ``kld_median``, ``kld_p99``, ``kld_max``, ``top1_agreement``
-    (nats and shares), and ``<task>_<metric>`` of each task (``mmlu_acc``). ``details``: a
-    directory that receives the values behind them, for paired tests: ``positions.safetensors``
-    (nll, kld, same_top by window and position) and ``<task>.json`` (every answer).
+    Metrics: ``ppl``, ``non_finite``; ``ppl_ratio``, ``kld_mean``, ``kld_median``, ``kld_p99``,
+    ``kld_max``, ``top1_agreement``, ``top5_agreement``, ``delta_p_mean``, ``delta_p_rms``,
+    ``delta_p_<quantile>`` (nats and shares); ``<task>_<metric>`` of each task (``mmlu_acc``).
+    ``details``: a directory that receives the values behind them: ``positions.safetensors``
+    (``divergence.Drift`` by window and position) and ``<task>.json`` (every answer).
 
     Raise EvaluationError for non-finite logits, and what the engine raises.
     """
@@ -64,31 +70,20 @@ def evaluate(
 
     engine = scoring_engine(model)
     engine.check(model)
-    metrics: dict[str, Metric] = {}
+    whole = Evaluated()
     if plan.windows is not None:
-        metrics |= _measure_text(model, engine, plan.windows, reference, plan, details)
+        whole = _measure_text(model, engine, plan.windows, reference, plan, details)
     for task in plan.tasks:
         found = _measure_task(model, engine, task, plan, details)
-        for name in found.keys() & metrics.keys():
+        for name in found.metrics.keys() & whole.metrics.keys():
             raise EvaluationError(f"{task}: a second task that reports {name}; take one of them")
-        metrics |= found
-    return metrics
-
-
-def require_comparable(name: str, one: Metric, other: Metric) -> None:
-    """Raise EvaluationError where two results were not measured in the same way."""
-    if one.protocol == other.protocol:
-        return
-    keys = sorted(one.protocol.keys() | other.protocol.keys())
-    differences = (
-        f"{key}: {one.protocol.get(key)!r} and {other.protocol.get(key)!r}"
-        for key in keys
-        if one.protocol.get(key) != other.protocol.get(key)
-    )
-    raise EvaluationError(
-        f"{name}: measured in two ways, which are not compared ({'; '.join(differences)}); "
-        "evaluate both again with the same settings"
-    )
+        whole = whole.model_copy(
+            update={
+                "metrics": whole.metrics | found.metrics,
+                "answers": whole.answers | found.answers,
+            }
+        )
+    return whole
 
 
 def _measure_text(
@@ -98,7 +93,9 @@ def _measure_text(
     reference: Reference | None,
     plan: EvaluationPlan,
     details: Path | None,
-) -> dict[str, Metric]:
+) -> Evaluated:
+    from quantkit.evaluate.profile import profile
+
     if reference is not None and reference.windows != windows:
         raise EvaluationError("the reference was built on other tokens; build it on the plan's")
     vocabulary = len(plan.tokenizer)
@@ -120,17 +117,28 @@ def _measure_text(
         "metrics_version": METRICS_VERSION,
     }
     drift = protocol | {"reference_sha256": reference.source if reference else None}
-    return {
+    metrics = {
         name: Metric(
             value=estimate.value,
             stderr=estimate.stderr,
             n=estimate.n,
-            reference=None if name == "ppl" else REFERENCE,
-            protocol=protocol if name == "ppl" else drift,
+            reference=None if name in _ABSOLUTE else REFERENCE,
+            protocol=protocol if name in _ABSOLUTE else drift,
             engine=version,
         )
         for name, estimate in _summaries(values)
     }
+    means = {"ppl": values.nll} | ({"kld_mean": values.drift.kld} if values.drift else {})
+    return Evaluated(
+        metrics=metrics,
+        profile=None
+        if reference is None or reference.is_of(model)
+        else profile(values, windows, plan.tokenizer),
+        windows={
+            name: column.reshape(len(windows.ids), -1).mean(-1).tolist()
+            for name, column in means.items()
+        },
+    )
 
 
 def _score(
@@ -143,21 +151,28 @@ def _score(
     """One pass over the windows: each window's logits are scored and dropped."""
     from quantkit.evaluate import divergence
 
-    def against_reference(rows: Iterator[torch.Tensor]) -> Iterator[Positions]:
+    def scored(
+        rows: Iterator[torch.Tensor], known: Callable[[int, torch.Tensor], torch.Tensor | None]
+    ) -> Positions:
+        found = []
         for index, logits in enumerate(track(rows, f"{model.id}: windows", len(windows.ids))):
-            yield divergence.score(
-                _cut(logits, vocabulary, model),
-                windows.targets(index),
-                None if reference is None else reference.logits(index)[:, :vocabulary],
+            against = known(index, logits)
+            found.append(
+                divergence.score(
+                    _cut(logits, vocabulary, model),
+                    windows.targets(index),
+                    None if against is None else against[:, :vocabulary],
+                )
             )
+        return divergence.join(found)
 
     if reference is not None and reference.is_of(model):
-        again = (reference.logits(index) for index in range(len(windows.ids)))
-        return divergence.join(list(against_reference(again)))
+        own = (reference.logits(index) for index in range(len(windows.ids)))
+        return scored(own, lambda _, logits: logits)
     inputs = windows.inputs()
     with engine.scorer(model, windows.context) as scorer:
         rows = scorer.logits(inputs, [windows.first] * len(inputs))
-        return divergence.join(list(against_reference(rows)))
+        return scored(rows, lambda index, _: reference.logits(index) if reference else None)
 
 
 def _cut(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
@@ -172,26 +187,35 @@ def _cut(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
 
 def _summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
     from quantkit.evaluate import statistics
+    from quantkit.evaluate.divergence import delta_p
 
     yield "ppl", statistics.perplexity(values.nll)
-    if values.kld is not None and values.same_top is not None:
-        yield "kld_mean", statistics.mean(values.kld)
-        yield "kld_median", statistics.quantile(values.kld, 0.5)
-        yield "kld_p99", statistics.quantile(values.kld, 0.99)
-        yield "kld_max", statistics.quantile(values.kld, 1.0)
-        yield "top1_agreement", statistics.proportion(values.same_top)
+    yield "non_finite", statistics.Estimate(float(values.non_finite), None, values.nll.numel())
+    drift = values.drift
+    if drift is None:
+        return
+    yield "ppl_ratio", statistics.perplexity(values.nll - drift.reference_nll)
+    yield "kld_mean", statistics.mean(drift.kld)
+    yield "kld_median", statistics.quantile(drift.kld, 0.5)
+    yield "kld_p99", statistics.quantile(drift.kld, 0.99)
+    yield "kld_max", statistics.quantile(drift.kld, 1.0)
+    yield "top1_agreement", statistics.proportion(drift.same_top)
+    yield "top5_agreement", statistics.mean(drift.shared_top)
+    change = delta_p(values)
+    yield "delta_p_mean", statistics.mean(change)
+    yield "delta_p_rms", statistics.root_mean_square(change)
+    for name, fraction in _QUANTILES.items():
+        yield f"delta_p_{name}", statistics.quantile(change, fraction)
 
 
 def _write_positions(values: Positions, windows: int, details: Path) -> None:
     from safetensors.torch import save_file
 
-    columns = {"nll": values.nll, "kld": values.kld, "same_top": values.same_top}
     details.mkdir(parents=True, exist_ok=True)
     save_file(
         {
             name: column.reshape(windows, -1).contiguous()
-            for name, column in columns.items()
-            if column is not None
+            for name, column in values.columns().items()
         },
         details / "positions.safetensors",
     )
@@ -199,8 +223,8 @@ def _write_positions(values: Positions, windows: int, details: Path) -> None:
 
 def _measure_task(
     model: Model, engine: Engine, task: str, plan: EvaluationPlan, details: Path | None
-) -> dict[str, Metric]:
-    from quantkit.evaluate.tasks import run_task
+) -> Evaluated:
+    from quantkit.evaluate.tasks import answers, run_task
 
     result = run_task(
         task,
@@ -215,7 +239,7 @@ def _measure_task(
         details.mkdir(parents=True, exist_ok=True)
         write_json(details / f"{Path(task).stem}.json", result.answers)
     protocol: dict[str, Any] = {**result.protocol, "metrics_version": METRICS_VERSION}
-    return {
+    metrics = {
         name: Metric(
             value=estimate.value,
             stderr=estimate.stderr,
@@ -226,6 +250,9 @@ def _measure_task(
         )
         for name, estimate in result.metrics.items()
     }
+    accuracies = [name for name in metrics if name.endswith(ACCURACY)]
+    given = answers(result) if accuracies else None
+    return Evaluated(metrics=metrics, answers={name: given for name in accuracies if given})
 
 
 def _version(engine: Engine) -> str:

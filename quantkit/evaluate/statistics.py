@@ -1,7 +1,7 @@
 """Estimates with their standard errors, as llama.cpp's ``llama-perplexity`` defines them.
 
-Errors treat tokens as independent. Tokens of one text are not, quite: the values per position are
-kept (``quantkit.evaluate.evaluate``), so that two variants can be compared in pairs instead.
+Errors treat tokens as independent. Tokens of one text are not, quite: whether two models differ is
+tested over whole windows instead (``quantkit.evaluate.paired``).
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ def perplexity(nll: torch.Tensor) -> Estimate:
 def proportion(hits: torch.Tensor) -> Estimate:
     """Share of ``hits (n,) bool`` that are true ± √(p(1 - p)/(n - 1))."""
     return mean(hits)
+
+
+def root_mean_square(values: torch.Tensor) -> Estimate:
+    """√(mean of squares) of ``values (n,)``; by the delta method its error is that of the mean
+    over 2 RMS."""
+    squares = mean(values.double().square())
+    rms = math.sqrt(squares.value)
+    stderr = squares.stderr / (2 * rms) if squares.stderr is not None and rms else squares.stderr
+    return Estimate(rms, stderr, squares.n)
 
 
 def quantile(values: torch.Tensor, fraction: float) -> Estimate:

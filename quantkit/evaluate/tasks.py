@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
 from quantkit.evaluate.language_model import WRITES, OpenScorer, ScorerLM
+from quantkit.evaluate.samples import Answers
 from quantkit.evaluate.statistics import Estimate
 from quantkit.packaged import packaged_directory, packaged_files
 
@@ -39,8 +40,9 @@ _FEWSHOT_SEED = 1234
 class TaskResult:
     """What one task gave: its metrics by ledger name, how it was asked, and every answer.
 
-    ``answers``: one entry per question: its subtask, its number there, the key and the likelihood
-    of each choice in nats.
+    ``answers``: one entry per question: its subtask, its subject, its number there, the key, the
+    likelihood of each choice in nats, and whether lm-eval counts it as right (None where the task
+    has no accuracy).
     """
 
     metrics: dict[str, Estimate]
@@ -85,6 +87,18 @@ def run_task(
         for metric, value, stderr in _numbers(results["results"][name])
     }
     return TaskResult(metrics, protocol, _answers(results["samples"]))
+
+
+def answers(result: TaskResult) -> Answers | None:
+    """Who was right where, for tests in pairs; None where the task does not count that way."""
+    if any(answer["right"] is None for answer in result.answers):
+        return None
+    offered = [answer["loglikelihoods"] for answer in result.answers]
+    return Answers(
+        subjects=[answer["subject"] for answer in result.answers],
+        right=[answer["right"] for answer in result.answers],
+        picks=[choices.index(max(choices)) if len(choices) > 1 else -1 for choices in offered],
+    )
 
 
 def _load_task(task: str, metadata: Mapping[str, str], shots: int | None) -> Any:
@@ -146,7 +160,9 @@ def _answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
         {
             "task": task,
             "doc": sample["doc_id"],
+            "subject": str(sample["doc"].get("subject", task)),
             "target": str(sample["target"]),
+            "right": bool(sample["acc"]) if "acc" in sample else None,
             "loglikelihoods": [
                 answer if isinstance(answer, float) else answer[0]
                 for answer in sample["filtered_resps"]

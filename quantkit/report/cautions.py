@@ -20,13 +20,24 @@ def cautions(ledger: Ledger) -> list[Prose]:
         *_other_engine(ledger),
         *_same_dataset(ledger),
         *_bench(ledger),
+        *_verdicts(ledger),
+    ]
+
+
+def _verdicts(ledger: Ledger) -> list[Prose]:
+    """What a verdict promises, and what not."""
+    if not ledger.comparisons:
+        return []
+    return [
         (
-            "“Indistinguishable” means that this measurement cannot tell two values apart (95 %, "
-            "from the standard error of each), not that they are equal. All variants answered on "
-            "the same tokens and questions, so a paired test of the raw results could see more. "
-            "The errors take tokens as independent, which those of one text are not quite, and "
-            "nothing is corrected for the number of comparisons.",
-        ),
+            "Verdicts are of paired tests, on the same windows of text and the same questions for "
+            "all. Over all pairs of one measure together, at most 5 % of such reports call "
+            "something different that is not, and at most 5 % something equivalent that is not "
+            "(Holm). “Undecided” means "
+            "that these data cannot tell, not that nothing changed. Other texts and questions may "
+            "say otherwise. The ± of single values take tokens as independent, which those of "
+            "one text are not quite.",
+        )
     ]
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 
 from quantkit.ledger import Ledger, Metric, Percentiles, Row
+from quantkit.report.drifts import said
 from quantkit.report.format import fixed, milliseconds, number, plus_minus, signed, size
-from quantkit.report.noise import Z95, error_of_difference
+from quantkit.report.noise import Z95, against_reference
 from quantkit.report.panels import Measure, Panels, Reading, lay_out
 from quantkit.report.scales import around, from_zero, logarithmic
-from quantkit.report.table import accuracies, bench_of, concurrencies, drift, engines, task_title
+from quantkit.report.table import accuracies, bench_of, concurrencies, engines, task_title
 
 
 def drift_chart(ledger: Ledger) -> Panels | None:
     """KL divergence, perplexity, top-1 agreement and accuracies of every variant."""
     rows = [row for row in ledger.variants[1:] if row.metrics]
-    reference = ledger.reference
     measures = [
         Measure(
             "KL divergence",
@@ -27,7 +27,7 @@ def drift_chart(ledger: Ledger) -> Panels | None:
         Measure(
             "Perplexity drift",
             ("percent", "0 = the original"),
-            [_relative(row, reference) for row in rows],
+            [_drift(row, ledger, "ppl") for row in rows],
             around,
             line_at=0.0,
         ),
@@ -43,7 +43,7 @@ def drift_chart(ledger: Ledger) -> Panels | None:
         Measure(
             f"{task_title(name)} drift",
             ("points", "0 = the original"),
-            [_points(row, reference, name) for row in rows],
+            [_drift(row, ledger, name) for row in rows],
             around,
             line_at=0.0,
         )
@@ -133,33 +133,18 @@ def _interval(metric: Metric) -> tuple[float, float] | None:
     return metric.value - half, metric.value + half
 
 
-def _relative(row: Row, reference: Row) -> list[Reading]:
-    pair = drift(row, reference, "ppl")
-    if pair is None or pair[1].value == 0:
+def _drift(row: Row, ledger: Ledger, name: str) -> list[Reading]:
+    """Against the reference, with the interval of the paired test."""
+    one = against_reference(ledger, row, name)
+    if one is None:
         return []
-    here, there = pair
-    percent = 100 * (here.value / there.value - 1)
-    error = None
-    if here.stderr is not None and there.stderr is not None and here.value:
-        share = math.hypot(here.stderr / here.value, there.stderr / there.value)
-        error = 100 * here.value / there.value * share
-    return [_with_error(f"{row.id}\nperplexity drift", percent, error, "%")]
-
-
-def _points(row: Row, reference: Row, name: str) -> list[Reading]:
-    pair = drift(row, reference, name)
-    if pair is None:
-        return []
-    error = error_of_difference(*pair)
-    points = 100 * (pair[0].value - pair[1].value)
-    words = f"{row.id}\n{task_title(name)} drift"
-    return [_with_error(words, points, None if error is None else 100 * error, "points")]
-
-
-def _with_error(about: str, value: float, error: float | None, unit: str) -> Reading:
-    span = None if error is None else (value - Z95 * error, value + Z95 * error)
-    interval = "" if span is None else f"\n95 %: {signed(span[0], 1)} to {signed(span[1], 1)}"
-    return Reading("mean", value, f"{about} {signed(value, 2)} {unit}{interval}", span, capped=True)
+    what = "perplexity" if name == "ppl" else task_title(name)
+    words = f"{row.id}\n{what} drift {said(one)}, {one.verdict}"
+    span = None
+    if one.low is not None and one.high is not None:
+        span = (one.low, one.high)
+        words += f"\n95 %: {signed(one.low, 2)} to {signed(one.high, 2)}"
+    return [Reading("mean", one.drift, words, span, capped=True)]
 
 
 def _agreement(row: Row) -> list[Reading]:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
-from quantkit.ledger import Ledger, Metric, Row
-from quantkit.report.format import count, fixed, number, plus_minus, signed, size
+from quantkit.drift import Comparison
+from quantkit.ledger import Ledger, Metric
+from quantkit.report.drifts import UNITS, roughly, said
+from quantkit.report.format import count, fixed, number, plus_minus, size
 from quantkit.report.noise import (
     THROUGHPUT_MARGIN,
-    Z95,
     Served,
+    against_reference,
     at_chance,
-    comparable,
-    differ,
-    error_of_difference,
     fastest,
     tiers,
 )
 from quantkit.report.prose import Name, Prose, listing
-from quantkit.report.table import (
-    accuracies,
-    concurrencies,
-    drift,
-    engines,
-    served,
-    task_title,
-)
+from quantkit.report.table import accuracies, concurrencies, engines, served, task_title
 
 _MARGIN = f"{100 * THROUGHPUT_MARGIN:.0f} %"
 
@@ -72,30 +64,27 @@ def headlines(ledger: Ledger) -> list[Headline]:
 
 def findings(ledger: Ledger) -> list[Finding]:
     """One paragraph a kind of measurement, in the order in which they are to be trusted."""
-    found = [_divergence(ledger), _perplexity(ledger)]
+    found = [_divergence(ledger), _against_reference(ledger, "ppl", "Perplexity")]
     found += [_accuracy(ledger, name) for name in accuracies(ledger)]
     found += [_throughput(ledger, concurrency) for concurrency in concurrencies(ledger)]
     return [finding for finding in found if finding] + _failures(ledger)
 
 
-def divergences(ledger: Ledger) -> dict[str, Metric]:
-    """``kld_mean`` of the variants, of one protocol: the first one's."""
-    found = {row.id: row.metrics["kld_mean"] for row in ledger.variants[1:] if _has_kld(row)}
-    first = next(iter(found.values()), None)
-    return {id_: metric for id_, metric in found.items() if comparable(metric, first)}
-
-
-def _has_kld(row: Row) -> bool:
-    return "kld_mean" in row.metrics
+def _divergences(ledger: Ledger) -> tuple[dict[str, Metric], list[list[str]]]:
+    """``kld_mean`` of the variants, and the groups that the data tell apart, nearest first."""
+    metrics = {
+        row.id: row.metrics["kld_mean"]
+        for row in ledger.variants[1:]
+        if "kld_mean" in row.metrics and math.isfinite(row.metrics["kld_mean"].value)
+    }
+    return metrics, [list(metrics)] if len(metrics) == 1 else tiers(ledger, "kld_mean")
 
 
 def _nearest(ledger: Ledger) -> Headline | None:
-    metrics = divergences(ledger)
-    groups = tiers(metrics)
+    metrics, groups = _divergences(ledger)
     if not groups:
         return None
-    lowest = metrics[groups[0][0]]
-    ids = [id_ for id_ in groups[0] if differ(metrics[id_], lowest) is False]
+    ids = groups[0]
     return Headline(
         "Nearest to the original",
         listing(ids),
@@ -143,8 +132,7 @@ def _fastest(ledger: Ledger) -> Headline | None:
 
 
 def _divergence(ledger: Ledger) -> Finding | None:
-    metrics = divergences(ledger)
-    groups = tiers(metrics)
+    metrics, groups = _divergences(ledger)
     if not groups:
         return None
     text: Prose = ("From nearest to farthest: ",)
@@ -156,55 +144,63 @@ def _divergence(ledger: Ledger) -> Finding | None:
     return Finding("KL divergence", (*text, ". This is the sharpest of the measures here."))
 
 
-def _perplexity(ledger: Ledger) -> Finding | None:
-    def worth(pair: tuple[Metric, Metric]) -> str:
-        return f"{signed(100 * (pair[0].value / pair[1].value - 1), 1)} %"
-
-    return _against_reference(ledger, "ppl", "Perplexity", worth)
-
-
 def _accuracy(ledger: Ledger, name: str) -> Finding | None:
-    def worth(pair: tuple[Metric, Metric]) -> str:
-        return f"{signed(100 * (pair[0].value - pair[1].value), 1)} points"
-
-    title = task_title(name)
-    finding = _against_reference(ledger, name, title, worth)
+    finding = _against_reference(ledger, name, task_title(name))
     there = ledger.reference.metrics.get(name)
-    if finding is None or there is None:
+    if finding is None or there is None or not at_chance(name, there):
         return finding
-    text = finding.text
-    error = error_of_difference(there, there)
-    if error:
-        points = fixed(100 * Z95 * error, 1)
-        text += (f" With {there.n:,} questions, only differences above some {points} points show.",)
-    if at_chance(name, there):
-        text += (
+    return Finding(
+        finding.about,
+        (
+            *finding.text,
             " The original itself cannot be told from guessing here, so this says little about "
             "what quantization does.",
-        )
-    return Finding(title, text)
+        ),
+    )
 
 
-def _against_reference(
-    ledger: Ledger, name: str, title: str, worth: Callable[[tuple[Metric, Metric]], str]
-) -> Finding | None:
-    """Who differs from the reference in ``name``, with its drift, and who does not."""
-    same: list[str] = []
-    text: Prose = ()
-    for row in ledger.variants[1:]:
-        pair = drift(row, ledger.reference, name)
-        verdict = differ(*pair) if pair else None
-        if pair and verdict:
-            text += ("; " if text else "", Name(row.id), f" ({worth(pair)})")
-        elif verdict is False:
-            same.append(row.id)
-    if not text and not same:
+def _against_reference(ledger: Ledger, name: str, title: str) -> Finding | None:
+    """Who is worse, better or equivalent, with the drift, and of whom it is not known."""
+    found = [
+        comparison
+        for row in ledger.variants[1:]
+        if (comparison := against_reference(ledger, row, name))
+    ]
+    if not found:
         return None
-    if text:
-        text = ("Different from the original: ", *text, ". ")
-    if same:
-        text += ("Indistinguishable from the original: ", *listing(same), ".")
-    return Finding(title, text)
+    first = found[0]
+    sentences: list[Prose] = []
+    for verdict, words in (
+        ("worse", "Worse than the original: "),
+        ("better", "Better than the original: "),
+        (
+            "equivalent",
+            f"Equivalent to the original, within ±{first.tolerance:g} {UNITS[first.unit]}: ",
+        ),
+        ("undecided", "Undecided: "),
+    ):
+        ones = [one for one in found if one.verdict == verdict]
+        text: Prose = ()
+        for one in ones:
+            text += (", " if text else "", Name(one.b), f" ({said(one)})")
+        if ones:
+            sentences.append((words, *text, "."))
+    sentences += _to_decide([one for one in found if one.verdict == "undecided"])
+    joined = tuple(part for sentence in sentences for part in (*sentence, " "))[:-1]
+    return Finding(title, joined)
+
+
+def _to_decide(undecided: list[Comparison]) -> list[Prose]:
+    """How much more it would take: from the easiest to the hardest."""
+    counts = sorted(one.more for one in undecided if one.more is not None)
+    if not counts:
+        return []
+    items = "windows" if undecided[0].flips is None else "questions"
+    shown = list(dict.fromkeys(map(roughly, (counts[0], counts[-1]))))
+    return [
+        (f"To decide would take some {' to '.join(shown)} more {items} than these ",
+         f"{undecided[0].n:,}.")
+    ]  # fmt: skip
 
 
 def _throughput(ledger: Ledger, concurrency: int) -> Finding | None:

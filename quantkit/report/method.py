@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.ledger import Ledger, Metric
-from quantkit.report.table import ACCURACY, task_title
+from quantkit.ledger import ACCURACY, Ledger, Metric
+from quantkit.report.table import task_title
 
 _MEANINGS = {
     "ppl": (
@@ -16,7 +16,13 @@ _MEANINGS = {
         "How surprised the model is by the evaluation text: the exponential of its mean negative "
         "log likelihood, over windows that do not overlap, with only the later part of each "
         "scored. Lower is better. The protocol is that of llama.cpp's llama-perplexity, so the "
-        "numbers compare with the tables people know.",
+        "numbers compare with the tables people know. Its drift is the ratio to the reference's, "
+        "tested over whole windows in pairs (t-test).",
+    ),
+    "ppl_ratio": (
+        "Perplexity ratio",
+        "The variant's perplexity over the reference's, with the error over tokens in pairs, as "
+        "llama-perplexity --kl-divergence prints it.",
     ),
     "kld": (
         "KL divergence",
@@ -24,15 +30,28 @@ _MEANINGS = {
         "D(reference ‖ variant) in nats, over the whole vocabulary, at the same scored positions. "
         "0 means the same distribution everywhere. Mean, median, 99th percentile and maximum.",
     ),
-    "top1_agreement": (
-        "Top-1 agreement",
-        "At how many of the scored positions the variant's most likely next token is also the "
-        "reference's.",
+    "agreement": (
+        "Agreement of the likeliest tokens",
+        "Top-1: at how many of the scored positions the variant's most likely next token is also "
+        "the reference's. Top-5: how many of the reference's five likeliest tokens are among the "
+        "variant's five.",
+    ),
+    "delta_p": (
+        "Change of the true token's probability (Δp)",
+        "The probability that the variant gives to the token that really comes next, minus the "
+        "reference's: its mean, root mean square and quantiles. Positive is better. Defined as in "
+        "llama-perplexity --kl-divergence.",
+    ),
+    "non_finite": (
+        "Non-finite logits",
+        "At how many scored positions a logit is NaN or infinite. With any such position nothing "
+        "else is computed, and the row fails with their count.",
     ),
 }
 _ACCURACY = (
     "How many questions the model answers right, through lm-eval's own metric code. Its standard "
-    "error is that of a proportion over the questions."
+    "error is that of a proportion over the questions. Its drift is tested on the answers that "
+    "flipped: exact McNemar test, bootstrap interval over questions, Tango's test of equivalence."
 )
 _BENCH = (
     "The engine's own server, driven over its OpenAI API by a load generator that keeps the "
@@ -117,7 +136,9 @@ def recipe_text(ledger: Ledger) -> str:
 
 def _family(name: str) -> str:
     """``kld_mean`` and its likes are one measurement."""
-    return "kld" if name.startswith("kld_") else name
+    if name in ("top1_agreement", "top5_agreement"):
+        return "agreement"
+    return next((family for family in ("kld", "delta_p") if name.startswith(f"{family}_")), name)
 
 
 def _metric_family(name: str, metrics: list[tuple[str, Metric]]) -> Measured:

@@ -1,19 +1,18 @@
-"""What the numbers can tell apart, and what they cannot.
+"""What the data can tell apart, and what they cannot.
 
-Two values differ where their distance exceeds 1.96 standard errors of it (95 %). A ledger holds
-the error of each value, not of the difference. All rows answer on the same tokens and questions,
-so their errors mostly go together, and the error of a difference taken here is then too large:
-the test misses differences. Against that, tokens of one text are not quite independent, and
-nothing is corrected for the number of pairs: a result near the limit is weak evidence.
+Whether two rows differ was tested on their windows and questions in pairs when the ledger was
+written (``quantkit.evaluate.compare``); here it is looked up. Throughputs have no such test.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.ledger import Bench, Metric, Row
+from quantkit.drift import Comparison
+from quantkit.evaluate.paired import groups
+from quantkit.ledger import REFERENCE, Bench, Ledger, Metric, Row
 
 Z95 = 1.959964
 THROUGHPUT_MARGIN = 0.10
@@ -46,40 +45,30 @@ def comparable(a: Metric | None, b: Metric | None) -> bool:
     )
 
 
-def error_of_difference(a: Metric, b: Metric) -> float | None:
-    """Standard error of ``a - b`` as if they were independent; None where either has none."""
-    if a.stderr is None or b.stderr is None:
+def against_reference(ledger: Ledger, row: Row, measure: str) -> Comparison | None:
+    """The row against the original; None where the two were not or may not be compared."""
+    if not comparable(row.metrics.get(measure), ledger.reference.metrics.get(measure)):
         return None
-    error = math.hypot(a.stderr, b.stderr)
-    return error if math.isfinite(error) else None
+    wanted = (measure, REFERENCE, row.id)
+    return next((c for c in ledger.comparisons if (c.measure, c.a, c.b) == wanted), None)
 
 
-def differ(a: Metric, b: Metric) -> bool | None:
-    """Whether ``a`` and ``b`` differ at 95 %; None where that cannot be said."""
-    error = error_of_difference(a, b) if comparable(a, b) else None
-    return None if error is None else abs(a.value - b.value) > Z95 * error
+def tiers(ledger: Ledger, measure: str) -> list[list[str]]:
+    """Ids from the lowest value up, in groups that the data tell apart; unranked within a group.
 
-
-def tiers(metrics: Mapping[str, Metric]) -> list[list[str]]:
-    """Ids from the lowest value up, in groups of which any two members of different ones differ.
-
-    Within a group nothing is ranked: its members hang together by pairs that do not differ.
-    Metrics without an error are left out.
+    Only rows that took part in a comparison, by the protocol of the first of them.
     """
-    ids = sorted(
-        (id_ for id_, metric in metrics.items() if differ(metric, metric) is not None),
-        key=lambda id_: metrics[id_].value,
-    )
-    groups: list[list[str]] = []
-    for id_ in ids:
-        group = [id_]
-        # With unequal errors a far value can touch a group that a nearer one does not.
-        while groups and any(
-            not differ(metrics[a], metrics[b]) for earlier in groups for a in earlier for b in group
-        ):
-            group = groups.pop() + group
-        groups.append(group)
-    return groups
+    apart = {frozenset((c.a, c.b)): c.apart for c in ledger.comparisons if c.measure == measure}
+    known = {id_ for pair in apart for id_ in pair}
+    metrics = {
+        row.id: row.metrics[measure]
+        for row in ledger.variants
+        if row.id in known and measure in row.metrics and math.isfinite(row.metrics[measure].value)
+    }
+    first = next(iter(metrics.values()), None)
+    ids = [id_ for id_, metric in metrics.items() if comparable(metric, first)]
+    ids.sort(key=lambda id_: metrics[id_].value)
+    return groups(ids, lambda a, b: apart.get(frozenset((a, b)), False))
 
 
 def fastest(served: Sequence[Served]) -> list[Served]:

@@ -16,6 +16,7 @@ from quantkit.ledger import Ledger
 from quantkit.report import format as text
 from quantkit.report.cautions import cautions
 from quantkit.report.charts import drift_chart, serving_chart
+from quantkit.report.drifts import profiles, verdicts, worst
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.markdown import block, cell, code, escape, grid, prose
 from quantkit.report.method import measured, pairs, recipe_text
@@ -70,6 +71,9 @@ def _content(ledger: Ledger) -> dict[str, Any]:
         "cautions": cautions(ledger),
         "table": table(ledger),
         "everything": everything(ledger),
+        "verdicts": verdicts(ledger),
+        "profiles": profiles(ledger),
+        "worst": worst,
         "measured": measured(ledger),
         "recipe": recipe_text(ledger),
         "pairs": pairs,

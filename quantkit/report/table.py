@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.ledger import Bench, Ledger, Metric, Row
+from quantkit.ledger import ACCURACY, Bench, Ledger, Metric, Row
 from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
-from quantkit.report.noise import Served, comparable
-
-ACCURACY = "_acc"
-"""How the names of accuracies end: ``mmlu_acc``."""
+from quantkit.report.noise import Served, against_reference
 
 
 @dataclass(frozen=True)
@@ -117,14 +114,6 @@ def served(ledger: Ledger, concurrency: int) -> list[Served]:
     return [Served(row, bench) for row, bench in found if bench]
 
 
-def drift(row: Row, reference: Row, name: str) -> tuple[Metric, Metric] | None:
-    """The row's metric and the reference's, where they may be compared and are not the same."""
-    here, there = row.metrics.get(name), reference.metrics.get(name)
-    if row is reference or here is None or there is None or not comparable(here, there):
-        return None
-    return here, there
-
-
 def _storage(ledger: Ledger) -> list[Column]:
     rows = ledger.variants
     return [
@@ -163,8 +152,8 @@ def _perplexity(ledger: Ledger) -> list[Column]:
         Column(
             "Perplexity",
             "drift",
-            "Change of the perplexity against the reference, in percent.",
-            tuple(_relative(row, ledger.reference, "ppl") for row in rows),
+            "Change of the perplexity against the reference, in percent, and the verdict.",
+            tuple(_drift(row, ledger, "ppl") for row in rows),
         ),
     ]
 
@@ -191,6 +180,12 @@ def _divergence(ledger: Ledger) -> list[Column]:
             "How often the most likely next token is the reference's.",
             tuple(_metric(row.metrics.get("top1_agreement"), percent=True) for row in rows),
         ),
+        Column(
+            group,
+            "Δp RMS",
+            "Root mean square of the change of the true token's probability, percent.",
+            tuple(_metric(row.metrics.get("delta_p_rms"), percent=True) for row in rows),
+        ),
     ]
 
 
@@ -206,8 +201,8 @@ def _accuracy(ledger: Ledger, name: str) -> list[Column]:
         Column(
             title,
             "drift",
-            f"Change of the {title} accuracy against the reference, in points.",
-            tuple(_points(row, ledger.reference, name) for row in ledger.variants),
+            f"Change of the {title} accuracy against the reference, in points, and the verdict.",
+            tuple(_drift(row, ledger, name) for row in ledger.variants),
         ),
     ]
 
@@ -223,27 +218,18 @@ def _metric(metric: Metric | None, *, percent: bool = False) -> Cell:
     return Cell(value + (" %" if percent else ""), detail, _sortable(metric.value))
 
 
-def _relative(row: Row, reference: Row, name: str) -> Cell:
-    pair = drift(row, reference, name)
-    if pair is None or pair[1].value == 0:
-        return _no_drift(row, reference, name)
-    percent = 100 * (pair[0].value / pair[1].value - 1)
-    return Cell(f"{signed(percent, 2 if abs(percent) < 10 else 1)} %", sort=percent)
-
-
-def _points(row: Row, reference: Row, name: str) -> Cell:
-    pair = drift(row, reference, name)
-    if pair is None:
-        return _no_drift(row, reference, name)
-    points = 100 * (pair[0].value - pair[1].value)
-    return Cell(f"{signed(points, 1)} pt", sort=points)
-
-
-def _no_drift(row: Row, reference: Row, name: str) -> Cell:
-    here, there = row.metrics.get(name), reference.metrics.get(name)
-    if row is not reference and here and there and here.protocol != there.protocol:
-        return Cell(NOTHING, "other protocol")
-    return Cell(NOTHING)
+def _drift(row: Row, ledger: Ledger, name: str) -> Cell:
+    """Against the reference, with the verdict in small print."""
+    here, there = row.metrics.get(name), ledger.reference.metrics.get(name)
+    if row is ledger.reference or here is None or there is None:
+        return Cell(NOTHING)
+    comparison = against_reference(ledger, row, name)
+    if comparison is None:
+        return Cell(NOTHING, "" if here.protocol == there.protocol else "other protocol")
+    drift = comparison.drift
+    if comparison.unit == "points":
+        return Cell(f"{signed(drift, 1)} pt", comparison.verdict, drift)
+    return Cell(f"{signed(drift, 2 if abs(drift) < 10 else 1)} %", comparison.verdict, drift)
 
 
 def _engines(ledger: Ledger) -> Column:

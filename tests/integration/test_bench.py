@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -78,7 +79,7 @@ class _Recorder(http.server.BaseHTTPRequestHandler):
     """Answers four tokens at once and notes how each client means to use its connection."""
 
     protocol_version = "HTTP/1.1"
-    seen: set[str | None] = set()
+    seen: ClassVar[set[str | None]] = set()
 
     def log_message(self, *_: object) -> None:
         """Stay quiet."""

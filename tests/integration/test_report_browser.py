@@ -149,6 +149,20 @@ def test_no_text_of_the_other_charts_is_cut_off_or_covered(
             assert_inside(mark)
 
 
+def test_verdicts_and_worst_positions_are_seen(tab: Page, tmp_path: Path) -> None:
+    ledger = show(tab, "quickstart", tmp_path)
+    cells = "[...document.querySelectorAll('.verdicts .worse')].map(e => e.parentElement.innerText)"
+    worse = [
+        pair.b for pair in ledger.comparisons if (pair.a, pair.verdict) == ("reference", "worse")
+    ]
+    assert [line.split()[0] for line in tab.run(cells)] == worse
+    assert len(boxes(tab, "#where summary")) == 5
+    tab.run("[...document.querySelectorAll('#where details')].forEach(e => e.open = true)")
+    for box in boxes(tab, "#where .worst code"):
+        assert box["right"] - box["left"] > 3
+    assert "↵" in tab.run("document.querySelector('#where .worst').innerText")
+
+
 def test_a_click_on_a_heading_sorts_and_what_has_no_value_stays_last(
     tab: Page, tmp_path: Path
 ) -> None:
@@ -201,7 +215,9 @@ def test_text_has_the_contrast_that_wcag_asks_for(tab: Page, colours: str, tmp_p
         style = "getComputedStyle(document.querySelector({!r})).{}"
         paper = tab.run(style.format("body", "backgroundColor"))
         assert (luminance(paper) < 0.2) == (colours == "dark")
-        for selector in ("body", ".muted", "a", ".reason td", "summary", "thead th"):
+        for selector in (
+            "body", ".muted", "a", ".reason td", "summary", "thead th", ".verdicts .worse",
+        ):  # fmt: skip
             assert contrast(tab.run(style.format(selector, "color")), paper) >= 4.5, selector
         for engine in (".e0", ".e1"):  # graphics: 3
             assert contrast(tab.run(style.format(f"svg {engine}", "stroke")), paper) >= 3.0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from quantkit.formats.gptq import GPTQ
 from quantkit.ledger import Ledger
 from quantkit.recipe import Recipe, load_recipe
 
-METRICS = {"ppl", "kld_mean", "kld_median", "kld_p99", "kld_max", "top1_agreement", "mmlu_acc"}
+METRICS = {
+    "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_median", "kld_p99", "kld_max",
+    "top1_agreement", "top5_agreement", "delta_p_mean", "delta_p_rms", "delta_p_min",
+    "delta_p_p01", "delta_p_p05", "delta_p_p95", "delta_p_p99", "delta_p_max", "mmlu_acc",
+}  # fmt: skip
 SMALL = [
     "calibration.samples=4",
     "calibration.sequence_length=128",
@@ -74,6 +79,12 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
         # The same tokens and questions for all.
         for name in METRICS:
             assert row.metrics[name].protocol == reference.metrics[name].protocol
+        assert row.profile is not None
+        assert len(row.profile.worst) == 5
+    # Four rows are six pairs; the reference's own divergence is compared with nobody's.
+    counts = Counter(pair.measure for pair in ledger.comparisons)
+    assert counts == {"ppl": 6, "mmlu_acc": 6, "kld_mean": 3}
+    assert all(pair.n == 20 for pair in ledger.comparisons if pair.measure == "mmlu_acc")
     assert Ledger.read(tmp_path / "run" / "ledger.json") == ledger
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(row.id in page for row in ledger.variants)

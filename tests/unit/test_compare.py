@@ -100,6 +100,14 @@ def test_perplexity_is_a_ratio_over_windows() -> None:
     assert _one(found, "kld_mean", "near", "up").verdict == "worse"
 
 
+def test_a_broken_model_has_finite_numbers_and_a_verdict() -> None:
+    rows = {"reference": _text([3.0, 3.1], [0, 0]), "broken": _text([90.0, 500.0], [80, 480])}
+    found = _one(compare(rows, tolerance=1.0), "ppl", "reference", "broken")
+    assert found.verdict == "undecided"  # two windows are few, even for this
+    assert found.high is not None
+    assert math.isfinite(found.high)
+
+
 def test_verdicts() -> None:
     assert verdict(1.0, 0.2, 0.3, True) == "undecided"
     assert verdict(1.0, ALPHA, 0.3, True) == "worse"

@@ -13,7 +13,7 @@ import pytest
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
-from quantkit.formats.gguf import GGUF, file_type, file_types, ggml
+from quantkit.formats.gguf import GGUF, file_type, file_types
 from quantkit.formats.gguf.header import read_header
 from quantkit.spec import Spec
 from quantkit.variant import Variant

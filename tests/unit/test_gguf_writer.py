@@ -47,7 +47,7 @@ def with_tensor(model: Path, out: Path, name: str, value: torch.Tensor) -> Check
 def test_one_pass_gives_what_single_ones_do(
     tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantizer, "_VALUES", 700)  # two rows at a time
+    monkeypatch.setattr(quantizer, "_VALUES", (700, 700))  # two rows at a time
     checkpoint = Checkpoint.open(tiny_qwen2)
     together = targets(tmp_path / "together", SCHEMES)
     reads: list[str] = []
@@ -55,7 +55,7 @@ def test_one_pass_gives_what_single_ones_do(
     monkeypatch.setattr(Checkpoint, "read", lambda c, name: (reads.append(name), read(c, name))[1])
     GGUF().convert_many(checkpoint, together, None)
     assert sorted(reads) == sorted(checkpoint.tensors)
-    monkeypatch.setattr(quantizer, "_VALUES", 1 << 20)
+    monkeypatch.setattr(quantizer, "_VALUES", (1 << 20, 1 << 20))
     for spec, out in targets(tmp_path / "alone", SCHEMES).items():
         GGUF().convert(checkpoint, spec, None, out)
         (one,), (other,) = out.iterdir(), together[spec].iterdir()

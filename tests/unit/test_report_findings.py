@@ -3,13 +3,15 @@ from __future__ import annotations
 
 import math
 
+from quantkit.drift import SubjectDrift
 from quantkit.ledger import Ledger
 from quantkit.report.cautions import cautions
+from quantkit.report.drifts import profiles, verdicts
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.method import measured
 from quantkit.report.prose import Name, listing, plain
 from quantkit.report.table import table
-from tests import ledgers
+from tests import ledger_rows, ledgers
 
 
 def said(ledger: Ledger) -> dict[str, str]:
@@ -38,28 +40,74 @@ def test_headlines_of_the_demo() -> None:
     assert "not ranked" in fastest[1]
 
 
-def test_divergence_ranks_only_what_the_noise_allows() -> None:
-    # 0.0388 and 0.0395 are 0.0007 apart; 1.96 x hypot(0.0006, 0.0006) is 0.0017.
+def test_divergence_ranks_only_what_the_windows_tell_apart() -> None:
     text = said(ledgers.quickstart())["KL divergence"]
     assert "gptq-w4g64 and awq-w4g64 (0.03880 ± 0.00060 to 0.03950 ± 0.00060, not told" in text
     order = [text.index(id_) for id_ in ("gguf-Q8_0", "gguf-Q4_K_M", "gptq-w4g64", "gguf-Q4_0 ")]
     assert order == sorted(order)
 
 
-def test_perplexity_names_who_differs_and_who_does_not() -> None:
-    # 24.1034 - 21.4312 = 2.67 against 1.96 x hypot(0.3591, 0.3127) = 0.93; the others are inside.
+def test_perplexity_names_who_is_worse_and_who_is_equivalent() -> None:
     assert said(ledgers.quickstart())["Perplexity"] == (
-        "Different from the original: gguf-Q4_0 (+12.5 %). Indistinguishable from the original: "
-        "gguf-Q8_0, gguf-Q4_K_M, gptq-w4g64 and awq-w4g64."
+        "Worse than the original: gguf-Q4_K_M (+2.57 %), gguf-Q4_0 (+12.5 %), gptq-w4g64 "
+        "(+3.47 %), awq-w4g64 (+3.63 %). Equivalent to the original, within ±1 %: gguf-Q8_0 "
+        "(+0.04 %)."
     )
 
 
 def test_accuracy_says_what_it_cannot_see() -> None:
     text = said(ledgers.quickstart())["MMLU"]
-    assert text.startswith("Indistinguishable from the original: gguf-Q8_0")
-    # 1.96 x sqrt(2) x 2.73 % = 7.6 points; 84 of 282 right are 29.8 %, guessing gives 25 ± 5.4 %.
-    assert "only differences above some 7.6 points show" in text
+    assert text.startswith("Undecided: gguf-Q8_0 (0.0 points), gguf-Q4_K_M (−1.1 points)")
+    assert "To decide would take some 3,400 to 42,000 more questions than these 282." in text
+    # 84 of 282 right are 29.8 %, guessing gives 25 ± 5.4 %.
     assert "cannot be told from guessing" in text
+
+
+def test_verdicts_have_a_line_a_variant_with_its_flips() -> None:
+    perplexity, mmlu = verdicts(ledgers.quickstart())
+    assert (perplexity.title, perplexity.items, perplexity.tolerance) == (
+        "Perplexity", "80 windows", "1 %",
+    )  # fmt: skip
+    assert [line.verdict for line in perplexity.lines] == [
+        "equivalent", "worse", "worse", "worse", "worse",
+    ]  # fmt: skip
+    assert perplexity.lines[1].p == "< 0.001"
+    assert plain(perplexity.groups) == (
+        "The data tell these groups apart, from the lowest value up: reference and gguf-Q8_0; "
+        "gguf-Q4_K_M; gptq-w4g64 and awq-w4g64; gguf-Q4_0. Nothing is ranked inside a group."
+    )
+    third = mmlu.lines[2]
+    assert (third.drift, third.flips, third.more) == (
+        "−1.8 points", (17, 12, 16), "some 4,400 more questions",
+    )  # fmt: skip
+    assert "In none of the 57 subjects" in plain(mmlu.subjects)
+
+
+def test_a_subject_that_fell_is_named() -> None:
+    ledger = ledgers.quickstart()
+    law = SubjectDrift(subject="law", n=40, right_to_wrong=12, wrong_to_right=1, p_adjusted=0.02)
+    changed = [
+        pair.model_copy(update={"changed_subjects": [law]})
+        if (pair.measure, pair.a, pair.b) == ("mmlu_acc", "reference", "awq-w4g64")
+        else pair
+        for pair in ledger.comparisons
+    ]
+    mmlu = verdicts(ledger.model_copy(update={"comparisons": changed}))[1]
+    assert plain(mmlu.subjects) == (
+        "Beyond chance among 57 subjects (Holm over the subjects): awq-w4g64 in law (12 of 40 "
+        "lost, 1 won)."
+    )
+
+
+def test_profiles_have_a_row_a_variant() -> None:
+    found = profiles(ledgers.quickstart())
+    assert found is not None
+    assert found.positions[0] == "256 to 319"
+    assert found.confidences[-1] == "95 to 100 %"
+    id_, cells = found.rows[1]
+    assert id_ == "gguf-Q4_K_M"
+    assert (cells[0], cells[-1]) == ("0.025", "0.0072")  # 0.0241 x 1.04 and x 0.3
+    assert profiles(ledgers.unmeasured()) is None
 
 
 def test_throughput_is_set_against_the_reference() -> None:
@@ -70,7 +118,7 @@ def test_throughput_is_set_against_the_reference() -> None:
 
 def test_a_reference_that_is_fastest_is_named() -> None:
     ledger = ledgers.quickstart()
-    quick = [ledgers.bench(ledgers.VLLM, load, 999.0, 9.0) for load in (1, 4)]
+    quick = [ledger_rows.bench(ledger_rows.VLLM, load, 999.0, 9.0) for load in (1, 4)]
     headline = headlines(ledgers.with_row(ledger, 0, bench=quick))[-1]
     assert plain(headline.answer) == "reference on vllm"
 
@@ -95,7 +143,7 @@ def test_drift_columns() -> None:
 def test_other_protocols_give_no_drift_and_a_caution() -> None:
     ledger = ledgers.quickstart()
     metrics = dict(ledger.variants[1].metrics)
-    metrics["ppl"] = ledgers.metric(5.0, 0.1, protocol={"context": 2048})
+    metrics["ppl"] = ledger_rows.metric(5.0, 0.1, protocol={"context": 2048})
     ledger = ledgers.with_row(ledger, 1, metrics=metrics)
     assert column(ledger, "Perplexity", "drift")[1] == "–"
     assert "gguf-Q8_0" not in said(ledger)["Perplexity"]
@@ -140,7 +188,7 @@ def test_measured_puts_equal_protocols_together() -> None:
     assert [way.ids for way in perplexity.ways] == [
         ("reference", "gguf-Q8_0", "gguf-Q4_K_M", "gguf-Q4_0", "gptq-w4g64", "awq-w4g64")
     ]
-    assert perplexity.engines == [ledgers.TRANSFORMERS, ledgers.LLAMACPP]
+    assert perplexity.engines == [ledger_rows.TRANSFORMERS, ledger_rows.LLAMACPP]
     assert divergence.ways[0].n == 20_400
 
 

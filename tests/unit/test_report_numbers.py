@@ -7,9 +7,17 @@ import random
 import pytest
 
 from quantkit.report import format as text
-from quantkit.report.noise import Served, at_chance, comparable, differ, fastest, tiers
+from quantkit.report.noise import (
+    Served,
+    against_reference,
+    at_chance,
+    comparable,
+    fastest,
+    tiers,
+)
 from quantkit.report.scales import Scale, around, from_zero, logarithmic
-from tests.ledgers import bench, metric, quickstart
+from tests.ledger_rows import bench, metric
+from tests.ledgers import quickstart, unmeasured, with_row
 
 
 @pytest.mark.parametrize(
@@ -71,41 +79,28 @@ def test_units() -> None:
     assert [text.count(n) for n in (512, 134_515_008, 7_240_000_000)] == ["512", "135 M", "7.24 B"]
 
 
-def test_two_values_differ_beyond_196_errors_of_their_difference() -> None:
-    a = metric(10.0, 0.3)  # with 0.4: the error of the difference is 0.5, so the limit is 0.98
-    assert differ(a, metric(10.97, 0.4)) is False
-    assert differ(a, metric(10.99, 0.4)) is True
-    assert differ(a, metric(99.0, None)) is None
-    assert differ(a, metric(math.nan, 0.4)) is None
-
-
 def test_other_protocols_are_not_compared() -> None:
     a, b = metric(1.0, 0.1), metric(9.0, 0.1, protocol={"context": 2048})
     assert not comparable(a, b)
-    assert differ(a, b) is None
+    assert not comparable(a, metric(math.nan, 0.1))
+    ledger = quickstart()
+    pair = against_reference(ledger, ledger.variants[1], "ppl")
+    assert pair is not None
+    assert (pair.a, pair.b) == ("reference", "gguf-Q8_0")
+    changed = with_row(ledger, 1, metrics={"ppl": b})
+    assert against_reference(changed, changed.variants[1], "ppl") is None
 
 
-def test_tiers_are_the_components_of_what_cannot_be_told_apart() -> None:
-    """Against a slow search: two ids share a tier where a chain of such pairs joins them."""
-    rng = random.Random(7)
-    for _ in range(300):
-        metrics = {
-            str(i): metric(rng.uniform(0, 10), rng.choice([0.05, 0.3, 2.0])) for i in range(8)
-        }
-        expected = {frozenset([id_]) for id_ in metrics}
-        for a in metrics:
-            for b in metrics:
-                if not differ(metrics[a], metrics[b]):
-                    both = {group for group in expected if a in group or b in group}
-                    expected = (expected - both) | {frozenset().union(*both)}
-        found = tiers(metrics)
-        assert {frozenset(group) for group in found} == expected
-        lows = [min(metrics[id_].value for id_ in group) for group in found]
-        assert lows == sorted(lows)
-
-
-def test_tiers_leave_out_what_has_no_error() -> None:
-    assert tiers({"a": metric(1.0, None), "b": metric(2.0, 0.1)}) == [["b"]]
+def test_tiers_go_by_the_paired_tests_and_not_by_the_errors_of_the_values() -> None:
+    # 21.98 ± 0.32 against 21.43 ± 0.31: each alone says nothing, the windows in pairs do.
+    assert tiers(quickstart(), "ppl") == [
+        ["reference", "gguf-Q8_0"],
+        ["gguf-Q4_K_M"],
+        ["gptq-w4g64", "awq-w4g64"],
+        ["gguf-Q4_0"],
+    ]
+    assert len(tiers(quickstart(), "mmlu_acc")) == 1
+    assert tiers(unmeasured(), "ppl") == []
 
 
 def test_fastest_names_all_within_a_tenth_of_the_highest() -> None:

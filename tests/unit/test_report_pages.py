@@ -81,6 +81,7 @@ def test_markdown_is_tables_and_text_only(name: str) -> None:
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown(ledger))
     page = Elements(rendered)
     assert set(page.tags) <= MARKDOWN_TAGS
+    assert "---" not in page.text.replace(ledgers.HOSTILE, "")  # every table is one
     assert page.links == set()
     for row in ledger.variants:
         assert " ".join(row.id.split()) in page.text
@@ -90,9 +91,17 @@ def test_markdown_has_the_numbers_of_the_table() -> None:
     lines = markdown(made("quickstart")).splitlines()
     quality = next(line for line in lines if line.startswith("| `gguf-Q4_K_M` | 105"))
     assert quality == (
-        "| `gguf-Q4_K_M` | 105 MB | 6.21 (5.68 quantized) | 21.98 ± 0.32 | +2.57 % "
-        "| 0.02410 ± 0.00040 | 0.229 | 93.22 % ± 0.18 | 28.7 % ± 2.7 | −1.1 pt |"
+        "| `gguf-Q4_K_M` | 105 MB | 6.21 (5.68 quantized) | 21.98 ± 0.32 | +2.57 % (worse) "
+        "| 0.02410 ± 0.00040 | 0.229 | 93.22 % ± 0.18 | 4.657 % ± 0.040 "
+        "| 28.7 % ± 2.7 | −1.1 pt (undecided) |"
     )
+    verdict = next(line for line in lines if line.startswith("| `gguf-Q4_0` | −1.8"))
+    assert verdict == (
+        "| `gguf-Q4_0` | −1.8 points | −5.7 to +1.8 | 1.000 | 17 | 12 | 16 | undecided "
+        "| some 4,400 more questions |"
+    )
+    where = next(line for line in lines if line.startswith("| `gguf-Q4_K_M` | 0.025"))
+    assert where.count("|") == 11
     speed = next(line for line in lines if line.startswith("| `gguf-Q4_K_M` | llamacpp"))
     assert speed == "| `gguf-Q4_K_M` | llamacpp 0.3.36 | 66.1 | 55 ms | 131 | 161 ms |"
 

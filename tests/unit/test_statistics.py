@@ -37,6 +37,16 @@ def test_error_of_perplexity_against_resampling() -> None:
     assert statistics.perplexity(nll).stderr == pytest.approx(float(draws.std()), rel=0.05)
 
 
+def test_root_mean_square_by_hand_and_its_error_against_resampling() -> None:
+    assert statistics.root_mean_square(torch.tensor([3.0, -4.0])).value == math.sqrt(12.5)
+    assert statistics.root_mean_square(torch.zeros(4)).stderr == 0
+    values = torch.tensor(VALUES, dtype=torch.float64) - 0.5
+    generator = torch.Generator().manual_seed(0)
+    draws = values[torch.randint(501, (4000, 501), generator=generator)].square().mean(-1).sqrt()
+    found = statistics.root_mean_square(values)
+    assert found.stderr == pytest.approx(float(draws.std()), rel=0.05)
+
+
 def test_proportion_is_the_binomial_error() -> None:
     hits = torch.tensor([True] * 30 + [False] * 10)
     found = statistics.proportion(hits)

@@ -244,6 +244,14 @@ def test_the_choices_of_a_question_are_one_pass(tiny_llama: Path) -> None:
     assert result.metrics["mmlu_acc"].n == 282
 
 
+def test_answers_keep_who_was_right_where(tiny_llama: Path) -> None:
+    found = tasks.answers(_run_dev(_Counting(), tiny_llama))
+    assert found is not None
+    assert found.right == [q["answer"] == 0 for q in dev_questions()]
+    assert found.picks == [0] * 282
+    assert found.subjects == [q["subject"] for q in dev_questions()]
+
+
 def test_non_finite_answers_are_counted_not_scored(tiny_llama: Path) -> None:
     with pytest.raises(EvaluationError, match="non-finite logits in 281 of 281 sequences"):
         _run_dev(_Counting(bad=True), tiny_llama)

@@ -24,8 +24,11 @@ from quantkit.formats.gguf.ggml import TensorType
 if TYPE_CHECKING:
     import torch
 
-_VALUES = 1 << 16
-"""Values that a thread works on at a time: 256 KiB as float32."""
+_VALUES = (1 << 16, 1 << 18)
+"""Values that a thread works on at a time, at least and at most: up to 1 MiB as float32."""
+
+_SLICES = 32
+"""How many slices of a tensor each thread is to get, so that none waits long for the others."""
 
 _FLOAT16_LIMIT = 65520.0
 """From here on values round to infinity in float16."""
@@ -99,7 +102,7 @@ class Quantizer:
                     return
                 rows.quantize(part, buffers)
 
-        if weights.numel() <= _VALUES:
+        if weights.numel() <= _VALUES[0]:
             work()
             return
         for working in [self._pool.submit(work) for _ in range(self._threads)]:
@@ -123,7 +126,8 @@ class _Rows:
         self.name = name
         self.jobs = jobs
         self.columns = weights.shape[-1]
-        self.step = max(1, _VALUES // self.columns)
+        fair = weights.numel() // ((os.cpu_count() or 1) * _SLICES)
+        self.step = max(1, min(max(fair, _VALUES[0]), _VALUES[1]) // self.columns)
         self._weights = weights
         self._to_float32 = ggml.TO_FLOAT32.get(str(weights.dtype))
         self._stacked = weights.dim() == 3 and any(job.weights is not None for job in jobs)

@@ -1,0 +1,58 @@
+"""What one evaluation found, with the values by which two of them are compared in pairs."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from quantkit.drift import Flips, Profile
+from quantkit.ledger import Metric
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answers(_Kept):
+    """Every question of a task, in the order in which all models are asked.
+
+    ``picks``: the likeliest choice; -1 where the task offers none.
+    """
+
+    subjects: list[str]
+    right: list[bool]
+    picks: list[int]
+
+    def of(self, subject: str) -> Answers:
+        """The questions of one subject."""
+        kept = [i for i, name in enumerate(self.subjects) if name == subject]
+        return Answers(
+            subjects=[subject] * len(kept),
+            right=[self.right[i] for i in kept],
+            picks=[self.picks[i] for i in kept],
+        )
+
+
+class Evaluated(_Kept):
+    """One model's metrics, where it drifted, and what pairs of models are compared by.
+
+    ``windows``: the mean of each window by metric, nats: ``ppl`` holds its negative log
+    likelihood, ``kld_mean`` its divergence. ``answers`` by the name of the accuracy.
+    """
+
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    profile: Profile | None = None
+    windows: dict[str, list[float]] = Field(default_factory=dict)
+    answers: dict[str, Answers] = Field(default_factory=dict)
+
+
+def flips(a: Answers, b: Answers) -> Flips:
+    """How the answers of ``a`` changed in ``b``."""
+    changes = list(zip(a.right, b.right, strict=True))
+    return Flips(
+        right_to_wrong=changes.count((True, False)),
+        wrong_to_right=changes.count((False, True)),
+        wrong_to_other=sum(
+            not any(change) and one != other
+            for change, one, other in zip(changes, a.picks, b.picks, strict=True)
+        ),
+    )

@@ -1,0 +1,194 @@
+"""Drift in detail: each variant's verdict, where on the text it drifted, what it got wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantkit.drift import ALPHA, Bin, Comparison, WorstPosition
+from quantkit.ledger import Ledger, Row
+from quantkit.report.format import NOTHING, fixed, number, signed
+from quantkit.report.noise import against_reference, tiers
+from quantkit.report.prose import Name, Prose, listing
+from quantkit.report.table import accuracies, task_title
+
+UNITS = {"percent": "%", "points": "points", "nats": "nats"}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One measure: a line a variant, and what the lines do not say."""
+
+    title: str
+    items: str
+    """What was paired: ``80 windows``."""
+    tolerance: str
+    flips: bool
+    undecided: bool
+    """Whether any line is."""
+    lines: tuple[Line, ...]
+    groups: Prose
+    subjects: Prose
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant against the reference, in words."""
+
+    id: str
+    drift: str
+    interval: str
+    p: str
+    verdict: str
+    more: str
+    flips: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Mean divergence by the kind of position: titles of the columns, and a row a variant."""
+
+    positions: tuple[str, ...]
+    confidences: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def verdicts(ledger: Ledger) -> list[Verdicts]:
+    """Perplexity first, then every accuracy; none where nothing was compared."""
+    found = [_verdicts(ledger, name) for name in ("ppl", *accuracies(ledger))]
+    return [one for one in found if one]
+
+
+def said(comparison: Comparison) -> str:
+    """``+2.57 %``, ``+0.7 points``."""
+    return f"{signed(comparison.drift, _places(comparison))} {UNITS[comparison.unit]}"
+
+
+def _places(comparison: Comparison) -> int:
+    return 2 if comparison.unit == "percent" and abs(comparison.drift) < 10 else 1
+
+
+def more(comparison: Comparison) -> str:
+    """What would decide what is undecided."""
+    items = "windows" if comparison.flips is None else "questions"
+    if comparison.verdict != "undecided":
+        return ""
+    if comparison.more is None:
+        return f"no number of {items} in reach"
+    return f"some {roughly(comparison.more)} more {items}"
+
+
+def roughly(count: int) -> str:
+    """An estimate of how many, rounded up to two digits: ``3,400``."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // unit) * unit:,}"
+
+
+def profiles(ledger: Ledger) -> Profiles | None:
+    """None where no variant has a profile, or they were cut in different ways."""
+    rows = [(row.id, row.profile) for row in ledger.variants if row.profile]
+    cuts = {
+        tuple((one.low, one.high) for one in profile.by_position + profile.by_confidence)
+        for _, profile in rows
+    }
+    if len(cuts) != 1:
+        return None
+    first = rows[0][1]
+    return Profiles(
+        tuple(f"{one.low:.0f} to {one.high:.0f}" for one in first.by_position),
+        tuple(f"{100 * one.low:.0f} to {100 * one.high:.0f} %" for one in first.by_confidence),
+        tuple(
+            (id_, tuple(map(_mean, profile.by_position + profile.by_confidence)))
+            for id_, profile in rows
+        ),
+    )
+
+
+def worst(row: Row) -> list[WorstPosition]:
+    """Where the variant strayed farthest, with its line breaks made visible."""
+    return [
+        place.model_copy(
+            update={
+                name: getattr(place, name).replace("\n", "↵")
+                for name in ("before", "true", "reference_top", "top")
+            }
+        )
+        for place in (row.profile.worst if row.profile else [])
+    ]
+
+
+def _verdicts(ledger: Ledger, name: str) -> Verdicts | None:
+    found = [
+        comparison
+        for row in ledger.variants[1:]
+        if (comparison := against_reference(ledger, row, name))
+    ]
+    if not found:
+        return None
+    flips = any(one.flips for one in found)
+    first = found[0]
+    return Verdicts(
+        title=task_title(name) if flips else "Perplexity",
+        items=f"{first.n:,} {'questions' if flips else 'windows'}",
+        tolerance=f"{first.tolerance:g} {UNITS[first.unit]}",
+        flips=flips,
+        undecided=any(one.verdict == "undecided" for one in found),
+        lines=tuple(map(_line, found)),
+        groups=_groups(ledger, name),
+        subjects=_subjects(found),
+    )
+
+
+def _line(one: Comparison) -> Line:
+    interval = NOTHING
+    if one.low is not None and one.high is not None:
+        places = _places(one)
+        interval = f"{signed(one.low, places)} to {signed(one.high, places)}"
+    changed = one.flips
+    return Line(
+        one.b,
+        said(one),
+        interval,
+        "< 0.001" if one.p_adjusted < 0.001 else fixed(one.p_adjusted, 3),
+        one.verdict,
+        more(one),
+        (changed.right_to_wrong, changed.wrong_to_right, changed.wrong_to_other)
+        if changed
+        else None,
+    )
+
+
+def _groups(ledger: Ledger, name: str) -> Prose:
+    """Who can be told from whom, from the lowest value up."""
+    groups = tiers(ledger, name)
+    if len(groups) == 1:
+        return ("The data tell none of them from another, the original included.",)
+    text: Prose = ("The data tell these groups apart, from the lowest value up: ",)
+    for index, group in enumerate(groups):
+        text += ("; " if index else "", *listing(group))
+    return (*text, ". Nothing is ranked inside a group.")
+
+
+def _subjects(found: list[Comparison]) -> Prose:
+    """Which subjects changed beyond chance."""
+    counts = [one.subjects for one in found if one.subjects and one.subjects > 1]
+    if not counts:
+        return ()
+    text: Prose = ()
+    for one in found:
+        for subject in one.changed_subjects:
+            if subject.p_adjusted <= ALPHA:
+                text += ("; " if text else "", Name(one.b), " in ", Name(subject.subject))
+                text += (
+                    f" ({subject.right_to_wrong} of {subject.n} lost, "
+                    f"{subject.wrong_to_right} won)",
+                )
+    if not text:
+        return (
+            f"In none of the {counts[0]} subjects, taken each for itself, is the change beyond "
+            "chance (Holm over the subjects).",
+        )
+    return (f"Beyond chance among {counts[0]} subjects (Holm over the subjects): ", *text, ".")
+
+
+def _mean(one: Bin) -> str:
+    return number(one.kld_mean, 2)

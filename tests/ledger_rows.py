@@ -1,0 +1,157 @@
+"""Rows of made-up ledgers, of the size that real runs give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantkit.ledger import Bench, Metric, Percentiles, Row, Sample
+from quantkit.variant import ConvertCost
+from tests import drifts
+
+TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
+
+_WINDOWS = {
+    "context": 512,
+    "stride": 512,
+    "bos": 1,
+    "windows": 80,
+    "scored_positions": "256..510 of each window",
+    "text_sha256": "cd" * 32,
+    "metrics_version": 2,
+}
+_TOKENS = 20_400
+_TASK = {
+    "harness": "lm-eval 0.4.13",
+    "task": "mmlu, 57 subjects",
+    "shots": 0,
+    "score": "loglikelihood of the letter",
+    "metrics_version": 2,
+}
+_QUESTIONS = 282
+
+
+def metric(
+    value: float,
+    stderr: float | None,
+    engine: str = TRANSFORMERS,
+    *,
+    n: int = _TOKENS,
+    reference: str | None = None,
+    protocol: dict[str, Any] | None = None,
+) -> Metric:
+    return Metric(
+        value=value,
+        stderr=stderr,
+        n=n,
+        reference=reference,
+        protocol=_WINDOWS if protocol is None else protocol,
+        engine=engine,
+    )
+
+
+def accuracy(correct: int, engine: str) -> Metric:
+    share = correct / _QUESTIONS
+    error = (share * (1 - share) / (_QUESTIONS - 1)) ** 0.5
+    return metric(share, error, engine, n=_QUESTIONS, protocol=_TASK)
+
+
+def drift(engine: str, kld: float, stderr: float, agreement: float) -> dict[str, Metric]:
+    """The divergence metrics of one variant; the tail in the ratio that real ones have."""
+    error = (agreement * (1 - agreement) / _TOKENS) ** 0.5
+    values = {
+        "kld_mean": (kld, stderr),
+        "kld_median": (kld * 0.45, None),
+        "kld_p99": (kld * 9.5, None),
+        "kld_max": (kld * 70, None),
+        "top1_agreement": (agreement, error),
+        "top5_agreement": (1 - 1.3 * (1 - agreement), error),
+        "delta_p_rms": (0.3 * kld**0.5, stderr),
+    }
+    return {
+        name: metric(value, error, engine, reference="reference")
+        for name, (value, error) in values.items()
+    }
+
+
+def bench(engine: str, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
+    itl = 1000 * concurrency / tokens_per_s
+    return Bench(
+        engine=engine,
+        concurrency=concurrency,
+        output_tokens_per_s=tokens_per_s,
+        request_per_s=tokens_per_s / 64,
+        ttft_ms=Percentiles(p50=ttft_ms, p95=ttft_ms * 1.6, p99=ttft_ms * 1.9),
+        itl_ms=Percentiles(p50=itl * 0.9, p95=itl * 1.3, p99=itl * 1.7),
+        requests=8 * concurrency,
+        errors=0,
+        startup_seconds=41.0 if engine == VLLM else 1.4,
+        peak_rss_bytes=2_310_000_000 if engine == VLLM else 412_000_000,
+        protocol={
+            "load": "guidellm 0.8.1",
+            "prompt_tokens": 128,
+            "output_tokens": 64,
+            "seconds": 20,
+            "server": ["--threads", "2"],
+        },
+    )
+
+
+def row(
+    id_: str,
+    spec: str,
+    *,
+    size: int,
+    bits: tuple[float, float | None],
+    seconds: float,
+    ppl: tuple[float, float],
+    kld: tuple[float, float, float],
+    correct: int,
+    speed: tuple[float, float],
+    notes: tuple[str, ...] = (),
+) -> Row:
+    gguf = spec.startswith("gguf")
+    scores, serves = (LLAMACPP, LLAMACPP) if gguf else (TRANSFORMERS, VLLM)
+    return Row(
+        id=id_,
+        spec=spec,
+        path=f"variants/{id_}",
+        bytes=size,
+        bits_per_weight=bits[0],
+        bits_per_weight_quantized=bits[1],
+        convert=ConvertCost(seconds=seconds, peak_rss_bytes=1_350_000_000),
+        notes=list(notes),
+        metrics={
+            "ppl": metric(*ppl, scores),
+            **drift(scores, *kld),
+            "mmlu_acc": accuracy(correct, scores),
+        },
+        profile=drifts.profile(kld[0]),
+        bench=[
+            bench(serves, 1, speed[0], 55.0 if gguf else 88.0),
+            bench(serves, 4, speed[1], 161.0 if gguf else 203.0),
+        ],
+        sample=Sample(
+            prompt="The capital of France is",
+            completion=" Paris. The city is located in the north of the country, on the Seine.",
+        ),
+    )
+
+
+def reference() -> Row:
+    return Row(
+        id="reference",
+        spec="safetensors:bf16",
+        path="/home/user/.cache/quantkit/demo/v1/SmolLM2-135M",
+        bytes=269_060_552,
+        bits_per_weight=16.0,
+        metrics={
+            "ppl": metric(21.4312, 0.3127, TRANSFORMERS),
+            **drift(TRANSFORMERS, 0.0, 0.0, 1.0),
+            "mmlu_acc": accuracy(84, TRANSFORMERS),
+        },
+        bench=[bench(VLLM, 1, 27.9, 131.0), bench(VLLM, 4, 74.6, 322.0)],
+        sample=Sample(
+            prompt="The capital of France is",
+            completion=" Paris. It is the largest city in France and the seat of government.",
+        ),
+    )
