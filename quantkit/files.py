@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def partial_directory(
 ) -> Iterator[Path]:
     """A temporary sibling of ``final``, for ``settle``; removed at the end unless that was done.
 
-    With ``resume``, a hash of all that decides on its content, it is left there on an error, and
-    the next attempt gets it as it is; one process at a time.
+    With ``resume``, a hash of all that decides on its content, it is left there on an error, unless
+    it is empty, and the next attempt gets it as it is; one process at a time.
     """
     if final.exists() and not force:
         raise QuantkitError(f"{final}: exists already; choose another place or pass --force")
@@ -95,6 +95,8 @@ def partial_directory(
         raise QuantkitError(f"{final}: another quantkit process is making it") from error
     finally:
         os.close(descriptor)
+        with suppress(OSError):  # it holds something, or has its final name by now
+            partial.rmdir()
 
 
 def settle(partial: Path, final: Path) -> None:

@@ -15,6 +15,7 @@ from quantkit.engines import serving_engine
 from quantkit.environment import environment
 from quantkit.evaluate.compare import compare
 from quantkit.formats.base import Plan
+from quantkit.garbage import keeping_all
 from quantkit.ledger import Ledger, SourceEntry
 from quantkit.recipe import Recipe
 from quantkit.rows import RowBuilder
@@ -35,6 +36,7 @@ class RunPlan:
         return sum(variant.bytes for variant in self.variants)
 
 
+@keeping_all()
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
     source = Checkpoint.open(recipe.source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import EvaluationError, RecipeError
+from quantkit.garbage import keeping_all
 from quantkit.home import home
 from quantkit.ledger import Bench, Metric
 from quantkit.progress import say
@@ -27,6 +28,7 @@ from quantkit.variant import (
 
 if TYPE_CHECKING:
     from quantkit.bench import BenchResult
+    from quantkit.formats.base import Plan
 
 
 def convert(
@@ -45,13 +47,11 @@ def convert(
     where not given. Raise the first error, after all others are made.
     """
     from quantkit.calibration import calibrate
-    from quantkit.convert import convert_many, plan
+    from quantkit.convert import convert_many
     from quantkit.texts import load_text
 
     parsed = _with_options([Spec.parse(spec) for spec in dict.fromkeys(specs)], gguf)
-    source = _open_source(model, allow_requantize)
-    threading.Thread(target=_hash, args=(source,), daemon=True).start()
-    plans = [plan(source, spec) for spec in parsed]
+    source, plans = _planned(model, parsed, allow_requantize)
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
             raise RecipeError(
@@ -68,6 +68,17 @@ def convert(
             say(f"quantkit: {error}")
         raise failed[0]
     return [variant for variant in made.values() if isinstance(variant, Variant)]
+
+
+@keeping_all()
+def _planned(
+    model: str, specs: Sequence[Spec], allow_requantize: bool
+) -> tuple[Checkpoint, list[Plan]]:
+    from quantkit.convert import plan
+
+    source = _open_source(model, allow_requantize)
+    threading.Thread(target=_hash, args=(source,), daemon=True).start()
+    return source, [plan(source, spec) for spec in specs]
 
 
 def _hash(source: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """Drive a server with GuideLLM, in a process of its own and offline.
 
-What its figures are, as read in its source (0.8.1) and checked against a naive client in
+What its figures are, as read in its source (0.8.1) and checked against a server with known times in
 ``tests/integration/test_bench.py``:
 
 - Throughput counts in a window that opens after the warm-up and closes when the time is up. Tokens

@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_llama: Path, tmp_path: Path)
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "gguf:Q8_0: made already" in again.stderr
+    assert "gguf-Q8_0: made already" in again.stderr
     assert done.stat().st_mtime_ns == kept
     assert len(Ledger.read(out / "ledger.json").variants) == 4
     made = {path.name for path in (out / "variants").iterdir()}
