@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ from quantkit.files import (
     remove_partials,
     settle,
     sha256_file,
-    sha256_files,
     sha256_json,
 )
 from quantkit.formats import load_format
@@ -120,16 +120,12 @@ def _convert_group(
             except (QuantkitError, OSError) as error:
                 made[spec] = error
         started = time.monotonic()
-        with PeakMemory() as memory:
+        with PeakMemory() as memory, ThreadPoolExecutor(1, "hash-source") as pool:
+            if targets:
+                pool.submit(lambda: checkpoint.sha256)  # kept there; the manifests want it
             converted = _write(checkpoint, targets, calibration)
         seconds = time.monotonic() - started
         made |= {spec: error for spec, error in converted.items() if isinstance(error, Exception)}
-        digests = sha256_files(
-            file
-            for spec, directory in targets.items()
-            if spec not in made
-            for file in directory.iterdir()
-        )
         for spec, result in converted.items():
             if isinstance(result, Exception):
                 continue
@@ -143,7 +139,7 @@ def _convert_group(
                 variants=len(targets),
             )
             try:
-                _describe(checkpoint, plans[spec], result, used, cost, targets[spec], digests)
+                _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
                 settle(targets[spec], out / spec.directory)
                 made[spec] = open_variant(out / spec.directory)
             except OSError as error:
@@ -187,7 +183,6 @@ def _describe(
     calibration: Calibration | None,
     cost: ConvertCost,
     directory: Path,
-    digests: Mapping[Path, str],
 ) -> None:
     """Add the source's tokenizer and such, and the manifest."""
     for file in checkpoint.sidecars:
@@ -207,7 +202,8 @@ def _describe(
         tools={"quantkit": quantkit.__version__, **converted.tools},
         files={
             file.name: FileRecord(
-                sha256=digests.get(file) or sha256_file(file), bytes=file.stat().st_size
+                sha256=converted.sha256.get(file.name) or sha256_file(file),
+                bytes=file.stat().st_size,
             )
             for file in sorted(directory.iterdir())
         },

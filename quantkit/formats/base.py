@@ -50,6 +50,8 @@ class Converted:
     """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
     peak_device_bytes: int | None = None
     """The most memory held on the GPU; None where none was used."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Digests of files by name, of those that were hashed on the way."""
 
 
 class Format(Protocol):

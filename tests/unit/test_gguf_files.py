@@ -13,10 +13,10 @@ import pytest
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
-from quantkit.formats.gguf import GGUF, file_type, file_types
+from quantkit.formats.gguf import GGUF, file_types
 from quantkit.formats.gguf.header import read_header
 from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.variant import Variant, open_variant
 from tests.models import make_checkpoint
 
 
@@ -86,7 +86,7 @@ def test_the_plan_is_exact_and_reads_no_weights(
         read = gguf.GGUFReader(file)
         stored = sum(int(tensor.n_bytes) for tensor in read.tensors)
         assert plan.bits_per_weight == stored * 8 / checkpoint.parameters
-        assert file_type(file) == scheme
+        assert open_variant(file).scheme == scheme
 
 
 def test_fallbacks_are_named_once_a_kind(narrow: Checkpoint, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_is_not_a_gguf_is_refused(tiny_llama: Path, tmp_path: Path) -> None
         file = tmp_path / "bad.gguf"
         file.write_bytes(bad)
         with pytest.raises(CheckpointError, match=r"bad\.gguf: (truncated|not a) GGUF"):
-            file_type(file)
+            open_variant(file)
 
 
 def test_inspect_describes_the_file(tiny_qwen2: Path, tmp_path: Path) -> None:

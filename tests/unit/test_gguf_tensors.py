@@ -159,7 +159,7 @@ def test_the_attention_factor_of_longrope_is_that_of_transformers() -> None:
             ConversionError,
             "rope_type 'dynamic' has no counterpart",
         ),
-        ({}, {"architectures": ["MambaForCausalLM"]}, ConversionError, "convert_hf_to_gguf.py"),
+        ({}, {"architectures": ["MambaForCausalLM"]}, ConversionError, "llamacpp-converter"),
         (
             {},
             {"quantization_config": {"quant_method": "gptq"}},

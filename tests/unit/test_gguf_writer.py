@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from quantkit.errors import ConversionError
 from quantkit.formats.gguf import GGUF, quantizer, writer
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.quantizer import Job, Quantizer
+from quantkit.growing_digest import GrowingDigest
 from quantkit.spec import Spec
 from quantkit.variant import Variant, verify
 from tests.models import make_checkpoint
@@ -63,6 +65,34 @@ def test_one_pass_gives_what_single_ones_do(
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_digests_are_those_of_the_files(tiny_qwen2: Path, tmp_path: Path) -> None:
+    specs = [Spec("gguf", scheme).having({"split_max_size": "300K"}) for scheme in SCHEMES]
+    for variant in convert_many(Checkpoint.open(tiny_qwen2), specs, None, tmp_path).values():
+        assert isinstance(variant, Variant)
+        assert verify(variant) == []
+        assert len(list(variant.path.glob("*-of-*.gguf"))) > 1
+
+
+def test_a_digest_follows_a_file_that_grows(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(3_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(len(data)))
+    digest = GrowingDigest(path)
+    with path.open("r+b") as file:
+        for end in (1, 70_000, 70_000, 2_500_000):
+            file.write(data[file.tell() : end])
+            file.flush()
+            digest.advance(end)
+        file.write(data[file.tell() :])
+    assert digest.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
+    longer = GrowingDigest(path)
+    longer.advance(2_000_000)
+    with pytest.raises(OSError, match="ends after 3000000 bytes"):
+        longer.hexdigest(4_000_000)
+    GrowingDigest(path).abandon()
+    assert not [t for t in threading.enumerate() if t.name == "growing-digest"]
+
+
 def test_one_that_fails_leaves_the_others(tiny_llama: Path, tmp_path: Path) -> None:
     large = torch.full((512, 256), 1e5)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -71,7 +101,7 @@ def test_one_that_fails_leaves_the_others(tiny_llama: Path, tmp_path: Path) -> N
     specs += [Spec("gguf", "Q4_0").having({"output_type": "Q9"})]
     made = convert_many(checkpoint, specs, None, tmp_path / "out")
     failed = {spec.scheme: made[spec] for spec in (specs[0], specs[3])}
-    assert "holds 9.98e+04, more than float16 can" in str(failed["F16"])
+    assert "holds 9.98e+04, more than F16 can" in str(failed["F16"])
     assert "'Q9' is not a type of tensors" in str(failed["Q4_0"])
     for spec in specs[1:3]:
         variant = made[spec]
@@ -217,7 +247,7 @@ class _Tensor:
 def test_two_tensors_are_held_only_where_they_take_no_more_than_the_largest() -> None:
     content = _Content([(10, 10), (10, 10), (100, 10), (60, 10), (40, 10), (50, 10)])
     seen = []
-    for tensor, weights in writer._read_ahead(content, ""):  # type: ignore[arg-type]
+    for tensor, weights in writer._read_ahead(content, content.tensors, ""):  # type: ignore[arg-type]
         ahead = tensor is not content.tensors[-1]
         following = content.tensors[int(tensor.name) + 1] if ahead else tensor
         fits = (weights.numel() + following.shape[0] * following.shape[1]) * 4 <= 4000

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
-from quantkit.formats.gguf import file_types
-from quantkit.formats.gguf.header import read_header
 from quantkit.spec import Spec
 from quantkit.variant import Variant
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration
-
-
-def file_type(path: Path) -> str:
-    """The scheme of a GGUF file on disk, from its ``general.file_type``: ``Q4_K_M``."""
-    return file_types.name_of(read_header(path).metadata.get("general.file_type"))
 
 
 class GGUF:

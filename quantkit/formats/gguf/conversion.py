@@ -65,6 +65,7 @@ def convert_many(
             bits_per_weight_quantized=output.plan.bits_per_weight_quantized(),
             tools=tools,
             notes=output.plan.notes,
+            sha256=output.sha256,
         )
     return made
 

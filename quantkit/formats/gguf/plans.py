@@ -96,7 +96,8 @@ def plan_file(
         return FilePlan(scheme, lay_out(metadata, kinds, size, _CONVERTERS_SPLIT), (), None)
     matrix = computed
     if isinstance(options.imatrix, str):
-        matrix = ImportanceMatrix.read(Path(options.imatrix).expanduser())
+        path = Path(options.imatrix).expanduser()
+        matrix = _matrix(path, path.stat().st_mtime_ns)
     found = _forecast(content, scheme, replace(options, imatrix=bool(options.imatrix)))
     kinds = [(tensors[name], ggml.types()[kind]) for name, kind in found.types.items()]
     for tensor, kind in kinds:
@@ -109,6 +110,12 @@ def plan_file(
 def is_direct(content: Content, scheme: str, options: Options) -> bool:
     """Whether the tensors are written as they are, and not as llama.cpp's quantizer chooses."""
     return scheme in content.direct and not (options.output_type or options.embedding_type)
+
+
+@lru_cache(maxsize=1)
+def _matrix(path: Path, _changed: int) -> ImportanceMatrix:
+    """One object for all files of a pass, which then share what they make with it."""
+    return ImportanceMatrix.read(path)
 
 
 @lru_cache(maxsize=1)

@@ -87,8 +87,6 @@ class Quantizer:
         """
         if not jobs:
             return
-        if not jobs:
-            return
         rows = _Rows(name, weights, jobs)
         slices = rows.slices()
         lock = threading.Lock()
@@ -147,35 +145,31 @@ class _Rows:
         peak = max(float(floats.max()), -float(floats.min()))
         if not math.isfinite(peak):
             raise ConversionError(f"gguf: {self.name} holds NaN or infinity: the weights are bad")
-        source = floats.ctypes.data
         for job in self.jobs:
             if all(taker.error for taker in job.takers):
                 continue
-            if job.type.name == "F16" and peak >= _FLOAT16_LIMIT:
+            data = self._quantized(job, part, floats, buffers)
+            if not _holds(job.type, peak, data):
                 job.give_up(
                     ConversionError(
-                        f"gguf: {self.name} holds {peak:.3g}, more than float16 can; "
+                        f"gguf: {self.name} holds {peak:.3g}, more than {job.type.name} can; "
                         "use BF16 or F32"
                     )
                 )
                 continue
-            row_bytes = job.type.row_bytes(self.columns)
-            data = buffers.out[: part.count * row_bytes].data
-            importance = None
-            if job.weights is not None:
-                importance = job.weights.ctypes.data + 4 * part.matrix * self.columns
-            out = buffers.out.ctypes.data
-            ggml.quantize(job.type, source, out, part.count, self.columns, importance)
-            if job.type.block > 1 and not ggml.is_valid(job.type.number, out, len(data)):
-                job.give_up(
-                    ConversionError(
-                        f"gguf: {self.name} holds {peak:.3g}, more than {job.type.name} can scale; "
-                        "use BF16 or F32"
-                    )
-                )
-                continue
+            start = part.first * job.type.row_bytes(self.columns)
             for taker in job.takers:
-                taker.put(self.name, data, part.first * row_bytes)
+                taker.put(self.name, data.data, start)
+
+    def _quantized(
+        self, job: Job, part: _Slice, floats: NDArray[np.float32], buffers: _Buffers
+    ) -> NDArray[np.uint8]:
+        importance = None
+        if job.weights is not None:
+            importance = job.weights.ctypes.data + 4 * part.matrix * self.columns
+        source, target = floats.ctypes.data, buffers.out.ctypes.data
+        ggml.quantize(job.type, source, target, part.count, self.columns, importance)
+        return buffers.out[: part.count * job.type.row_bytes(self.columns)]
 
     def _floats(self, part: _Slice, buffers: _Buffers) -> NDArray[np.float32]:
         start, count = part.first * self.columns, part.count * self.columns
@@ -185,6 +179,13 @@ class _Rows:
         source = self._weights.data_ptr() + start * self._weights.itemsize
         self._to_float32(source, buffers.floats.ctypes.data, count)
         return buffers.floats[:count]
+
+
+def _holds(kind: TensorType, peak: float, data: NDArray[np.uint8]) -> bool:
+    """Whether the type could take values up to ``peak``: float16, or blocks scaled by it."""
+    if kind.name == "F16":
+        return peak < _FLOAT16_LIMIT
+    return kind.block == 1 or bool(ggml.is_valid(kind.number, data.ctypes.data, data.nbytes))
 
 
 class _Buffers:

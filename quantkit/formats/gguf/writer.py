@@ -1,7 +1,8 @@
 """One pass over a content that writes any number of GGUF files.
 
-Tensors are read once and in the content's order, the next one while the files are made from the
-current one. Every file lies at its full size from the start, and its parts are put where they go.
+Tensors are read once, in the order of the first file, the next one while the files are made from
+the current one. Every file lies at its full size from the start, and what is made is put where it
+belongs; a hash follows it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from quantkit.formats.gguf import ggml
 from quantkit.formats.gguf.content import Content, ContentTensor
 from quantkit.formats.gguf.plans import FilePlan
 from quantkit.formats.gguf.quantizer import Job, Quantizer
+from quantkit.growing_digest import GrowingDigest
 from quantkit.progress import track
 
 if TYPE_CHECKING:
@@ -28,15 +30,22 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Output:
-    """One GGUF to write: the plan and its parts' paths. ``error`` says why it was given up."""
+    """One GGUF to write: the plan and its parts' paths.
+
+    ``error`` says why it was given up; otherwise ``sha256`` has the files' digests in the end.
+    """
 
     plan: FilePlan
     paths: list[Path]
     error: Exception | None = None
-    _descriptors: list[int] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._descriptors: list[int] = []
+        self._digests: list[GrowingDigest] = []
         self._places = {place.tensor.name: place for place in self.plan.layout.places}
+        self._awaited = list(reversed(self.plan.layout.places))
+        self._whole: set[str] = set()
 
     def open(self) -> None:
         """Make the files at their full size, with all but the data."""
@@ -46,6 +55,7 @@ class Output:
                 self._descriptors.append(descriptor)
                 _write(descriptor, memoryview(part.header), 0)
                 os.truncate(descriptor, part.bytes)
+                self._digests.append(GrowingDigest(path))
         except OSError as error:
             self.give_up(error)
 
@@ -58,6 +68,15 @@ class Output:
             except OSError as error:
                 self.give_up(error)
 
+    def finish(self, tensor: str) -> None:
+        """All of the tensor's data are there."""
+        self._whole.add(tensor)
+        while self._awaited and self._awaited[-1].tensor.name in self._whole:
+            place = self._awaited.pop()
+            end = place.offset + place.type.stored_bytes(place.tensor.shape)
+            if self.error is None:
+                self._digests[place.part].advance(end)
+
     def give_up(self, error: Exception) -> None:
         """Keep the first reason, and leave nothing on the disk."""
         self.error = self.error or error
@@ -65,9 +84,18 @@ class Output:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and, where they are whole, note their digests."""
         while self._descriptors:
             os.close(self._descriptors.pop())
+        parts = self.plan.layout.parts
+        for path, part, digest in zip(self.paths, parts, self._digests, strict=False):
+            if self.error is not None:
+                digest.abandon()
+                continue
+            try:
+                self.sha256[path.name] = digest.hexdigest(part.bytes)
+            except OSError as error:
+                self.give_up(error)
 
 
 def write(content: Content, outputs: Sequence[Output]) -> None:
@@ -83,9 +111,12 @@ def write(content: Content, outputs: Sequence[Output]) -> None:
         for output in outputs:
             output.open()
         with Quantizer() as quantizer:
-            for tensor, weights in _read_ahead(content, f"gguf: writing {names}"):
+            tensors = [place.tensor for place in outputs[0].plan.layout.places]
+            for tensor, weights in _read_ahead(content, tensors, f"gguf: writing {names}"):
                 jobs = [job for job in _jobs(tensor, outputs) if not _copied(content, tensor, job)]
                 quantizer.quantize(tensor.name, weights, jobs)
+                for output in outputs:
+                    output.finish(tensor.name)
                 if all(output.error for output in outputs):
                     return
     except Exception as error:
@@ -124,12 +155,14 @@ def _copied(content: Content, tensor: ContentTensor, job: Job) -> bool:
     return True
 
 
-def _read_ahead(content: Content, what: str) -> Iterator[tuple[ContentTensor, torch.Tensor]]:
+def _read_ahead(
+    content: Content, tensors: Sequence[ContentTensor], what: str
+) -> Iterator[tuple[ContentTensor, torch.Tensor]]:
     """Each tensor with its values, while the next one is being read.
 
     Not where both would take more memory than the largest of all does in float32.
     """
-    limit = max(4 * math.prod(tensor.shape) for tensor in content.tensors)
+    limit = max(4 * math.prod(tensor.shape) for tensor in tensors)
 
     def read(tensor: ContentTensor) -> torch.Tensor:
         weights = content.read(tensor).contiguous()
@@ -137,10 +170,10 @@ def _read_ahead(content: Content, what: str) -> Iterator[tuple[ContentTensor, to
         _will_need(weights)
         return weights
 
-    following = [*content.tensors[1:], None]
+    following = [*tensors[1:], None]
     ahead: Future[torch.Tensor] | None = None
     with ThreadPoolExecutor(1, "gguf-read") as reader:
-        for tensor, after in zip(track(content.tensors, what), following, strict=True):
+        for tensor, after in zip(track(tensors, what), following, strict=True):
             weights = ahead.result() if ahead else read(tensor)
             ahead = None
             if after and weights.nbytes + weights.itemsize * math.prod(after.shape) <= limit:

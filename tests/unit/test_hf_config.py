@@ -1,0 +1,30 @@
+"""Reading a configuration leaves transformers' models alone, and usable afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoConfig
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from quantkit.hf_config import read_config
+config = read_config(Path(sys.argv[1]))
+assert "transformers.models.auto.modeling_auto" not in sys.modules
+assert "transformers.generation.utils" not in sys.modules
+from transformers import AutoModelForCausalLM
+assert AutoModelForCausalLM.from_config(config).num_parameters()
+print(json.dumps(config.to_dict(), default=str))
+"""
+
+
+def test_the_configuration_is_that_of_transformers(tiny_qwen2: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tiny_qwen2], capture_output=True, text=True, check=True
+    )
+    expected = AutoConfig.from_pretrained(tiny_qwen2).to_dict()
+    assert json.loads(done.stdout) == json.loads(json.dumps(expected, default=str))
