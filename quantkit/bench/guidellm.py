@@ -24,10 +24,14 @@ from typing import Any
 from quantkit.engines.process import launched
 from quantkit.errors import EngineError
 from quantkit.ledger import Percentiles
+from quantkit.progress import say
 from quantkit.variant import Model, tokenizer_directory
 
-_SECONDS_BESIDES = 180.0
+_SECONDS_BESIDES = 90.0
 """For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
+_SECONDS_BESIDES_A_LEVEL = 20.0
+_ATTEMPTS = 2
+"""GuideLLM was seen to wait for its worker for ever at the end of a level, twice in fifty runs."""
 _SEED = 20260101
 _ONE_REQUEST = {"Connection": "close"}
 """A connection each: llama-server drops kept ones after a streamed answer, and a client that has
@@ -95,10 +99,20 @@ def drive(target: Target, load: Load, stem: Path) -> list[Level]:
         "TOKENIZERS_PARALLELISM": "false",
         "NO_PROXY": "127.0.0.1",
     }
-    limit = _SECONDS_BESIDES + len(load.concurrency) * (load.seconds + load.warmup_seconds)
-    with launched("guidellm", argv, env, stem.with_name(f"{stem.name}.log")) as process:
-        if process.wait(limit) != 0 or not report.is_file():
-            raise process.error(f"ended with exit code {process.exit_code}")
+    level_seconds = load.seconds + load.warmup_seconds + _SECONDS_BESIDES_A_LEVEL
+    limit = _SECONDS_BESIDES + len(load.concurrency) * level_seconds
+    for attempt in range(1, _ATTEMPTS + 1):
+        with launched("guidellm", argv, env, stem.with_name(f"{stem.name}.log")) as process:
+            try:
+                ended = process.wait(limit) == 0
+            except EngineError:
+                if attempt == _ATTEMPTS:
+                    raise
+                say(f"{target.model.id}: guidellm stands still after {limit:.0f} s; once more")
+                continue
+            if not ended or not report.is_file():
+                raise process.error(f"ended with exit code {process.exit_code}")
+            break
     return parse(json.loads(report.read_text(encoding="utf-8")), load)
 
 

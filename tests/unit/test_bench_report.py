@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantkit.bench import BenchOptions
+from quantkit.bench import BenchOptions, guidellm
 from quantkit.bench.guidellm import Load, parse
 from quantkit.errors import EngineError, RecipeError
+from quantkit.variant import Variant
 
 LOAD = Load((2,), prompt_tokens=128, output_tokens=32, seconds=10, warmup_seconds=2)
 
@@ -77,6 +81,36 @@ def test_answers_of_another_length_are_an_error() -> None:
     damaged["benchmarks"][0]["metrics"]["output_token_count"]["successful"] = spread(30, 12, 32)
     with pytest.raises(EngineError, match="answers of 12 to 32 tokens, expected 32"):
         parse(damaged, LOAD)
+
+
+@pytest.mark.parametrize("stalls", [1, 2])
+def test_guidellm_is_given_a_second_chance(
+    stalls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs now and then, which can't be caused."""
+    left = stalls
+    told = report()
+
+    class Process:
+        exit_code = 0
+
+        def wait(self, _limit: float) -> int:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise EngineError("guidellm has not ended")
+            (tmp_path / "load.json").write_text(json.dumps(told))
+            return 0
+
+    monkeypatch.setattr(guidellm, "launched", lambda *_: nullcontext(Process()))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = Variant("mine", tmp_path, "gptq", "w4g64", None)
+    target = guidellm.Target("http://127.0.0.1:1", "key", "m", model)
+    if stalls == 1:
+        assert guidellm.drive(target, LOAD, tmp_path / "load")[0].requests == 7
+    else:
+        with pytest.raises(EngineError, match="has not ended"):
+            guidellm.drive(target, LOAD, tmp_path / "load")
 
 
 def test_missing_level() -> None:
