@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines import scoring_engine, serving_engine
-from quantkit.evaluate.samples import Evaluated
+from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
 from quantkit.formats import load_format
 from quantkit.ledger import TextEntry
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
@@ -72,7 +72,7 @@ class Evaluation:
 
     def measure(self, model: Model) -> Evaluated:
         """All that is known of one model, measured now or found from before."""
-        from quantkit.evaluate import METRICS_VERSION, evaluate
+        from quantkit.evaluate import evaluate
 
         engine = scoring_engine(model)
         key = {

@@ -16,7 +16,7 @@ from typing import Any
 
 from quantkit import engines
 from quantkit.bench import guidellm
-from quantkit.engines.base import ServeOptions, ServerCommand
+from quantkit.engines.base import ServeOptions, ServerCommand, label
 from quantkit.engines.process import Process, free_port, launched
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger import Bench, Sample
@@ -89,15 +89,15 @@ def bench(model: Model, options: BenchOptions, work: Path) -> BenchResult:
         prefix_cache=False,
     )
     command = engine.server(model, serve_options)
-    label = f"{engine.name} {engine.version()}"
-    say(f"{model.id}: starting {label}")
+    engine_label = label(engine)
+    say(f"{model.id}: starting {engine_label}")
     with (
         launched(engine.name, command.argv, command.env, work / f"{stem}-server.log") as server,
         server.watch_memory() as memory,
     ):
         startup = server.wait_ready(_HOST, port, command)
         levels = ", ".join(map(str, options.concurrency))
-        say(f"{model.id}: {label} ready after {startup:.0f} s; load at concurrency {levels}")
+        say(f"{model.id}: {engine_label} ready after {startup:.0f} s; load at concurrency {levels}")
         url = f"http://{_HOST}:{port}"
         sample = _sample(url, key, server)
         target = guidellm.Target(url, key, _NAME, model)
@@ -120,7 +120,7 @@ def bench(model: Model, options: BenchOptions, work: Path) -> BenchResult:
     }
     benches = [
         Bench(
-            engine=label,
+            engine=engine_label,
             concurrency=level.concurrency,
             output_tokens_per_s=level.output_tokens_per_s,
             request_per_s=level.request_per_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -56,8 +56,47 @@ class ServerCommand:
     start_timeout_s: float = 300.0
 
 
-class Scorer(Protocol):
-    """A loaded model that gives logits; used as a context manager, which frees it at the end."""
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model says of tokens that it is given.
+
+    ``log_probs``: ``(n,) float32``, nats; ``is_top``: ``(n,) bool``, whether each token was the
+    likeliest at its place.
+    """
+
+    log_probs: torch.Tensor
+    is_top: torch.Tensor
+
+
+class LanguageModel(Protocol):
+    """A loaded model, wherever it runs; used as a context manager, which frees it at the end."""
+
+    def likelihoods(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Iterator[TokenScores]:
+        """For each sequence i in order: the scores of its tokens ``first[i]`` (from 1 on) to the
+        last, each given all tokens before it. Nothing is added to the ids.
+
+        Raises EngineError where the engine refuses or a sequence exceeds its context.
+        """
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        ends: Callable[[Sequence[int]], bool],
+    ) -> Iterator[list[int]]:
+        """For each prompt in order: the greedy answer's ids, at most ``max_tokens``.
+
+        ``ends`` is asked after each new token with the answer so far, that token included, and
+        ends it where true; what it looks for (EOS, a stop string) is the caller's.
+        """
+        ...
+
+
+class Scorer(LanguageModel, Protocol):
+    """A model in this process, which gives the logits of the whole vocabulary."""
 
     def logits(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
@@ -67,9 +106,23 @@ class Scorer(Protocol):
         Position t holds the logits of the token that follows ``sequences[i][:t + 1]``.
         Yields ``(len(sequences[i]) - first[i], vocabulary) float32`` on the CPU, one tensor a
         sequence, computed no further ahead than the engine's batch. Nothing is added to the ids.
+        Neighbours that begin alike share the work of what they have in common: sort them.
         Raises EngineError where the engine refuses or a sequence exceeds its context.
         """
         ...
+
+    def likelihoods(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Iterator[TokenScores]:
+        """See ``LanguageModel.likelihoods``; out of the logits."""
+        import torch
+
+        inputs = [sequence[:-1] for sequence in sequences]
+        rows = self.logits(inputs, [start - 1 for start in first])
+        for sequence, start, logits in zip(sequences, first, rows, strict=True):
+            wanted = torch.tensor(sequence[start:])
+            chosen = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+            yield TokenScores(chosen, logits.argmax(-1) == wanted)
 
 
 class Engine(Protocol):
@@ -91,9 +144,19 @@ class Engine(Protocol):
         """Load the model in this process for sequences up to ``context`` tokens."""
         ...
 
+    def language_model(self, model: Model, context: int) -> AbstractContextManager[LanguageModel]:
+        """Load the model for sequences up to ``context`` tokens, in this process or in a server:
+        what asks for no more than likelihoods and answers runs on every engine."""
+        ...
+
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """The command that serves the model behind an OpenAI-compatible API."""
         ...
+
+
+def label(engine: Engine) -> str:
+    """Name and installed version, as results carry them: ``llamacpp 0.3.36``."""
+    return f"{engine.name} {engine.version()}"
 
 
 def check_format(engine: Engine, model: Model) -> None:

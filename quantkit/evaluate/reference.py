@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.perplexity import Windows
 from quantkit.files import sha256_json
@@ -53,7 +54,7 @@ class Reference:
 
         engine = scoring_engine(checkpoint)
         engine.check(checkpoint)
-        name = f"{engine.name} {engine.version()}"
+        name = label(engine)
         source = digest(checkpoint)
         key = sha256_json([_VERSION, source, name, windows.protocol()])
         path = cache_dir / f"reference-{key[:16]}.safetensors"

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from quantkit.drift import Flips, Profile
 from quantkit.ledger import Metric
 
+METRICS_VERSION = 2
+"""Raised when a metric is computed in another way: results of two versions do not compare."""
+
 
 class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
