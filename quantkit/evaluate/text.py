@@ -1,0 +1,168 @@
+"""The text's metrics: one pass over its windows, each scored against the reference and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.engines.base import label
+from quantkit.errors import EvaluationError
+from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
+from quantkit.ledger import REFERENCE, Metric
+from quantkit.progress import track
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantkit.engines.base import Engine
+    from quantkit.evaluate import EvaluationPlan
+    from quantkit.evaluate.divergence import Positions
+    from quantkit.evaluate.perplexity import Windows
+    from quantkit.evaluate.reference import Reference
+    from quantkit.evaluate.statistics import Estimate
+    from quantkit.variant import Model
+
+_QUANTILES = {"min": 0.0, "p01": 0.01, "p05": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
+"""Of the change of the true token's probability: llama-perplexity's, the outer ones."""
+_ABSOLUTE = ("ppl", "non_finite")
+"""What of the text's metrics needs no reference."""
+
+
+def measure_text(
+    model: Model,
+    engine: Engine,
+    windows: Windows,
+    reference: Reference | None,
+    plan: EvaluationPlan,
+    details: Path | None,
+) -> Evaluated:
+    """Perplexity, and the drift from a ``reference`` that was built on the same windows.
+
+    Raise EvaluationError for another text, another vocabulary, or non-finite logits.
+    """
+    from quantkit.evaluate.profile import profile
+
+    if reference is not None and reference.windows != windows:
+        raise EvaluationError("the reference was built on other tokens; build it on the plan's")
+    vocabulary = len(plan.tokenizer)
+    if reference is not None:
+        # Some tokenizers know more tokens than the model has rows.
+        vocabulary = min(vocabulary, reference.vocabulary)
+    values = _score(model, engine, windows, reference, vocabulary)
+    if values.non_finite:
+        raise EvaluationError(
+            f"{model.path}: non-finite logits at {values.non_finite} of {values.nll.numel()} "
+            "scored positions; nothing is computed from the rest"
+        )
+    if details is not None:
+        _write_positions(values, len(windows.ids), details)
+    version = reference.engine if reference and reference.is_of(model) else label(engine)
+    protocol = {
+        **windows.protocol(),
+        "vocabulary": vocabulary,
+        "metrics_version": METRICS_VERSION,
+    }
+    drift = protocol | {"reference_sha256": reference.source if reference else None}
+    metrics = {
+        name: Metric(
+            value=estimate.value,
+            stderr=estimate.stderr,
+            n=estimate.n,
+            reference=None if name in _ABSOLUTE else REFERENCE,
+            protocol=protocol if name in _ABSOLUTE else drift,
+            engine=version,
+        )
+        for name, estimate in _summaries(values)
+    }
+    means = {"ppl": values.nll} | ({"kld_mean": values.drift.kld} if values.drift else {})
+    return Evaluated(
+        metrics=metrics,
+        profile=None
+        if reference is None or reference.is_of(model)
+        else profile(values, windows, plan.tokenizer),
+        windows={
+            name: column.reshape(len(windows.ids), -1).mean(-1).tolist()
+            for name, column in means.items()
+        },
+    )
+
+
+def _score(
+    model: Model,
+    engine: Engine,
+    windows: Windows,
+    reference: Reference | None,
+    vocabulary: int,
+) -> Positions:
+    """One pass over the windows: each window's logits are scored and dropped."""
+    from quantkit.evaluate import divergence
+
+    def scored(
+        rows: Iterator[torch.Tensor], known: Callable[[int, torch.Tensor], torch.Tensor | None]
+    ) -> Positions:
+        found = []
+        for index, logits in enumerate(track(rows, f"{model.id}: windows", len(windows.ids))):
+            against = known(index, logits)
+            found.append(
+                divergence.score(
+                    _cut(logits, vocabulary, model),
+                    windows.targets(index),
+                    None if against is None else against[:, :vocabulary],
+                )
+            )
+        return divergence.join(found)
+
+    if reference is not None and reference.is_of(model):
+        own = (reference.logits(index) for index in range(len(windows.ids)))
+        return scored(own, lambda _, logits: logits)
+    inputs = windows.inputs()
+    with engine.scorer(model, windows.context) as scorer:
+        rows = scorer.logits(inputs, [windows.first] * len(inputs))
+        return scored(rows, lambda index, _: reference.logits(index) if reference else None)
+
+
+def _cut(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
+    """Without the rows by which a format or a checkpoint pads the vocabulary."""
+    if logits.shape[1] < vocabulary:
+        raise EvaluationError(
+            f"{model.path}: a vocabulary of {logits.shape[1]} tokens, the tokenizer has "
+            f"{vocabulary}; it was not made from this source"
+        )
+    return logits[:, :vocabulary]
+
+
+def _summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
+    from quantkit.evaluate import statistics
+    from quantkit.evaluate.divergence import delta_p
+
+    yield "ppl", statistics.perplexity(values.nll)
+    yield "non_finite", statistics.Estimate(float(values.non_finite), None, values.nll.numel())
+    drift = values.drift
+    if drift is None:
+        return
+    yield "ppl_ratio", statistics.perplexity(values.nll - drift.reference_nll)
+    yield "kld_mean", statistics.mean(drift.kld)
+    yield "kld_median", statistics.quantile(drift.kld, 0.5)
+    yield "kld_p99", statistics.quantile(drift.kld, 0.99)
+    yield "kld_max", statistics.quantile(drift.kld, 1.0)
+    yield "top1_agreement", statistics.proportion(drift.same_top)
+    yield "top5_agreement", statistics.mean(drift.shared_top)
+    change = delta_p(values)
+    yield "delta_p_mean", statistics.mean(change)
+    yield "delta_p_rms", statistics.root_mean_square(change)
+    for name, fraction in _QUANTILES.items():
+        yield f"delta_p_{name}", statistics.quantile(change, fraction)
+
+
+def _write_positions(values: Positions, windows: int, details: Path) -> None:
+    from safetensors.torch import save_file
+
+    details.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {
+            name: column.reshape(windows, -1).contiguous()
+            for name, column in values.columns().items()
+        },
+        details / "positions.safetensors",
+    )
