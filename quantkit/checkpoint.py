@@ -265,7 +265,7 @@ def _index(shard: Path) -> list[TensorInfo]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(shard, framework="pt") as file:
+        with safe_open(shard, framework="numpy") as file:  # which is there sooner than torch
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return [
                 TensorInfo(name, part.get_dtype(), tuple(part.get_shape()), shard)

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 8 << 20
 
 
 class GrowingDigest:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from quantkit.errors import ConversionError
 
@@ -26,8 +26,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One entry of the vocabulary; its id is its position."""
 
     text: bytes

@@ -11,6 +11,7 @@ import ctypes
 import math
 import mmap
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Output:
 
     def __post_init__(self) -> None:
         self._descriptors: list[int] = []
+        self._writing = threading.Lock()
         self._digests: list[GrowingDigest] = []
         self._places = {place.tensor.name: place for place in self.plan.layout.places}
         self._awaited = list(reversed(self.plan.layout.places))
@@ -64,7 +66,9 @@ class Output:
         if self.error is None:
             place = self._places[tensor]
             try:
-                _write(self._descriptors[place.part], data, place.offset + start)
+                # The system lets one thread at a time write to a file, and others wait busily.
+                with self._writing:
+                    _write(self._descriptors[place.part], data, place.offset + start)
             except OSError as error:
                 self.give_up(error)
 
