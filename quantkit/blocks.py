@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,22 +11,42 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from quantkit import experts
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError
+from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
+    "MixtralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
     "Olmo2ForCausalLM",
     "GraniteForCausalLM",
     "Phi3ForCausalLM",
     "StableLmForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "DeepseekV2ForCausalLM",
 )
 """Decoders of which one block after another computes what transformers' whole model does."""
+
+_RENAMED = {
+    "MixtralForCausalLM": {
+        ".mlp.": ".block_sparse_moe.",
+        ".gate_proj.": ".w1.",
+        ".down_proj.": ".w2.",
+        ".up_proj.": ".w3.",
+    },
+    "GPTNeoXForCausalLM": {"lm_head.": "embed_out."},
+}
+"""By architecture, parts of names that transformers has and its checkpoints have otherwise."""
 
 _BATCH_TOKENS = 4096
 
@@ -52,23 +73,54 @@ class DecoderBlocks:
         self.device = torch.device(device)
         self.precision = precision
         self._wide = torch.float64 if precision == torch.float64 else torch.float32
-        self._skeleton = skeleton(checkpoint)
+        model = _skeleton(checkpoint)
+        self._config = model.config
+        self._decoder = model.base_model
+        name, self._blocks = next(
+            (name, child)
+            for name, child in self._decoder.named_children()
+            if isinstance(child, nn.ModuleList)
+        )
+        self._base = f"{model.base_model_prefix}."
+        # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
+        self._dropped = (
+            "" if any(t.startswith(self._base) for t in checkpoint.tensors) else self._base
+        )
+        self._place = f"{self._base}{name}."
+        checkpoint.check_shapes(
+            {
+                self._stored(name): tuple(tensor.shape)
+                for name, tensor in model.state_dict().items()
+                if name not in model.all_tied_weights_keys
+            }
+        )
         self.linears = [
             name
-            for name, module in self._skeleton.model.layers[0].named_modules()
+            for name, module in self._blocks[0].named_modules()
             if isinstance(module, nn.Linear)
         ]
-        """Names of the linears of a block, relative to it: ``self_attn.q_proj``."""
-        self.state_names = list(self._skeleton.model.layers[0].state_dict())
-        """Names of all tensors of a block, relative to it: ``self_attn.q_proj.weight``."""
+        """Names of the linears of the first block, relative to it: ``self_attn.q_proj``."""
+        self.state_names = list(self._blocks[0].state_dict())
+        """Names of all tensors of the first block, relative to it: ``self_attn.q_proj.weight``."""
         self._arguments: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
-        return len(self._skeleton.model.layers)
+        return len(self._blocks)
 
     def prefix(self, index: int) -> str:
         """What precedes the names of block ``index``'s tensors: ``model.layers.3.``."""
-        return f"model.layers.{index}."
+        return self._stored(f"{self._place}{index}.")
+
+    def stored(self, index: int) -> dict[str, str]:
+        """By the names of block ``index``'s tensors, relative to it, the checkpoint's names."""
+        names = self._blocks[index].state_dict()
+        return {name: self._stored(f"{self._place}{index}.{name}") for name in names}
+
+    def _stored(self, name: str) -> str:
+        """What the checkpoint calls the model's tensor ``name``."""
+        for ours, theirs in _RENAMED.get(self.checkpoint.architecture, {}).items():
+            name = name.replace(ours, theirs)
+        return name.removeprefix(self._dropped)
 
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
@@ -80,16 +132,9 @@ class DecoderBlocks:
 
         Also notes what the model passes to each block besides them (rotary embeddings, masks).
         """
-        decoder = copy.deepcopy(self._skeleton.model)
-        recorders = [_Recorder() for _ in decoder.layers]
-        decoder.layers = nn.ModuleList(recorders)
-        decoder.norm = nn.Identity()
-        weight = self.checkpoint.read("model.embed_tokens.weight").float()
-        decoder.embed_tokens.load_state_dict({"weight": weight}, assign=True)
-        # Built on no device with the skeleton, so that its frequencies were never computed.
-        decoder.rotary_emb = type(decoder.rotary_emb)(config=self._skeleton.config)
+        decoder, recorders = self._without_blocks()
         batch = max(1, _BATCH_TOKENS // ids.shape[1])
-        shape = (*ids.shape, weight.shape[1])
+        shape = (*ids.shape, self._config.hidden_size)
         hidden = Activations(shape, batch=batch, device=self.device)
         with torch.no_grad():
             decoder(input_ids=ids[:1], use_cache=False)
@@ -99,14 +144,30 @@ class DecoderBlocks:
                 hidden.replace(index, recorders[0].hidden)
         return hidden
 
+    def _without_blocks(self) -> tuple[Any, list[_Recorder]]:
+        """The decoder in float32 on the CPU, and what stands in it for the blocks."""
+        recorders = [_Recorder(block) for block in self._blocks]
+        # The copy takes these for copies of the blocks.
+        decoder = copy.deepcopy(self._decoder, {id(self._blocks): nn.ModuleList(recorders)})
+        # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
+        for module in decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        decoder.apply(decoder._init_weights)
+        state = {
+            name: self.checkpoint.read(self._stored(self._base + name)).float()
+            for name in decoder.state_dict()
+        }
+        decoder.load_state_dict(state, assign=True)
+        return decoder.eval(), recorders
+
     def load(self, index: int) -> nn.Module:
         """Block ``index`` on the device, its weights in float32 or, for that precision, float64."""
-        block: nn.Module = copy.deepcopy(self._skeleton.model.layers[index])
-        prefix = self.prefix(index)
+        block: nn.Module = copy.deepcopy(self._blocks[index])
         state = {
             # Moved as it is stored and widened there: half of the bytes go over the bus.
-            name: self.checkpoint.read(prefix + name).to(self.device).to(self._wide)
-            for name in block.state_dict()
+            name: self.checkpoint.read(stored).to(self.device).to(self._wide)
+            for name, stored in self.stored(index).items()
         }
         block.load_state_dict(state, assign=True)
         return block.eval().requires_grad_(False)
@@ -132,36 +193,30 @@ class DecoderBlocks:
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is called with and returns the activations as is."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
+        self._names = list(inspect.signature(type(block).forward).parameters)[2:]
         self.hidden = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        self.hidden, self.arguments = hidden, arguments
+    def forward(self, hidden: torch.Tensor, *unnamed: Any, **named: Any) -> torch.Tensor:
+        self.hidden = hidden
+        self.arguments = dict(zip(self._names, unnamed, strict=False)) | named
         return hidden
 
 
-def skeleton(checkpoint: Checkpoint) -> Any:
-    """The model as transformers builds it from the configuration, without any weights.
-
-    Raise CheckpointError where the checkpoint's tensors are not the ones it needs.
-    """
+def _skeleton(checkpoint: Checkpoint) -> Any:
+    """The model as transformers builds it from the configuration, without any weights, and with
+    its experts apart."""
+    config = checkpoint.hf_config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            checkpoint.hf_config,
+            config,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention(config),
             trust_remote_code=False,
         )
-    tied = model.config.tie_word_embeddings
-    checkpoint.check_shapes(
-        {
-            name: tuple(tensor.shape)
-            for name, tensor in model.state_dict().items()
-            if not (tied and name == "lm_head.weight")
-        }
-    )
+        experts.separate(model)
     return model
 
 

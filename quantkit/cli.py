@@ -123,7 +123,25 @@ def convert(
 @click.option("--windows", type=int, help="How many windows; all of them by default.")
 @click.option("--shots", type=int, help="Examples before each question.")
 @click.option("--limit", type=int, help="Questions a task.")
-@click.option("--mmlu-directory", metavar="DIR", help="Where mmlu_csv finds dev/ and test/.")
+@flags.verdicts
+@click.option("--chat", is_flag=True, help="Questions in the model's chat template.")
+@click.option(
+    "--eval-data",
+    "data",
+    multiple=True,
+    metavar="TASK=PATH",
+    help="Local data of a task, such as mmlu_csv=DIR or wikitext_file=FILE.",
+)
+@click.option("--engine", help="transformers, llamacpp or vllm; by default one with full logits.")
+@click.option("--prompts", metavar="FILE", help="Your own prompts, one JSON object a line.")
+@click.option(
+    "--max-answer-tokens",
+    "answer_tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="The most tokens of an answer to a prompt.",
+)
 @_JSON
 def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **options: Any) -> None:
     """Measure variants or checkpoints on the same tokens and questions.
@@ -132,7 +150,7 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
     """
     from quantkit import show, verbs
 
-    show.metrics(verbs.evaluate(paths, reference, **options), as_json)
+    show.evaluated(verbs.evaluate(paths, reference, **options), as_json)
 
 
 @cli.command()
@@ -154,19 +172,19 @@ def bench(paths: tuple[str, ...], concurrency: str, as_json: bool, **options: An
 
 
 @cli.command()
-@click.argument("path")
-@click.option("--engine", help="llamacpp or vllm; by default the one that takes the format.")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True)
-@click.option("--api-key", envvar="QUANTKIT_API_KEY", help="Demanded of clients.")
-def serve(path: str, **options: Any) -> None:
-    """Serve one variant behind an OpenAI-compatible API until Ctrl-C.
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@flags.serving
+def serve(paths: tuple[str, ...], **options: Any) -> None:
+    """Serve variants behind an OpenAI-compatible API until Ctrl-C.
 
-    Example:  quantkit serve variants/gguf-Q4_K_M --port 8000
+    One PATH: its engine answers itself. Several, or a gateway's option: one endpoint for all,
+    which starts engines when they are asked for.
+
+    Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
     from quantkit import verbs
 
-    sys.exit(verbs.serve(path, **options))
+    sys.exit(verbs.serve(paths, **options))
 
 
 @cli.command()

@@ -82,7 +82,8 @@ class Comparison(_Entry):
 
     ``drift``, ``low`` and ``high`` (95 %) in ``unit``; ``p`` of no difference, ``p_equivalent`` of
     one of ``tolerance`` or more, both adjusted by Holm over all pairs of the measure. A measure
-    without a tolerance (``kld_mean``) can't be equivalent.
+    without a tolerance (``kld_mean``) can't be equivalent. With ``of``, the p-values and the
+    interval hold wherever one stopped.
     """
 
     measure: str
@@ -95,6 +96,8 @@ class Comparison(_Entry):
     high: float | None
     n: int
     """Windows or questions."""
+    of: int | None = None
+    """Of how many questions those are, where they were asked in random order until decided."""
     p: float
     p_adjusted: float
     p_equivalent: float | None

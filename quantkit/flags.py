@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,6 +49,26 @@ def calibration(command: Command) -> Command:
     )
 
 
+def verdicts(command: Command) -> Command:
+    """When two models count as equivalent, and how many questions are asked to see it."""
+    return _grouped(
+        "verdicts",
+        command,
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0, 100, min_open=True, max_open=True),
+            default=1.0,
+            show_default=True,
+            help="Points of accuracy, percent of perplexity, that count as no difference.",
+        ),
+        click.option(
+            "--until",
+            type=click.Choice(["decided"]),
+            help="Ask in random order, and no more questions than a verdict needs.",
+        ),
+    )
+
+
 def gguf(command: Command) -> Command:
     """What ``llama-quantize`` can be told, under its names; a dict of what was given."""
     return _grouped(
@@ -76,6 +97,50 @@ def gguf(command: Command) -> Command:
             "--split-max-size", metavar="SIZE", help="GGUF: in parts of up to, such as 2G."
         ),
     )
+
+
+def serving(command: Command) -> Command:
+    """What ``quantkit serve`` takes; each under its own name."""
+    file = click.Path(path_type=Path)
+    for option in reversed((
+        click.option("--host", help="Default: 127.0.0.1."),
+        click.option("--port", type=click.IntRange(1, 65535), help="Default: 8000."),
+        click.option("--api-key", envvar="QUANTKIT_API_KEY", help="Demanded of clients."),
+        click.option(
+            "--engine", help="llamacpp or vllm; by default the one that takes the format."
+        ),
+        click.option("--context", type=click.IntRange(1), help="Tokens a request."),
+        click.option(
+            "--slots", type=click.IntRange(1), help="Requests at a time of an engine. Default: 4."
+        ),
+        click.option(
+            "--engine-arg",
+            "arguments",
+            multiple=True,
+            metavar="NAME[=VALUE]",
+            help="Of the engine itself, such as tensor-parallel-size=2. May be repeated.",
+        ),
+        click.option(
+            "--alias",
+            "aliases",
+            multiple=True,
+            metavar="NAME=MODEL",
+            help="Gateway: another name of a model. May be repeated.",
+        ),
+        click.option(
+            "--from-run", type=file, metavar="DIR", help="Gateway: the variants of a run."
+        ),
+        click.option("--config", type=file, metavar="FILE", help="Gateway: all of it, as YAML."),
+        click.option("--preload", is_flag=True, help="Gateway: start all engines at once."),
+        click.option(
+            "--idle-timeout", type=float, metavar="SECONDS", help="Gateway: unload unused engines."
+        ),
+        click.option(
+            "--memory-budget", metavar="SIZE", help="Gateway: of all engines, such as 8GiB."
+        ),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def _grouped(name: str, command: Command, *options: Callable[[Command], Command]) -> Command:

@@ -40,3 +40,10 @@ def _without_models() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_MODELS]
+
+
+def attention(config: PretrainedConfig) -> str:
+    """Which of transformers' implementations computes what the config says: torch's own, but where
+    scores have a soft cap (Gemma 2), which that has not and transformers then leaves out."""
+    capped = getattr(config, "attn_logit_softcapping", None)
+    return "eager" if capped else "sdpa"

@@ -12,6 +12,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.drift import Comparison, Profile
 from quantkit.errors import EvaluationError
 from quantkit.files import write_json
+from quantkit.loss import Loss, NoiseFloor
+from quantkit.prompt_drift import PromptDrift
 from quantkit.variant import CalibrationRecord, ConvertCost
 
 REFERENCE = "reference"
@@ -101,6 +103,8 @@ class Row(_Entry):
     notes: list[str] = Field(default_factory=list)
     metrics: dict[str, Metric] = Field(default_factory=dict)
     profile: Profile | None = None
+    prompts: PromptDrift | None = None
+    loss: Loss | None = None
     bench: list[Bench] = Field(default_factory=list)
     sample: Sample | None = None
     failed: Failure | None = None
@@ -167,6 +171,8 @@ class Ledger(_Entry):
     variants: list[Row]
     comparisons: list[Comparison] = Field(default_factory=list)
     """Every pair of rows in every measure, ``a`` before ``b`` in the order of ``variants``."""
+    noise_floor: list[NoiseFloor] = Field(default_factory=list)
+    """What each serving engine does to the source, where losses are split."""
 
     @property
     def reference(self) -> Row:

@@ -20,6 +20,7 @@ from quantkit.ledger import Ledger, SourceEntry
 from quantkit.recipe import Recipe
 from quantkit.rows import RowBuilder
 from quantkit.run import LEDGER, open_run
+from quantkit.splitting import split_losses
 from quantkit.stages import Benching, Evaluation, Texts
 
 
@@ -64,14 +65,19 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
         for row, make in zip(rows[1:], makers, strict=True):
             row.model = row.attempt("convert", make)
 
-        text, comparisons = None, []
+        text, comparisons, noise_floor = None, [], []
         if recipe.evaluate:
-            evaluation = Evaluation.prepare(recipe.evaluate, source, texts.evaluation, directory)
+            evaluation = Evaluation.prepare(
+                recipe.evaluate, source, texts, directory, len(recipe.specs)
+            )
             text = evaluation.text
-            for row in rows:
+            # The source last: with an early stop it answers what its variants needed.
+            for row in (*rows[1:], rows[0]):
                 if row.model:
                     measure = partial(evaluation.measure, row.model)
                     row.evaluated = row.attempt("evaluate", measure) or row.evaluated
+            count = recipe.evaluate.split_windows
+            noise_floor = split_losses(count, evaluation, source, rows)
             measured = {row.id: row.evaluated for row in rows}
             pairs = partial(compare, measured, recipe.evaluate.tolerance)
             comparisons = rows[0].attempt("compare", pairs) or []
@@ -94,6 +100,7 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
             text=text,
             variants=[row.row(source) for row in rows],
             comparisons=comparisons,
+            noise_floor=noise_floor,
         )
         ledger.write(directory.path / LEDGER)
         report.write(ledger, directory.path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,6 +14,7 @@ from quantkit.devices import AUTO
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.packaged import packaged_files
 from quantkit.spec import Spec
+from quantkit.yaml_file import first_problem, read_yaml
 
 
 class _Section(BaseModel):
@@ -54,15 +54,26 @@ class EvaluateSection(_Section):
     """Tokens a window, llama.cpp's n_ctx."""
     windows: int | None = Field(None, ge=1)
     """How many windows of the text; all of them where null."""
+    split_windows: int | None = Field(None, ge=2)
+    """Over how many windows each loss is split into conversion, quantization and engine; null:
+    not at all."""
     tasks: list[str] = Field(default_factory=list)
     shots: int | None = Field(None, ge=0)
     """Examples before each question; the task's own number where null."""
     limit: int | None = Field(None, ge=1)
     """Questions a task (of each subject, where it has subjects); all where null."""
+    until: Literal["decided"] | None = None
+    """``decided``: in random order, and no more of them than a verdict needs."""
+    prompts: str | None = None
+    """A file of prompts, one JSON object a line: each model's greedy answers are compared."""
+    answer_tokens: int = Field(128, ge=1)
+    """The most tokens of an answer."""
     tolerance: float = Field(1.0, gt=0, lt=100)
     """Points of accuracy, and percent of perplexity, that count as no difference."""
-    mmlu_directory: str | None = None
-    """Where the task mmlu_csv finds dev/ and test/."""
+    chat: bool = False
+    """Each question as a user's turn, in the model's chat template."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """Where tasks find local data, by the task's name: ``mmlu_csv`` and ``wikitext_file``."""
 
 
 class BenchSection(_Section):
@@ -100,19 +111,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     file, the line and the key of the first thing that is wrong.
     """
     path = find_recipe(name)
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected keys and values, found {type(content).__name__}")
+    text, content = read_yaml(path)
     for override in overrides:
         _override(content, override)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_first_problem(path, text, error)) from error
+        raise first_problem(Recipe, path, text, error) from error
     names = [spec.directory for spec in recipe.specs]
     for name in names:
         if names.count(name) > 1:
@@ -151,47 +156,3 @@ def _override(content: dict[str, Any], override: str) -> None:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
-
-
-def _first_problem(path: Path, text: str, error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = problem["loc"]
-    key = ".".join(str(part) for part in where)
-    line = _line_of(text, where)
-    place = f"{path}:{line}" if line else str(path)
-    if problem["type"] == "extra_forbidden":
-        known = list(_fields_at(where[:-1]))
-        hint = did_you_mean(str(where[-1]), known)
-        return f"{place}: unknown key {key!r}; keys here are {', '.join(known)}{hint}"
-    if problem["type"] == "missing":
-        return f"{place}: {key!r} is missing"
-    if problem["type"] == "value_error":
-        return f"{place}: {key}: {problem['ctx']['error']}"
-    given = json.dumps(problem["input"], default=str)
-    return f"{place}: {key}: {problem['msg']}, not {given}"
-
-
-def _fields_at(where: Sequence[int | str]) -> Iterator[str]:
-    """The keys that a recipe knows in the section at ``where``."""
-    model: type[BaseModel] = Recipe
-    for part in where:
-        annotation = model.model_fields[str(part)].annotation
-        parts = getattr(annotation, "__args__", (annotation,))
-        model = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
-    return iter(model.model_fields)
-
-
-def _line_of(text: str, where: Sequence[int | str]) -> int | None:
-    """The line of the key at ``where``, or of the nearest section above it; None at the top."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    line = None
-    for part in where:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line

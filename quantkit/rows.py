@@ -11,6 +11,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
 from quantkit.ledger import REFERENCE, Bench, Failure, Row, Sample
+from quantkit.loss import Loss
 from quantkit.progress import say
 from quantkit.spec import Spec
 from quantkit.variant import Model
@@ -28,6 +29,7 @@ class RowBuilder:
     spec: str
     model: Model | None = None
     evaluated: Evaluated = field(default_factory=Evaluated)
+    loss: Loss | None = None
     bench: list[Bench] = field(default_factory=list)
     sample: Sample | None = None
     failed: Failure | None = None
@@ -86,6 +88,8 @@ class RowBuilder:
             update={
                 "metrics": self.evaluated.metrics,
                 "profile": self.evaluated.profile,
+                "prompts": self.evaluated.prompts,
+                "loss": self.loss,
                 "bench": self.bench,
                 "sample": self.sample,
                 "failed": self.failed,

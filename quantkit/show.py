@@ -16,7 +16,9 @@ from rich.table import Table
 from quantkit.ledger import Bench, Ledger, Metric, Row
 
 if TYPE_CHECKING:
+    from quantkit.evaluate.compare import Compared
     from quantkit.formats.base import Plan
+    from quantkit.prompt_drift import PromptDrift
     from quantkit.toolchains import ToolchainStatus
     from quantkit.variant import Variant
 
@@ -96,21 +98,79 @@ def variants(made: Sequence[Variant], as_json: bool) -> None:
             click.echo(f"{v.id}: the output of block {worst} moved most, by {errors[worst]:.1%}")
 
 
-def metrics(measured: Mapping[str, Mapping[str, Metric]], as_json: bool) -> None:
-    """Every metric of every model, with its standard error."""
+def evaluated(result: Compared, as_json: bool) -> None:
+    """Every metric of every model; then what pairs of them show, and the answers to prompts."""
+    measured = result.models
     if as_json:
-        _json(
-            {
-                name: {key: metric.model_dump(mode="json") for key, metric in found.items()}
-                for name, found in measured.items()
-            }
-        )
+        models = {
+            name: found.model_dump(mode="json")["metrics"]
+            | ({"prompts": found.prompts.model_dump(mode="json")} if found.prompts else {})
+            for name, found in measured.items()
+        }
+        comparisons = [one.model_dump(mode="json") for one in result.comparisons]
+        _json({"models": models, "comparisons": comparisons, "groups": result.groups})
         return
-    keys = list(dict.fromkeys(key for found in measured.values() for key in found))
+    keys = list(dict.fromkeys(key for found in measured.values() for key in found.metrics))
     _table(
         ["metric", *measured],
-        ([key, *(_metric(found.get(key)) for found in measured.values())] for key in keys),
+        ([key, *(_metric(one.metrics.get(key)) for one in measured.values())] for key in keys),
     )
+    _verdicts(result)
+    for name, found in measured.items():
+        if found.prompts:
+            _prompts(name, found.prompts)
+
+
+def _verdicts(result: Compared) -> None:
+    """A table a measure, and what it tells apart."""
+    from quantkit.report.drifts import pairs
+
+    for measure, groups in result.groups.items():
+        click.echo()
+        _table(*pairs([one for one in result.comparisons if one.measure == measure]))
+        if len(groups) == 1:
+            click.echo("the data tell none of them from another")
+        else:
+            told = " | ".join(", ".join(group) for group in groups)
+            click.echo(f"told apart, from the lowest value up, unranked within bars: {told}")
+
+
+def _prompts(name: str, drift: PromptDrift) -> None:
+    """One model's answers by category, and those that differ the most."""
+    groups = [("all", drift.overall)]
+    groups += [(group.category or "(none)", group) for group in drift.categories]
+    click.echo()
+    _table(
+        [f"{name}: category", "prompts", "exact match", "first difference, median", "KLD"],
+        (
+            [
+                title,
+                str(group.n),
+                _estimate(group.exact_match, group.exact_match_stderr),
+                _number(group.first_difference_median, "g"),
+                _estimate(group.kld_mean, group.kld_stderr),
+            ]
+            for title, group in groups
+        ),
+    )
+    for one in drift.most_different:
+        click.echo(
+            f"\n{name}: prompt {_printable(one.id)}, another token from {one.first_difference} on, "
+            f"KLD {one.kld:.3g}"
+        )
+        for what, text in (
+            ("prompt", one.prompt),
+            ("both", one.common),
+            ("reference", one.reference),
+            ("here", one.answer),
+        ):
+            click.echo(f"  {what:9}  {_printable(text)}")
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal would act on."""
+    shown = text.replace("\n", "↵")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def benches(measured: Mapping[str, Sequence[Bench]], as_json: bool) -> None:
@@ -206,8 +266,11 @@ def _row_cells(row: Row, levels: Iterable[int]) -> list[str]:
 def _metric(metric: Metric | None) -> str:
     if metric is None:
         return "–"
-    error = f" ± {metric.stderr:.2g}" if metric.stderr is not None else ""
-    return f"{metric.value:.4g}{error}"
+    return _estimate(metric.value, metric.stderr)
+
+
+def _estimate(value: float, stderr: float | None) -> str:
+    return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr is not None else "")
 
 
 def _number(value: float | None, form: str) -> str:

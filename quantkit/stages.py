@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
@@ -20,6 +21,9 @@ from quantkit.variant import Model, tokenizer_directory
 if TYPE_CHECKING:
     from quantkit.bench import BenchResult
     from quantkit.evaluate import EvaluationPlan
+    from quantkit.evaluate.early_stop import EarlyStop, Keep
+    from quantkit.evaluate.prompt_file import Prompts
+    from quantkit.evaluate.prompt_reference import ReferenceAnswers
     from quantkit.evaluate.reference import Reference
 
 
@@ -29,18 +33,22 @@ class Texts:
 
     calibration: Calibration | None
     evaluation: Text | None
+    prompts: Prompts | None
 
     @classmethod
     def load(cls, recipe: Recipe, source: Checkpoint, *, needs_calibration: bool) -> Texts:
-        """Raise RecipeError where a text is missing, too short, or shared by both."""
+        """Raise RecipeError where a text is missing, too short, or shared by both, or a prompt
+        cannot be read."""
         section = recipe.evaluate
         evaluation = load_text(section.text) if section and section.text else None
+        prompts = load_prompts(section, source) if section else None
         if not needs_calibration:
-            return cls(None, evaluation)
+            return cls(None, evaluation, prompts)
         text = load_text(recipe.calibration.text)
         if evaluation is not None:
             check_disjoint(text, evaluation)
-        return cls(calibrate(text, source.tokenizer, **recipe.calibration.windows()), evaluation)
+        calibration = calibrate(text, source.tokenizer, **recipe.calibration.windows())
+        return cls(calibration, evaluation, prompts)
 
 
 @dataclass(frozen=True)
@@ -50,25 +58,38 @@ class Evaluation:
     directory: RunDirectory
     plan: EvaluationPlan
     reference: Reference | None
+    answers: ReferenceAnswers | None
+    early_stop: EarlyStop | None
     text: TextEntry | None
 
     @classmethod
     def prepare(
-        cls, section: EvaluateSection, source: Checkpoint, text: Text | None, run: RunDirectory
+        cls,
+        section: EvaluateSection,
+        source: Checkpoint,
+        texts: Texts,
+        run: RunDirectory,
+        variants: int,
     ) -> Evaluation:
-        """Tokenize the text and let the source compute its distributions on it, once."""
+        """Tokenize the text and let the source compute its distributions on it, once; the same
+        for its answers to the prompts. ``variants``: how many will be measured."""
+        from quantkit.evaluate.prompt_reference import ReferenceAnswers
         from quantkit.evaluate.reference import Reference
 
-        plan = evaluation_plan(section, source, text)
+        text, prompts = texts.evaluation, texts.prompts
+        plan = evaluation_plan(section, source, text, prompts)
+        answers = ReferenceAnswers.build(source, prompts, run.cache) if prompts else None
+        stop = early_stop(section, source, plan, variants, partial(run.result, "questions"))
         if text is None or plan.windows is None:
-            return cls(run, plan, None, None)
+            return cls(run, plan, None, answers, stop, None)
         entry = TextEntry(
             dataset=text.dataset,
             revision=text.revision,
             tokens=len(plan.windows.ids) * plan.windows.context,
             sha256=plan.windows.sha256,
         )
-        return cls(run, plan, Reference.build(source, plan.windows, run.cache), entry)
+        reference = Reference.build(source, plan.windows, run.cache)
+        return cls(run, plan, reference, answers, stop, entry)
 
     def measure(self, model: Model) -> Evaluated:
         """All that is known of one model, measured now or found from before."""
@@ -80,13 +101,20 @@ class Evaluation:
             "engine": [engine.name, engine.version()],
             "windows": self.plan.windows.protocol() if self.plan.windows else None,
             "reference": self.reference.source if self.reference else None,
+            "prompts": _prompts_key(self.answers) if self.answers else None,
             "tasks": self.plan.tasks,
             "shots": self.plan.shots,
             "limit": self.plan.limit,
-            "metadata": dict(self.plan.metadata),
+            "chat": self.plan.chat,
+            "data": self.plan.files,
+            "early_stop": self.early_stop.key(model) if self.early_stop else None,
         }
-        make = partial(evaluate, model, self.reference, self.plan, self.directory.details(model))
-        return self.directory.result("evaluate", model, key, make, Evaluated)
+        details, stop = self.directory.details(model), self.early_stop
+        make = partial(evaluate, model, self.reference, self.plan, details, self.answers, stop)
+        found = self.directory.result("evaluate", model, key, make, Evaluated)
+        if stop:
+            stop.note(found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -109,7 +137,25 @@ class Benching:
         return self.directory.result("bench", model, key, make, BenchResult)
 
 
-def evaluation_plan(section: EvaluateSection, model: Model, text: Text | None) -> EvaluationPlan:
+def load_prompts(section: EvaluateSection, model: Model) -> Prompts | None:
+    """The user's own prompts in the tokens of ``model``; None where the section names none."""
+    if section.prompts is None:
+        return None
+    from quantkit.evaluate.prompt_file import read_prompts
+
+    directory = tokenizer_directory(model)
+    return read_prompts(
+        Path(section.prompts).expanduser(),
+        load_tokenizer(directory),
+        directory,
+        max_tokens=section.answer_tokens,
+        max_length=_context_length(model),
+    )
+
+
+def evaluation_plan(
+    section: EvaluateSection, model: Model, text: Text | None, prompts: Prompts | None = None
+) -> EvaluationPlan:
     """What is asked of every model alike, in the tokens of ``model``.
 
     Raise EvaluationError where the text is too short, CheckpointError where ``model`` brings no
@@ -129,11 +175,33 @@ def evaluation_plan(section: EvaluateSection, model: Model, text: Text | None) -
         tokenizer=tokenizer,
         max_length=_context_length(model),
         windows=cut,
+        prompts=prompts,
         tasks=tuple(section.tasks),
         shots=section.shots,
         limit=section.limit,
-        metadata={"mmlu_directory": section.mmlu_directory} if section.mmlu_directory else {},
+        chat=section.chat,
+        data=section.data,
     )
+
+
+def early_stop(
+    section: EvaluateSection,
+    source: Checkpoint,
+    plan: EvaluationPlan,
+    variants: int,
+    keep: Keep | None = None,
+) -> EarlyStop | None:
+    """Who says when enough questions were asked; None where all are to be asked."""
+    if section.until is None or not section.tasks:
+        return None
+    from quantkit.evaluate.early_stop import EarlyStop
+
+    return EarlyStop(source, plan, section.tolerance, variants, keep)
+
+
+def _prompts_key(answers: ReferenceAnswers) -> list[Any]:
+    """What a result on the prompts depends on, and what it says of them."""
+    return [answers.source, answers.prompts.protocol(), answers.prompts.content_sha256]
 
 
 def _context_length(model: Model) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.engines import load_engine
 from quantkit.errors import EvaluationError, RecipeError
 from quantkit.garbage import keeping_all
 from quantkit.home import home
-from quantkit.ledger import Bench, Metric
+from quantkit.ledger import REFERENCE, Bench
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.spec import Spec
@@ -28,6 +30,7 @@ from quantkit.variant import (
 
 if TYPE_CHECKING:
     from quantkit.bench import BenchResult
+    from quantkit.evaluate.compare import Compared
     from quantkit.formats.base import Plan
 
 
@@ -121,16 +124,30 @@ def evaluate(
     windows: int | None,
     shots: int | None,
     limit: int | None,
-    mmlu_directory: str | None,
-) -> dict[str, dict[str, Metric]]:
-    """Measure each path, all on the same ids; drift too where a reference is given."""
+    verdicts: Mapping[str, Any],
+    chat: bool,
+    data: tuple[str, ...],
+    engine: str | None,
+    prompts: str | None,
+    answer_tokens: int,
+) -> Compared:
+    """Measure the reference and each path on the same ids, and compare each with each.
+
+    ``verdicts``: ``tolerance`` and ``until`` of a recipe's section.
+    """
     from quantkit.evaluate import evaluate as measure
+    from quantkit.evaluate.compare import Compared, compare
+    from quantkit.evaluate.prompt_reference import ReferenceAnswers
     from quantkit.evaluate.reference import Reference
-    from quantkit.stages import evaluation_plan
+    from quantkit.stages import early_stop, evaluation_plan, load_prompts
     from quantkit.texts import load_text
 
-    if text is None and not tasks:
-        raise RecipeError("nothing to evaluate: give --text, --eval, or both")
+    if text is None and prompts is None and not tasks:
+        raise RecipeError("nothing to evaluate: give --text, --eval or --prompts, or several")
+    if prompts is not None and reference is None:
+        raise RecipeError("--prompts compares with the source's answers: give --reference MODEL")
+    if verdicts["until"] and (reference is None or not tasks):
+        raise RecipeError("--until decided: a verdict needs questions and --reference MODEL")
     section = EvaluateSection(
         text=text,
         context=context,
@@ -138,19 +155,48 @@ def evaluate(
         tasks=list(tasks),
         shots=shots,
         limit=limit,
-        mmlu_directory=mmlu_directory,
+        **verdicts,
+        chat=chat,
+        data=_data(data),
+        prompts=prompts,
+        answer_tokens=answer_tokens,
     )
     models = _named(paths)
     source = Checkpoint.open(reference) if reference else None
+    if source:
+        models = {name: model for name, model in models.items() if model.path != source.path}
     first = source or next(iter(models.values()))
-    plan = evaluation_plan(section, first, load_text(text) if text else None)
+    own = load_prompts(section, first)
+    plan = evaluation_plan(section, first, load_text(text) if text else None, own)
+    plan = replace(plan, engine=engine)
     for model in models.values():
         _require_same_tokens(first, model)
+        if engine is not None:
+            load_engine(engine).check(model)
+        plan.engine_of(model)
+    if source:
+        plan.engine_of(source)
     with TemporaryDirectory(prefix="quantkit-") as cache:
-        known = (
-            Reference.build(source, plan.windows, Path(cache)) if source and plan.windows else None
-        )
-        return {name: measure(model, known, plan).metrics for name, model in models.items()}
+        known = Reference.build(source, plan.windows) if source and plan.windows else None
+        answers = ReferenceAnswers.build(source, own, Path(cache)) if source and own else None
+        stop = early_stop(section, source, plan, len(models)) if source else None
+        found = {}
+        for name, model in models.items():
+            found[name] = measure(model, known, plan, answers=answers, early_stop=stop)
+            if stop:
+                stop.note(found[name])
+        if source:
+            own_metrics = measure(source, known, plan, answers=answers, early_stop=stop)
+            found = {REFERENCE: own_metrics, **found}
+        return Compared(found, compare(found, section.tolerance))
+
+
+def _data(pairs: Sequence[str]) -> dict[str, str]:
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    for task, path in found.items():
+        if not task or not path:
+            raise RecipeError(f"--eval-data {task or path}: expected TASK=PATH, as mmlu_csv=./mmlu")
+    return found
 
 
 def bench(
@@ -185,14 +231,11 @@ def bench(
     return results
 
 
-def serve(path: str, *, engine: str | None, host: str, port: int, api_key: str | None) -> int:
-    """Serve one model until Ctrl-C; returns the engine's exit code."""
-    from quantkit.serve import ServeRequest
-    from quantkit.serve import serve as run_server
+def serve(paths: Sequence[str], **options: Any) -> int:
+    """Serve until Ctrl-C; returns the exit code. ``options`` are those of ``ServeCommand``."""
+    from quantkit.serve.command import ServeCommand, run
 
-    return run_server(
-        open_model(path), ServeRequest(engine=engine, host=host, port=port, api_key=api_key)
-    )
+    return run(ServeCommand(paths, **options))
 
 
 def inspect(path: str) -> dict[str, Any]:

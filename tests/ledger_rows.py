@@ -6,7 +6,7 @@ from typing import Any
 
 from quantkit.ledger import Bench, Metric, Percentiles, Row, Sample
 from quantkit.variant import ConvertCost
-from tests import drifts
+from tests import answers, drifts
 
 TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
 
@@ -124,8 +124,17 @@ def row(
             "ppl": metric(*ppl, scores),
             **drift(scores, *kld),
             "mmlu_acc": accuracy(correct, scores),
+            "prompts_kld_mean": metric(
+                kld[0] * 0.8,
+                kld[0] * 0.12,
+                scores,
+                n=answers.PROMPTS,
+                reference="reference",
+                protocol=answers.PROTOCOL,
+            ),
         },
         profile=drifts.profile(kld[0]),
+        prompts=answers.drift(kld[0]),
         bench=[
             bench(serves, 1, speed[0], 55.0 if gguf else 88.0),
             bench(serves, 4, speed[1], 161.0 if gguf else 203.0),

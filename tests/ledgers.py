@@ -130,7 +130,9 @@ def unmeasured() -> Ledger:
     """Only converted: no evals, no bench, no calibration."""
     ledger = quickstart()
     rows = [
-        row.model_copy(update={"metrics": {}, "profile": None, "bench": [], "sample": None})
+        row.model_copy(
+            update={"metrics": {}, "profile": None, "prompts": None, "bench": [], "sample": None}
+        )
         for row in ledger.variants
     ]
     return with_pairs(
@@ -161,6 +163,15 @@ def hostile() -> Ledger:
     worst = {"before": HOSTILE, "true": HOSTILE, "reference_top": HOSTILE, "top": HOSTILE}
     places = [one.model_copy(update=worst) for one in awq.profile.worst]
     awq = awq.model_copy(update={"profile": awq.profile.model_copy(update={"worst": places})})
+    assert awq.prompts is not None
+    said = dict.fromkeys(("id", "category", "prompt", "common", "reference", "answer"), HOSTILE)
+    changed: dict[str, Any] = {
+        "most_different": [one.model_copy(update=said) for one in awq.prompts.most_different],
+        "categories": [
+            one.model_copy(update={"category": HOSTILE}) for one in awq.prompts.categories
+        ],
+    }
+    awq = awq.model_copy(update={"prompts": awq.prompts.model_copy(update=changed)})
     names = {"awq-w4g64": awq.id}
     compared = [
         pair.model_copy(update={"a": names.get(pair.a, pair.a), "b": names.get(pair.b, pair.b)})

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -93,7 +94,7 @@ def launched(
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(log.open("wb")) if log else None
+        output = stack.enter_context(_emptied(log)) if log else None
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SUPERVISOR), *argv],
             env=os.environ | dict(env),
@@ -109,6 +110,12 @@ def launched(
             reason = last_words(log) if log else "see above"
             raise EngineError(f"{name} could not be started ({argv[0]}): {reason}")
         yield Process(name, int(pid), log, started, supervisor)
+
+
+def _emptied(log: Path) -> BinaryIO:
+    """Opened to append: whoever empties it later leaves no hole in front of what follows."""
+    log.open("wb").close()
+    return log.open("ab")
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from quantkit.engines.base import Engine
+    from quantkit.evaluate.early_stop import EarlyStop
+    from quantkit.evaluate.language_model import KeptModel
     from quantkit.evaluate.perplexity import Windows
+    from quantkit.evaluate.prompt_file import Prompts
+    from quantkit.evaluate.prompt_reference import ReferenceAnswers
     from quantkit.evaluate.reference import Reference
+    from quantkit.evaluate.tasks import TaskResult
     from quantkit.variant import Model
 
 
@@ -26,18 +33,50 @@ if TYPE_CHECKING:
 class EvaluationPlan:
     """What is asked of every model alike.
 
-    ``windows``: the text, or None for tasks only. ``tokenizer`` and ``max_length`` (tokens) are
-    the source's: questions become the same ids on every engine. ``shots`` and ``limit``: see
-    ``run_task``. ``metadata`` goes to the tasks' data sets (``mmlu_directory``).
+    ``windows``: the text, and ``prompts``: the user's own, None where there are none. ``tokenizer``
+    and ``max_length`` (tokens) are the source's: questions become the same ids on every engine.
+    ``engine``: a name, for the models that it takes; the one that gives full logits for the others,
+    and where None. ``shots``, ``limit`` and ``chat``: see ``run_task``. ``data``: where tasks find
+    their questions, by the task's name (``mmlu_csv``).
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     windows: Windows | None = None
+    prompts: Prompts | None = None
     tasks: tuple[str, ...] = ()
     shots: int | None = None
     limit: int | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = False
+    data: Mapping[str, str] = field(default_factory=dict)
+    engine: str | None = None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """sha256 by path of the local files that the tasks read."""
+        from quantkit.evaluate.task_files import digests
+
+        return digests(self.tasks, self.data)
+
+    def engine_of(self, model: Model) -> Engine:
+        """The engine that measures a model.
+
+        Raise ToolchainError or IncompatibleVariant where it cannot load the model, EvaluationError
+        where it gives no logits and a text or prompts need them.
+        """
+        from quantkit.engines import load_engine, scoring_engine
+
+        named = load_engine(self.engine) if self.engine else None
+        takes = named is not None and model.format in named.capabilities.formats
+        engine = named if named is not None and takes else scoring_engine(model)
+        engine.check(model)
+        if engine.capabilities.logits != "full" and (self.windows or self.prompts):
+            raise EvaluationError(
+                f"{engine.name} gives no logits of the whole vocabulary, which the metrics of a "
+                f"text and of prompts need ({model.path}); take --eval tasks alone, or leave out "
+                f"--engine: {scoring_engine(model).name} gives them"
+            )
+        return engine
 
 
 def evaluate(
@@ -45,52 +84,77 @@ def evaluate(
     reference: Reference | None,
     plan: EvaluationPlan,
     details: Path | None = None,
+    answers: ReferenceAnswers | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> Evaluated:
     """Measure one model; without a ``reference``, what needs none.
 
-    Metrics: ``ppl``, ``non_finite``; ``ppl_ratio``, ``kld_mean``, ``kld_median``, ``kld_p99``,
-    ``kld_max``, ``top1_agreement``, ``top5_agreement``, ``delta_p_mean``, ``delta_p_rms``,
-    ``delta_p_<quantile>`` (nats and shares); ``<task>_<metric>`` of each task (``mmlu_acc``).
+    Metrics: ``ppl``, ``non_finite``; ``ppl_ratio``, ``kld_mean``, ``kld_<quantile>``,
+    ``top1_agreement``, ``top5_agreement``, ``delta_p_mean``, ``delta_p_rms``,
+    ``delta_p_<quantile>`` (nats and shares); ``<task>_<metric>`` of each task (``mmlu_acc``);
+    with ``answers``, the reference's to the user's prompts, what ``measure_prompts`` gives.
     ``details``: a directory that receives the values behind them: ``positions.safetensors``
     (``divergence.Drift`` by window and position) and ``<task>.json`` (every answer).
+    ``early_stop``: ask no more questions than it wants; all of them where None.
 
     Raise EvaluationError for non-finite logits, and what the engine raises.
     """
-    from quantkit.engines import scoring_engine
     from quantkit.evaluate.text import measure_text
 
-    engine = scoring_engine(model)
-    engine.check(model)
+    engine = plan.engine_of(model)
     whole = Evaluated()
     if plan.windows is not None:
         whole = measure_text(model, engine, plan.windows, reference, plan, details)
-    for task in plan.tasks:
-        found = _measure_task(model, engine, task, plan, details)
-        for name in found.metrics.keys() & whole.metrics.keys():
-            raise EvaluationError(f"{task}: a second task that reports {name}; take one of them")
-        whole = whole.model_copy(
-            update={
-                "metrics": whole.metrics | found.metrics,
-                "answers": whole.answers | found.answers,
-            }
-        )
+    if answers is not None:
+        from quantkit.evaluate.prompts import measure_prompts
+
+        found = measure_prompts(model, engine, answers, plan.tokenizer, details)
+        metrics = whole.metrics | found.metrics
+        whole = whole.model_copy(update={"metrics": metrics, "prompts": found.prompts})
+    if not plan.tasks:
+        return whole
+    from quantkit.evaluate.language_model import KeptModel
+
+    # One start for all tasks: a server takes its time.
+    kept = KeptModel(lambda context: engine.language_model(model, context), plan.max_length)
+    with closing(kept):
+        for task in plan.tasks:
+            if early_stop is not None:
+                result = early_stop.measure(model, engine, task)
+            else:
+                result = _run_task(task, kept, plan)
+            found = _measured(result, task, engine, details)
+            for name in found.metrics.keys() & whole.metrics.keys():
+                raise EvaluationError(
+                    f"{task}: a second task that reports {name}; take one of them"
+                )
+            whole = whole.model_copy(
+                update={
+                    "metrics": whole.metrics | found.metrics,
+                    "answers": whole.answers | found.answers,
+                }
+            )
     return whole
 
 
-def _measure_task(
-    model: Model, engine: Engine, task: str, plan: EvaluationPlan, details: Path | None
-) -> Evaluated:
-    from quantkit.evaluate.tasks import answers, run_task
+def _run_task(task: str, model: KeptModel, plan: EvaluationPlan) -> TaskResult:
+    from quantkit.evaluate.tasks import run_task
 
-    result = run_task(
+    return run_task(
         task,
-        lambda context: engine.scorer(model, context),
+        model,
         plan.tokenizer,
         plan.max_length,
         shots=plan.shots,
         limit=plan.limit,
-        metadata=plan.metadata,
+        chat=plan.chat,
+        data=plan.data,
     )
+
+
+def _measured(result: TaskResult, task: str, engine: Engine, details: Path | None) -> Evaluated:
+    from quantkit.evaluate.tasks import answers
+
     if details is not None:
         details.mkdir(parents=True, exist_ok=True)
         write_json(details / f"{Path(task).stem}.json", result.answers)

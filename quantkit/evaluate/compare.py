@@ -9,13 +9,34 @@ from itertools import combinations
 from typing import Literal
 
 from quantkit.drift import ALPHA, Comparison, Flips, SubjectDrift, Verdict
-from quantkit.evaluate import paired
+from quantkit.evaluate import paired, sequential
 from quantkit.evaluate.paired import Difference
-from quantkit.evaluate.samples import Answers, Evaluated, flips
+from quantkit.evaluate.samples import Answers, Evaluated, flips, gaps
 from quantkit.ledger import REFERENCE, require_comparable
 
 _LARGEST = 700.0
 """e to this is still a number."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Models that were measured alike, and what every pair of them shows."""
+
+    models: dict[str, Evaluated]
+    comparisons: list[Comparison]
+
+    @property
+    def groups(self) -> dict[str, list[list[str]]]:
+        """By measure, ids from the lowest value up, in groups that the data tell apart."""
+        measures = dict.fromkeys(one.measure for one in self.comparisons)
+        return {name: self._groups(name) for name in measures}
+
+    def _groups(self, measure: str) -> list[list[str]]:
+        pairs = [one for one in self.comparisons if one.measure == measure]
+        apart = {frozenset((one.a, one.b)): one.apart for one in pairs}
+        ids = list(dict.fromkeys(id_ for one in pairs for id_ in (one.a, one.b)))
+        ids.sort(key=lambda id_: self.models[id_].metrics[measure].value)
+        return paired.groups(ids, lambda a, b: apart[frozenset((a, b))])
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,7 @@ class _Pair:
     a: str
     b: str
     difference: Difference
+    of: int | None = None
     flips: Flips | None = None
     subjects: tuple[int, list[SubjectDrift]] | None = None
 
@@ -100,13 +122,23 @@ def _question_pairs(rows: Mapping[str, Evaluated], name: str, scale: _Scale) -> 
     for (a, one), (b, other) in combinations(measured.items(), 2):
         require_comparable(f"{a} and {b}: {name}", one.metrics[name], other.metrics[name])
         before, after = one.answers[name], other.answers[name]
-        changed = flips(before, after)
-        difference = paired.of_answers(
-            changed.right_to_wrong, changed.wrong_to_right, len(before.right), scale.tested or 0.0
-        )
+        if before.total is not None:
+            # Asked in one order, and stopped at different questions.
+            both = min(len(before.right), len(after.right))
+            before, after = before.first(both), after.first(both)
+        difference = _difference(before, after, scale.tested or 0.0)
         subjects = _subjects(before, after) if a == REFERENCE else None
-        found.append(_Pair(a, b, difference, changed, subjects))
+        found.append(_Pair(a, b, difference, before.total, flips(before, after), subjects))
     return found
+
+
+def _difference(before: Answers, after: Answers, tolerance: float) -> Difference:
+    """By the tests of all questions, or by those that may be looked at after each."""
+    if before.total is not None:
+        return sequential.of_answers(gaps(before, after), before.total, tolerance)
+    changed = flips(before, after)
+    lost, gained = changed.right_to_wrong, changed.wrong_to_right
+    return paired.of_answers(lost, gained, len(before.right), tolerance)
 
 
 def _subjects(before: Answers, after: Answers) -> tuple[int, list[SubjectDrift]]:
@@ -114,9 +146,15 @@ def _subjects(before: Answers, after: Answers) -> tuple[int, list[SubjectDrift]]
     names = list(dict.fromkeys(before.subjects))
     parts = [before.of(name) for name in names]
     changes = [flips(part, after.of(name)) for name, part in zip(names, parts, strict=True)]
-    p_values = paired.holm(
-        [paired.mcnemar(change.right_to_wrong, change.wrong_to_right) for change in changes]
-    )
+    if before.total is not None:
+        p_values = [
+            sequential.p_of_no_difference(gaps(part, after.of(name)))
+            for name, part in zip(names, parts, strict=True)
+        ]
+    else:
+        p_values = [
+            paired.mcnemar(change.right_to_wrong, change.wrong_to_right) for change in changes
+        ]
     return len(names), [
         SubjectDrift(
             subject=name,
@@ -125,7 +163,7 @@ def _subjects(before: Answers, after: Answers) -> tuple[int, list[SubjectDrift]]
             wrong_to_right=change.wrong_to_right,
             p_adjusted=p,
         )
-        for name, part, change, p in zip(names, parts, changes, p_values, strict=True)
+        for name, part, change, p in zip(names, parts, changes, paired.holm(p_values), strict=True)
         if change.right_to_wrong or change.wrong_to_right
     ]
 
@@ -153,6 +191,7 @@ def _compared(measure: str, pairs: list[_Pair], scale: _Scale) -> list[Compariso
                 low=None if difference.low is None else scale.show(difference.low),
                 high=None if difference.high is None else scale.show(difference.high),
                 n=difference.n,
+                of=pair.of,
                 p=difference.p,
                 p_adjusted=p,
                 p_equivalent=p_equivalent,

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Windows:
-    """A text cut for scoring: what every model is given, and where it is scored."""
+    """A text cut for scoring: what every model is given, and where it is scored.
+
+    Models read whole windows, although the last token predicts nothing: llama.cpp computes rows
+    in blocks, and a block that is not full otherwise, by 0.02 % of a Q4_K_M's perplexity.
+    """
 
     ids: tuple[tuple[int, ...], ...]
     context: int
@@ -41,10 +45,6 @@ class Windows:
     def scored(self) -> int:
         """Scored positions per window: the last token has none to predict."""
         return self.context - 1 - self.first
-
-    def inputs(self) -> list[tuple[int, ...]]:
-        """What a model has to read: each window without its last token, which predicts nothing."""
-        return [window[:-1] for window in self.ids]
 
     def targets(self, window: int) -> torch.Tensor:
         """The ids to predict, ``(scored,) int64``."""

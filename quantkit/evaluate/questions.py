@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LETTERS = "ABCDE"
-MMLU_DIRECTORY = "QUANTKIT_MMLU"
-"""Environment variable: where ``mmlu_csv`` finds ``dev/*_dev.csv`` and ``test/*_test.csv``."""
-
 _QUESTION = re.compile(
     r"(.*?)\s*\n\s*\(A\)(.*?)\(B\)(.*?)\(C\)(.*?)\(D\)(.*?)(?:\(E\)(.*))?", re.DOTALL
 )
 _ANSWER = re.compile(r"\(([A-E])\)\.?\s*$")
+_ARTICLE = re.compile(r"(?:(?<=\n)|^) ?\n(?= = [^=\n]+ = \n ?\n)")
 
 
 def mmlu_dev(**_: Any) -> dict[str, Dataset]:
@@ -33,22 +31,64 @@ def mmlu_dev(**_: Any) -> dict[str, Dataset]:
     return {"test": Dataset.from_list(dev_questions())}
 
 
-def mmlu_csv(subject: str, mmlu_directory: str | None = None, **_: Any) -> dict[str, Dataset]:
+def mmlu_csv(subject: str, mmlu_csv: str | None = None, **_: Any) -> dict[str, Dataset]:
     """One subject of MMLU from the CSV files that its authors published, splits dev and test."""
     from datasets import Dataset
 
-    directory = mmlu_directory or os.environ.get(MMLU_DIRECTORY)
-    if not directory:
-        raise EvaluationError(
-            f"mmlu_csv: no directory given; set {MMLU_DIRECTORY} to the one that holds "
-            "dev/*_dev.csv and test/*_test.csv"
-        )
+    layout = "MMLU's dev/*_dev.csv and test/*_test.csv"
+    directory = _given("mmlu_csv", mmlu_csv, f"the directory of {layout}")
     return {
-        split: Dataset.from_list(
-            csv_questions(Path(directory).expanduser() / split / f"{subject}_{split}.csv")
-        )
+        split: Dataset.from_list(csv_questions(directory / split / f"{subject}_{split}.csv"))
         for split in ("dev", "test")
     }
+
+
+def wikitext_file(wikitext_file: str | None = None, **_: Any) -> dict[str, Dataset]:
+    """The articles of a WikiText file, split ``test``: one ``page`` each.
+
+    An article starts with a heading of the first level, `` = Title = ``, between empty lines.
+    """
+    from datasets import Dataset
+
+    path = _given("wikitext_file", wikitext_file, "a file such as wiki.test.raw")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: cannot be read: {error}") from error
+    pages = [page for page in _ARTICLE.split(text) if page.strip()]
+    if not pages:
+        raise EvaluationError(f"{path}: no text in it")
+    return {"test": Dataset.from_list([{"page": page} for page in pages])}
+
+
+def json_lines(file: str, directory: str, **_: Any) -> dict[str, Dataset]:
+    """The questions of a file with one JSON object a line, split ``test``.
+
+    ``file``: in ``directory``, which is the task's own. Raise EvaluationError with the line that
+    is not one, or has other keys than the first.
+    """
+    from datasets import Dataset
+
+    path = Path(directory) / Path(file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: cannot be read: {error}") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise EvaluationError(f"{path}: line {number}: not JSON: {error}") from error
+        if not isinstance(entry, dict) or (found and entry.keys() != found[0].keys()):
+            keys = ", ".join(found[0]) if found else "a question"
+            raise EvaluationError(f"{path}: line {number}: expected a JSON object with {keys}")
+        found.append(entry)
+    if not found:
+        raise EvaluationError(f"{path}: no questions; expected one JSON object a line")
+    return {"test": Dataset.from_list(found)}
 
 
 @cache
@@ -103,3 +143,12 @@ def _parse(path: Path, text: str, target: str) -> dict[str, Any]:
         raise EvaluationError(f"{path}: cannot read this question: {text[:80]!r}")
     question, *choices = (part.strip() for part in match.groups() if part is not None)
     return {"question": question, "choices": choices, "answer": LETTERS.index(answer[1])}
+
+
+def _given(task: str, path: str | None, what: str) -> Path:
+    if not path:
+        raise EvaluationError(
+            f"{task}: its data is local, and nobody says where: --eval-data {task}=PATH (in a "
+            f"recipe evaluate.data.{task}), {what}"
+        )
+    return Path(path).expanduser()

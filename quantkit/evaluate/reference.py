@@ -1,54 +1,67 @@
 """What variants are compared with: the source's final hidden states and its output layer.
 
-Its logits would be large (37 GiB for a Llama 3 on WikiText-2). The hidden states of the scored
-positions are a hundredth of that, and their product with the output layer gives the same logits
-again, exactly but for float32 rounding.
+Its logits would be large (34 GiB for a Llama 3 8B on WikiText-2, in 16 bits each). The hidden
+states of the scored positions are 1.9 GiB, and their product with the output layer gives the same
+logits again, exactly but for float32 rounding.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
+from quantkit.evaluate.hidden_states import HiddenStates, write_window
 from quantkit.evaluate.perplexity import Windows
 from quantkit.files import sha256_json
+from quantkit.home import home
 from quantkit.progress import track
 
 if TYPE_CHECKING:
     from quantkit.variant import Model
 
-_VERSION = 1
+_VERSION = 2
 """Raised when what is stored changes: it is part of the key."""
+_ROOM = 8 << 30
+"""Bytes of references in quantkit's home; the least recently used make room for new ones."""
+_ABOUT, _OUTPUT = "about.json", "output.safetensors"
 
 
 @dataclass(frozen=True)
 class Reference:
     """The source's next-token distributions at every scored position of ``windows``.
 
-    ``hidden``: ``(windows, scored, hidden)``; ``output``: ``(vocabulary, hidden)``, both float32.
-    ``source``: digest of the source's files; ``engine``: what computed it.
+    ``hidden``: of each window ``(scored, hidden)``, read when it is asked for; ``output``:
+    ``(vocabulary, hidden)``; both float32. ``source``: digest of the source's files; ``engine``:
+    what computed it.
     """
 
     source: str
     engine: str
     windows: Windows
-    hidden: torch.Tensor
+    hidden: Sequence[torch.Tensor]
     output: torch.Tensor
 
     @classmethod
-    def build(cls, checkpoint: Checkpoint, windows: Windows, cache_dir: Path) -> Reference:
+    def build(
+        cls, checkpoint: Checkpoint, windows: Windows, cache_dir: Path | None = None
+    ) -> Reference:
         """Run the source once; found again in ``cache_dir`` by the hash of all that it depends on.
 
-        Raise EvaluationError where the source itself gives non-finite values.
+        Without a ``cache_dir`` it is kept in quantkit's home, as long as there is room. Raise
+        EvaluationError where the source itself gives non-finite values.
         """
         from quantkit.engines import scoring_engine
 
@@ -56,12 +69,15 @@ class Reference:
         engine.check(checkpoint)
         name = label(engine)
         source = digest(checkpoint)
-        key = sha256_json([_VERSION, source, name, windows.protocol()])
-        path = cache_dir / f"reference-{key[:16]}.safetensors"
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # which decides on the precision
+        key = sha256_json([_VERSION, source, name, device, windows.protocol()])
+        directory = cache_dir or home() / "references"
+        path = directory / f"reference-{key[:16]}.zip"
         if not path.is_file():
             _compute(checkpoint, windows, path)
-        with safe_open(path, framework="pt") as file:
-            hidden, output = file.get_tensor("hidden"), file.get_tensor("output").float()
+        hidden, output = _read(path, checkpoint, len(windows.ids))
+        if cache_dir is None:
+            _make_room(path)
         return cls(source, name, windows, hidden, output)
 
     @property
@@ -84,25 +100,72 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def _compute(checkpoint: Checkpoint, windows: Windows, path: Path) -> None:
-    from quantkit.engines.transformers import TransformersScorer
-
-    inputs = windows.inputs()
-    with TransformersScorer(checkpoint, windows.context) as scorer:
-        states = scorer.hidden_states(inputs, [windows.first] * len(inputs))
-        hidden = torch.stack(list(track(states, "reference: windows", len(inputs))))
-        output = scorer.output_weight
-    bad = int((~hidden.isfinite().all(-1)).sum())
-    if bad or not output.isfinite().all():
-        raise EvaluationError(
-            f"{checkpoint.path}: the reference itself is not finite ({bad} of "
-            f"{hidden[..., 0].numel()} positions); nothing can be compared with it"
-        )
-    half = output.bfloat16()
-    exact = half if torch.equal(half.float(), output) else output
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        save_file({"hidden": hidden, "output": exact.contiguous()}, partial)
+        with partial.open("wb") as file:
+            with ZipFile(file, "w") as archive:
+                _write(checkpoint, windows, archive)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write(checkpoint: Checkpoint, windows: Windows, archive: ZipFile) -> None:
+    from quantkit.engines.transformers import TransformersScorer
+
+    count = len(windows.ids)
+    bad = 0
+    with TransformersScorer(checkpoint, windows.context) as scorer:
+        states = scorer.hidden_states(windows.ids, [windows.first] * count)
+        for index, rows in enumerate(track(states, "reference: windows", count)):
+            scored = rows[: windows.scored]
+            bad += int((~scored.isfinite().all(-1)).sum())
+            write_window(archive, index, scored)
+        output = scorer.output_weight
+    if bad or not output.isfinite().all():
+        raise EvaluationError(
+            f"{checkpoint.path}: the reference itself is not finite ({bad} of "
+            f"{count * windows.scored} positions); nothing can be compared with it"
+        )
+    name = _tensor_of(checkpoint, output)
+    about: dict[str, Any] = {"hidden": output.shape[1], "output": name}
+    archive.writestr(_ABOUT, json.dumps(about))
+    if name is None:
+        archive.writestr(_OUTPUT, save({"output": output.contiguous()}))
+
+
+def _tensor_of(checkpoint: Checkpoint, output: torch.Tensor) -> str | None:
+    """The tensor of the checkpoint that is the output layer, so that it is not stored twice."""
+    for name, info in checkpoint.tensors.items():
+        if info.shape == output.shape and torch.equal(checkpoint.read(name).float(), output):
+            return name
+    return None
+
+
+def _read(path: Path, checkpoint: Checkpoint, count: int) -> tuple[HiddenStates, torch.Tensor]:
+    try:
+        with ZipFile(path) as archive:
+            about = json.loads(archive.read(_ABOUT))
+            name = about["output"]
+            output = load(archive.read(_OUTPUT))["output"] if name is None else None
+    except (BadZipFile, KeyError) as error:
+        raise EvaluationError(f"{path}: damaged ({error}); remove it, it is made again") from error
+    hidden = HiddenStates(path, count, about["hidden"])
+    return hidden, checkpoint.read(name).float() if output is None else output
+
+
+def _make_room(used: Path) -> None:
+    """Remove what was not used for longest, never ``used`` itself."""
+    os.utime(used)
+    files = {}
+    for file in used.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process made room
+            files[file] = file.stat()
+    total = 0
+    for file in sorted(files, key=lambda file: files[file].st_mtime_ns, reverse=True):
+        total += files[file].st_size
+        if total > _ROOM and file != used:
+            file.unlink(missing_ok=True)

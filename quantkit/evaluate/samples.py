@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from quantkit.drift import Flips, Profile
 from quantkit.ledger import Metric
+from quantkit.prompt_drift import PromptDrift
 
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 """Raised when a metric is computed in another way: results of two versions do not compare."""
 
 
@@ -16,14 +17,16 @@ class _Kept(BaseModel):
 
 
 class Answers(_Kept):
-    """Every question of a task, in the order in which all models are asked.
+    """The questions of a task, in the order in which all models are asked.
 
-    ``picks``: the likeliest choice; -1 where the task offers none.
+    ``picks``: the likeliest choice; -1 where the task offers none. ``total``: of how many questions
+    in random order these are the first; None where all were asked.
     """
 
     subjects: list[str]
     right: list[bool]
     picks: list[int]
+    total: int | None = None
 
     def of(self, subject: str) -> Answers:
         """The questions of one subject."""
@@ -32,6 +35,16 @@ class Answers(_Kept):
             subjects=[subject] * len(kept),
             right=[self.right[i] for i in kept],
             picks=[self.picks[i] for i in kept],
+            total=self.total,
+        )
+
+    def first(self, n: int) -> Answers:
+        """The ``n`` questions that were asked first."""
+        return Answers(
+            subjects=self.subjects[:n],
+            right=self.right[:n],
+            picks=self.picks[:n],
+            total=self.total,
         )
 
 
@@ -44,8 +57,14 @@ class Evaluated(_Kept):
 
     metrics: dict[str, Metric] = Field(default_factory=dict)
     profile: Profile | None = None
+    prompts: PromptDrift | None = None
     windows: dict[str, list[float]] = Field(default_factory=dict)
     answers: dict[str, Answers] = Field(default_factory=dict)
+
+
+def gaps(a: Answers, b: Answers) -> list[int]:
+    """1 where a wrong answer of ``a`` is right in ``b``, -1 where a right one is wrong, else 0."""
+    return [int(after) - int(before) for before, after in zip(a.right, b.right, strict=True)]
 
 
 def flips(a: Answers, b: Answers) -> Flips:

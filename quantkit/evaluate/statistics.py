@@ -7,6 +7,7 @@ tested over whole windows instead (``quantkit.evaluate.paired``).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,3 +60,20 @@ def quantile(values: torch.Tensor, fraction: float) -> Estimate:
     above = min(below + 1, ordered.numel() - 1)
     value = torch.lerp(ordered[below], ordered[above], place - below)
     return Estimate(float(value), None, values.numel())
+
+
+def clustered_mean(clusters: Sequence[torch.Tensor]) -> Estimate:
+    """Mean of all values of ``clusters``, each ``(n_c,)``; its size counts clusters.
+
+    Values of one cluster may depend on each other, and clusters differ in size: the mean is a ratio
+    of two sums over m clusters, with the error √(m/(m - 1) Σ_c (Σ_i (x_ci - mean))²) / Σ n_c
+    (Cochran 1977, *Sampling Techniques*, section 6.3). With one value each it is that of ``mean``.
+    """
+    values = torch.cat([cluster.double() for cluster in clusters])
+    value = float(values.mean())
+    m = len(clusters)
+    if m < 2:
+        return Estimate(value, None, m)
+    sums = torch.stack([(cluster.double() - value).sum() for cluster in clusters])
+    spread = math.sqrt(m / (m - 1) * float(sums.square().sum()))
+    return Estimate(value, spread / values.numel(), m)

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from quantkit.evaluate.statistics import Estimate
     from quantkit.variant import Model
 
-_QUANTILES = {"min": 0.0, "p01": 0.01, "p05": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
-"""Of the change of the true token's probability: llama-perplexity's, the outer ones."""
+_KLD_QUANTILES = {
+    "min": 0.0, "median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0,
+}  # fmt: skip
+_DELTA_P_QUANTILES = {
+    "min": 0.0, "p001": 0.001, "p01": 0.01, "p05": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99,
+    "p999": 0.999, "max": 1.0,
+}  # fmt: skip
+"""Those of llama-perplexity's that say something: p999 is its 99.9 %."""
 _ABSOLUTE = ("ppl", "non_finite")
 """What of the text's metrics needs no reference."""
 
@@ -73,7 +79,7 @@ def measure_text(
             protocol=protocol if name in _ABSOLUTE else drift,
             engine=version,
         )
-        for name, estimate in _summaries(values)
+        for name, estimate in summaries(values)
     }
     means = {"ppl": values.nll} | ({"kld_mean": values.drift.kld} if values.drift else {})
     return Evaluated(
@@ -106,7 +112,7 @@ def _score(
             against = known(index, logits)
             found.append(
                 divergence.score(
-                    _cut(logits, vocabulary, model),
+                    cut_padding(logits, vocabulary, model),
                     windows.targets(index),
                     None if against is None else against[:, :vocabulary],
                 )
@@ -116,13 +122,13 @@ def _score(
     if reference is not None and reference.is_of(model):
         own = (reference.logits(index) for index in range(len(windows.ids)))
         return scored(own, lambda _, logits: logits)
-    inputs = windows.inputs()
     with engine.scorer(model, windows.context) as scorer:
-        rows = scorer.logits(inputs, [windows.first] * len(inputs))
-        return scored(rows, lambda index, _: reference.logits(index) if reference else None)
+        rows = scorer.logits(windows.ids, [windows.first] * len(windows.ids))
+        predicting = (logits[: windows.scored] for logits in rows)
+        return scored(predicting, lambda index, _: reference.logits(index) if reference else None)
 
 
-def _cut(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
+def cut_padding(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
     """Without the rows by which a format or a checkpoint pads the vocabulary."""
     if logits.shape[1] < vocabulary:
         raise EvaluationError(
@@ -132,7 +138,8 @@ def _cut(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
     return logits[:, :vocabulary]
 
 
-def _summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
+def summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
+    """Every metric of the text by its name; without a drift, what needs no reference."""
     from quantkit.evaluate import statistics
     from quantkit.evaluate.divergence import delta_p
 
@@ -143,15 +150,14 @@ def _summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
         return
     yield "ppl_ratio", statistics.perplexity(values.nll - drift.reference_nll)
     yield "kld_mean", statistics.mean(drift.kld)
-    yield "kld_median", statistics.quantile(drift.kld, 0.5)
-    yield "kld_p99", statistics.quantile(drift.kld, 0.99)
-    yield "kld_max", statistics.quantile(drift.kld, 1.0)
+    for name, fraction in _KLD_QUANTILES.items():
+        yield f"kld_{name}", statistics.quantile(drift.kld, fraction)
     yield "top1_agreement", statistics.proportion(drift.same_top)
     yield "top5_agreement", statistics.mean(drift.shared_top)
     change = delta_p(values)
     yield "delta_p_mean", statistics.mean(change)
     yield "delta_p_rms", statistics.root_mean_square(change)
-    for name, fraction in _QUANTILES.items():
+    for name, fraction in _DELTA_P_QUANTILES.items():
         yield f"delta_p_{name}", statistics.quantile(change, fraction)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 
 from quantkit.ledger import Ledger
-from quantkit.report.noise import THROUGHPUT_MARGIN
+from quantkit.report.noise import THROUGHPUT_MARGIN, against_floor
 from quantkit.report.prose import Name, Prose, listing
 from quantkit.report.table import concurrencies, served
 
@@ -18,6 +18,7 @@ def cautions(ledger: Ledger) -> list[Prose]:
         *_incomplete(ledger),
         *_other_protocol(ledger),
         *_other_engine(ledger),
+        *_noise_floor(ledger),
         *_same_dataset(ledger),
         *_bench(ledger),
         *_verdicts(ledger),
@@ -102,6 +103,26 @@ def _other_engine(ledger: Ledger) -> list[Prose]:
             ", another engine than that of ",
             *listing(found),
             "; their drift includes whatever the engines differ in.",
+        )
+    ]
+
+
+def _noise_floor(ledger: Ledger) -> list[Prose]:
+    """Drifts that the engine causes alone."""
+    found = [
+        f"{row.id}: {name}"
+        for row in ledger.variants[1:]
+        if (floor := against_floor(ledger, row))
+        for name in floor.below
+    ]
+    if not found:
+        return []
+    return [
+        (
+            "Below the noise floor, which is what the serving engine does to the unquantized model "
+            "itself, and so no sign of what quantization did: ",
+            *listing(found),
+            ".",
         )
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.drift import ALPHA, Bin, Comparison, WorstPosition
@@ -22,6 +23,8 @@ class Verdicts:
     items: str
     """What was paired: ``80 windows``."""
     tolerance: str
+    stopped: bool
+    """Whether each line has its own number of questions."""
     flips: bool
     undecided: bool
     """Whether any line is."""
@@ -39,6 +42,7 @@ class Line:
     interval: str
     p: str
     verdict: str
+    asked: str
     more: str
     flips: tuple[int, int, int] | None
 
@@ -65,6 +69,52 @@ def said(comparison: Comparison) -> str:
 
 def _places(comparison: Comparison) -> int:
     return 2 if comparison.unit == "percent" and abs(comparison.drift) < 10 else 1
+
+
+def interval(comparison: Comparison) -> str:
+    """``+1.2 to +3.4``, of 95 %."""
+    if comparison.low is None or comparison.high is None:
+        return NOTHING
+    places = _places(comparison)
+    return f"{signed(comparison.low, places)} to {signed(comparison.high, places)}"
+
+
+def p_value(comparison: Comparison) -> str:
+    """Of no difference, adjusted."""
+    return "< 0.001" if comparison.p_adjusted < 0.001 else fixed(comparison.p_adjusted, 3)
+
+
+def asked(comparison: Comparison) -> str:
+    """``282``; ``96 of 282`` where no more were needed."""
+    of = "" if comparison.of is None else f" of {comparison.of:,}"
+    return f"{comparison.n:,}{of}"
+
+
+def pairs(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Every pair of one measure, at least one: titles of the columns, and a row a later member.
+
+    The drift is from the first of all; then stands the verdict against each that comes before.
+    """
+    first = comparisons[0]
+    found = {(one.a, one.b): one for one in comparisons}
+    earlier = list(dict.fromkeys(one.a for one in comparisons))
+    later = list(dict.fromkeys(one.b for one in comparisons))
+    tolerance = "" if first.tolerance is None else f" ±{first.tolerance:g} {UNITS[first.unit]}"
+    items = "questions" if first.flips else "windows"
+    titles = [first.measure + tolerance, f"drift from {first.a}", "95 % interval", "p", items]
+    rows = []
+    for id_ in later:
+        one = found[first.a, id_]
+        verdicts = [_verdict(found[a, id_]) if (a, id_) in found else "" for a in earlier]
+        rows.append([id_, said(one), interval(one), p_value(one), asked(one), *verdicts])
+    return [*titles, *(f"against {a}" for a in earlier)], rows
+
+
+def _verdict(one: Comparison) -> str:
+    """``undecided (3,400 more)``: how many windows or questions would decide."""
+    if one.verdict != "undecided":
+        return one.verdict
+    return f"undecided ({roughly(one.more)} more)" if one.more else "undecided (out of reach)"
 
 
 def more(comparison: Comparison) -> str:
@@ -126,10 +176,14 @@ def _verdicts(ledger: Ledger, name: str) -> Verdicts | None:
         return None
     flips = any(one.flips for one in found)
     first = found[0]
+    items = f"{first.n:,} {'questions' if flips else 'windows'}"
+    if first.of is not None:
+        items = f"up to {first.of:,} questions in random order until decided"
     return Verdicts(
         title=task_title(name) if flips else "Perplexity",
-        items=f"{first.n:,} {'questions' if flips else 'windows'}",
+        items=items,
         tolerance=f"{first.tolerance:g} {UNITS[first.unit]}",
+        stopped=first.of is not None,
         flips=flips,
         undecided=any(one.verdict == "undecided" for one in found),
         lines=tuple(map(_line, found)),
@@ -139,17 +193,14 @@ def _verdicts(ledger: Ledger, name: str) -> Verdicts | None:
 
 
 def _line(one: Comparison) -> Line:
-    interval = NOTHING
-    if one.low is not None and one.high is not None:
-        places = _places(one)
-        interval = f"{signed(one.low, places)} to {signed(one.high, places)}"
     changed = one.flips
     return Line(
         one.b,
         said(one),
-        interval,
-        "< 0.001" if one.p_adjusted < 0.001 else fixed(one.p_adjusted, 3),
+        interval(one),
+        p_value(one),
         one.verdict,
+        asked(one),
         more(one),
         (changed.right_to_wrong, changed.wrong_to_right, changed.wrong_to_other)
         if changed

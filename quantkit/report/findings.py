@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quantkit.drift import Comparison
 from quantkit.ledger import Ledger, Metric
-from quantkit.report.drifts import UNITS, roughly, said
+from quantkit.report.drifts import UNITS, asked, roughly, said
 from quantkit.report.format import count, fixed, number, plus_minus, size
 from quantkit.report.noise import (
     THROUGHPUT_MARGIN,
@@ -182,7 +182,8 @@ def _against_reference(ledger: Ledger, name: str, title: str) -> Finding | None:
         ones = [one for one in found if one.verdict == verdict]
         text: Prose = ()
         for one in ones:
-            text += (", " if text else "", Name(one.b), f" ({said(one)})")
+            after = f" after {asked(one)} questions" if one.of else ""
+            text += (", " if text else "", Name(one.b), f" ({said(one)}{after})")
         if ones:
             sentences.append((words, *text, "."))
     sentences += _to_decide([one for one in found if one.verdict == "undecided"])
@@ -198,8 +199,8 @@ def _to_decide(undecided: list[Comparison]) -> list[Prose]:
     items = "windows" if undecided[0].flips is None else "questions"
     shown = list(dict.fromkeys(map(roughly, (counts[0], counts[-1]))))
     return [
-        (f"To decide would take some {' to '.join(shown)} more {items} than these ",
-         f"{undecided[0].n:,}.")
+        (f"To decide would take some {' to '.join(shown)} more {items} than ",
+         "were asked." if undecided[0].of else f"these {undecided[0].n:,}.")
     ]  # fmt: skip
 
 

@@ -42,6 +42,13 @@ _MEANINGS = {
         "reference's: its mean, root mean square and quantiles. Positive is better. Defined as in "
         "llama-perplexity --kl-divergence.",
     ),
+    "prompts": (
+        "Answers to your own prompts",
+        "Greedy answers of the variant and of the reference to the same prompts: the share that is "
+        "the same token by token and as text without the space around it, the mean length, and the "
+        "KL divergence along the reference's answers, which both models read (nats per token, its "
+        "error clustered by prompt).",
+    ),
     "non_finite": (
         "Non-finite logits",
         "At how many scored positions a logit is NaN or infinite. With any such position nothing "
@@ -52,6 +59,13 @@ _ACCURACY = (
     "How many questions the model answers right, through lm-eval's own metric code. Its standard "
     "error is that of a proportion over the questions. Its drift is tested on the answers that "
     "flipped: exact McNemar test, bootstrap interval over questions, Tango's test of equivalence."
+)
+_STOPPED = (
+    "How many questions the model answers right, through lm-eval's own metric code, with the "
+    "standard error of a random sample. The questions were asked in one random order, and no more "
+    "of them than a verdict against the reference needed, or than could still have brought one. "
+    "The drift is tested by bets, which hold wherever one stops; where all were asked, also by "
+    "McNemar's and Tango's tests. The two share the 5 %."
 )
 _BENCH = (
     "The engine's own server, driven over its OpenAI API by a load generator that keeps the "
@@ -138,15 +152,20 @@ def _family(name: str) -> str:
     """``kld_mean`` and its likes are one measurement."""
     if name in ("top1_agreement", "top5_agreement"):
         return "agreement"
-    return next((family for family in ("kld", "delta_p") if name.startswith(f"{family}_")), name)
+    return next(
+        (family for family in ("kld", "delta_p", "prompts") if name.startswith(f"{family}_")), name
+    )
 
 
 def _metric_family(name: str, metrics: list[tuple[str, Metric]]) -> Measured:
     ways = _ways([((metric.protocol, metric.n), id_, metric.engine) for id_, metric in metrics])
     if name.endswith(ACCURACY):
-        return Measured(f"{task_title(name)} accuracy", _ACCURACY, "questions", ways)
+        stopped = any("until" in metric.protocol for _, metric in metrics)
+        meaning = _STOPPED if stopped else _ACCURACY
+        return Measured(f"{task_title(name)} accuracy", meaning, "questions", ways)
     title, meaning = _MEANINGS.get(name, (name, ""))
-    return Measured(title, meaning, "positions" if meaning else "items", ways)
+    unit = "prompts" if name == "prompts" else "positions" if meaning else "items"
+    return Measured(title, meaning, unit, ways)
 
 
 def _ways(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from quantkit.drift import Comparison
 from quantkit.evaluate.paired import groups
 from quantkit.ledger import REFERENCE, Bench, Ledger, Metric, Row
+from quantkit.loss import NoiseFloor
 
 Z95 = 1.959964
 THROUGHPUT_MARGIN = 0.10
@@ -69,6 +70,44 @@ def tiers(ledger: Ledger, measure: str) -> list[list[str]]:
     ids = [id_ for id_, metric in metrics.items() if comparable(metric, first)]
     ids.sort(key=lambda id_: metrics[id_].value)
     return groups(ids, lambda a, b: apart.get(frozenset((a, b)), False))
+
+
+@dataclass(frozen=True)
+class AgainstFloor:
+    """A variant's drift as a multiple of what its serving engine does to the source unquantized.
+
+    ``kld``: of the divergences, None where the engine does not give them. ``loss``: of the loss in
+    nats per token, against the largest that the data allow for the source. 1 and less is no more
+    than noise.
+    """
+
+    floor: NoiseFloor
+    kld: float | None
+    loss: float
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """What does not rise above the floor."""
+        shares = {"KL divergence": self.kld, "perplexity": self.loss}
+        return tuple(name for name, share in shares.items() if share is not None and share <= 1)
+
+
+def against_floor(ledger: Ledger, row: Row) -> AgainstFloor | None:
+    """None where the loss was not split, or its engine's floor was not or otherwise measured."""
+    loss = row.loss
+    floors = {floor.engine: floor for floor in ledger.noise_floor}
+    floor = floors.get(loss.serving_engine or "") if loss else None
+    if loss is None or floor is None or floor.protocol != loss.protocol:
+        return None
+    limit = abs(floor.nll.value) + Z95 * (floor.nll.stderr or 0.0)
+    kld = None
+    if loss.kld is not None and floor.kld is not None:
+        kld = _share(loss.kld.value, floor.kld.value)
+    return AgainstFloor(floor, kld, _share(abs(loss.total.value), limit))
+
+
+def _share(value: float, floor: float) -> float:
+    return value / floor if floor > 0 else math.inf if value > 0 else 0.0
 
 
 def fastest(served: Sequence[Served]) -> list[Served]:

@@ -20,7 +20,9 @@ from quantkit.report.drifts import profiles, verdicts, worst
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.markdown import block, cell, code, escape, grid, prose
 from quantkit.report.method import measured, pairs, recipe_text
+from quantkit.report.prompts import COLUMNS, answers, finding
 from quantkit.report.prose import Name, listing
+from quantkit.report.split import losses
 from quantkit.report.table import engines, everything, table
 from quantkit.report.tradeoff import tradeoffs
 
@@ -67,13 +69,16 @@ def _content(ledger: Ledger) -> dict[str, Any]:
         "version": __version__,
         "compared": compared(ledger),
         "headlines": headlines(ledger),
-        "findings": findings(ledger),
+        "findings": findings(ledger) + finding(ledger),
         "cautions": cautions(ledger),
         "table": table(ledger),
         "everything": everything(ledger),
         "verdicts": verdicts(ledger),
+        "losses": losses(ledger),
         "profiles": profiles(ledger),
         "worst": worst,
+        "answers": answers(ledger),
+        "answer_columns": COLUMNS,
         "measured": measured(ledger),
         "recipe": recipe_text(ledger),
         "pairs": pairs,

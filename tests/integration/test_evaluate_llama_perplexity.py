@@ -1,14 +1,17 @@
-"""Our numbers against llama.cpp's own tool, on the same files and the same text."""
+"""Our numbers against llama.cpp's own tool, on the same files and the same text.
+
+Both run the same llama.cpp, so that what could differ is our code: ids, BOS, windows, positions,
+metrics. Two things do differ, both in how the tool keeps its base: tokens less likely than e^-16
+are left out of its KLD, and where they are the true ones they count as e^-16 times the likeliest.
+Fed with what the tool kept, our metrics are its own to the digits that it prints.
+"""
 
 from __future__ import annotations
 
-import os
+import math
 import pydoc_data.topics
-import re
-import subprocess
-import sysconfig
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,24 +22,35 @@ from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.errors import RecipeError
 from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.divergence import delta_p, join, score
+from quantkit.evaluate.divergence import Drift, Positions, join, score
 from quantkit.evaluate.perplexity import Windows, bos_id, windows
-from quantkit.evaluate.statistics import (
-    mean,
-    perplexity,
-    proportion,
-    quantile,
-    root_mean_square,
-)
+from quantkit.evaluate.statistics import Estimate, perplexity, quantile
 from quantkit.evaluate.tasks import run_task
+from quantkit.evaluate.text import summaries
 from quantkit.ledger import Metric
 from quantkit.spec import Spec
 from quantkit.variant import Variant
+from tests import llama_perplexity
 from tests.conftest import SHARED_DATA
+from tests.gguf_families import FAMILIES
+from tests.llama_perplexity import Base, Printed, printed
+from tests.models import begin_with_bos, make_checkpoint
 
-WINDOWS = 8
-PACKAGES = Path(sysconfig.get_path("purelib"))
-Tool = Callable[..., str]
+TOKENS = 2048
+"""Read by each model in each case: four windows of 512, or one of 2048."""
+OURS = {
+    "ppl": "Mean PPL(Q)",
+    "kld_mean": "Mean KLD", "kld_median": "Median KLD", "kld_p90": "90.0% KLD",
+    "kld_p95": "95.0% KLD", "kld_p99": "99.0% KLD", "kld_p999": "99.9% KLD",
+    "kld_max": "Maximum KLD",
+    "top1_agreement": "Same top p",
+    "delta_p_mean": "Mean Δp", "delta_p_rms": "RMS Δp", "delta_p_min": "Minimum Δp",
+    "delta_p_p001": "0.1% Δp", "delta_p_p01": "1.0% Δp", "delta_p_p05": "5.0% Δp",
+    "delta_p_median": "Median Δp", "delta_p_p95": "95.0% Δp", "delta_p_p99": "99.0% Δp",
+    "delta_p_p999": "99.9% Δp", "delta_p_max": "Maximum Δp",
+}  # fmt: skip
+PERCENT = ("top1_agreement", "delta_p")
+"""What the tool prints in percent, to three places; all else to six."""
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +58,17 @@ def variants(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict
     out = tmp_path_factory.mktemp("gguf")
     return {
         scheme: convert(demo, Spec("gguf", scheme), None, out)
-        for scheme in ("BF16", "Q8_0", "Q4_0")
+        for scheme in ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
     }
 
 
-@pytest.fixture(scope="module")
-def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name = getattr(request, "param", "pydoc")
-    path = tmp_path_factory.mktemp("text") / f"{name}.txt"
+@pytest.fixture(scope="module", autouse=True)
+def _tool() -> None:
+    if not llama_perplexity.PROGRAM.is_file():
+        pytest.skip(f"{llama_perplexity.PROGRAM}: llama-cpp-python was built without its tools")
+
+
+def _text(name: str, directory: Path) -> Path:
     if name == "pydoc":
         whole = "\n".join(body for _, body in sorted(pydoc_data.topics.topics.items()))
     else:
@@ -59,112 +76,199 @@ def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if not raw.is_file():
             pytest.skip(f"no WikiText-2 at {raw}: it is not in the project")
         whole = raw.read_text(encoding="utf-8")
+    path = directory / f"{name}.txt"
     path.write_text(whole[:30000], encoding="utf-8")
     return path
 
 
-@pytest.fixture(scope="module")
-def cut(demo: Checkpoint, text: Path) -> Windows:
-    ids = demo.tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids
-    return windows(ids, context=512, bos_id=bos_id(demo.tokenizer), limit=WINDOWS)
+def _cut(checkpoint: Checkpoint, text: Path, context: int) -> Windows:
+    ids = checkpoint.tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids
+    return windows(ids, context, bos_id(checkpoint.tokenizer), limit=TOKENS // context)
 
 
-@pytest.fixture(scope="module")
-def llama_perplexity() -> Tool:
-    program = PACKAGES / "bin" / "llama-perplexity"
-    if not program.is_file():
-        pytest.skip(f"{program}: llama-cpp-python was built without its tools")
-
-    def run(*arguments: str | Path) -> str:
-        done = subprocess.run(
-            [program, "--ctx-size", "512", "--chunks", str(WINDOWS), "--threads", "2", *arguments],
-            env={**os.environ, "LD_LIBRARY_PATH": str(PACKAGES / "lib")},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=True,
-        )
-        return done.stdout + done.stderr
-
-    return run
+def _logits(variant: Variant, cut: Windows) -> Iterator[torch.Tensor]:
+    with LlamaScorer(variant, cut.context) as scorer:
+        for rows in scorer.logits(cut.ids, [cut.first] * len(cut.ids)):
+            yield rows[: cut.scored]
 
 
-def _number(output: str, pattern: str) -> float:
-    found = re.search(pattern, output)
-    assert found is not None, output[-2000:]
-    return float(found[1])
+@dataclass(frozen=True)
+class Compared:
+    """A variant against a base: in our code, and in the tool.
+
+    ``theirs``: what it printed; ``base_ppl`` as it printed when it read the base. ``ours``: all
+    metrics; ``fed``: our metrics of the tool's file of the base, by the tool's rule. ``tail``: the
+    mean divergence, nats, of the tokens that this rule leaves out.
+    """
+
+    theirs: dict[str, Printed]
+    base_ppl: Printed
+    ours: dict[str, Estimate]
+    own_base: Estimate
+    fed: Positions
+    tail: float
 
 
-@pytest.mark.parametrize("text", ["pydoc", "wikitext-2"], indirect=True)
-def test_perplexity_and_kld_agree_with_llama_perplexity(
-    variants: dict[str, Variant], text: Path, cut: Windows, llama_perplexity: Tool, tmp_path: Path
-) -> None:
-    """Both against the same unquantized GGUF, in the same engine: what differs is our code."""
-    saved = tmp_path / "base.kld"
-    base = llama_perplexity(
-        "-m", variants["BF16"].weights, "-f", text, "--kl-divergence-base", saved
+def _compare(base: Variant, variant: Variant, text: Path, cut: Windows, work: Path) -> Compared:
+    size = {"context": cut.context, "windows": len(cut.ids)}
+    saved = work / "base"
+    read = llama_perplexity.run("-m", base.weights, "-f", text, "--save-all-logits", saved, **size)
+    kept = Base.open(saved)
+    expected = torch.tensor(cut.ids)
+    assert torch.equal(torch.from_numpy(kept.ids)[:, 1:], expected[:, 1:].int())
+    output = llama_perplexity.run(
+        "-m", variant.weights, "--kl-divergence-base", saved, "--kl-divergence", **size
     )
-    inputs, first = cut.inputs(), [cut.first] * WINDOWS
-    targets = [cut.targets(i) for i in range(WINDOWS)]
-    with LlamaScorer(variants["BF16"], 512) as scorer:
-        reference = list(scorer.logits(inputs, first))
-    ours = perplexity(join([score(a, t) for a, t in zip(reference, targets, strict=True)]).nll)
-    assert ours.value == pytest.approx(_number(base, r"PPL = ([\d.]+)"), rel=1e-3)
-    assert ours.stderr == pytest.approx(_number(base, r"PPL = [\d.]+ \+/- ([\d.]+)"), rel=1e-2)
-    for scheme in ("Q8_0", "Q4_0"):
-        output = llama_perplexity(
-            "-m", variants[scheme].weights, "--kl-divergence-base", saved, "--kl-divergence"
-        )
-        with LlamaScorer(variants[scheme], 512) as scorer:
-            rows = scorer.logits(inputs, first)
-            values = join(
-                [score(b, t, a) for b, t, a in zip(rows, targets, reference, strict=True)]
-            )
-        drift = values.drift
-        assert drift is not None
+    ours, fed, tail, base_nll = [], [], [], []
+    rows = zip(_logits(variant, cut), _logits(base, cut), kept.log_probs(), strict=True)
+    for index, window in enumerate(rows):
+        # A block of positions at a time: in float64 a whole window is some GB.
+        parts = (tensor.split(64) for tensor in (*window, cut.targets(index)))
+        for model, reference, stored, targets in zip(*parts, strict=True):
+            ours.append(score(model, targets, reference))
+            fed.append(_by_its_rule(model, stored, targets))
+            log_p, log_q = reference.double().log_softmax(-1), model.double().log_softmax(-1)
+            tail.append(torch.where(log_p > -16, 0, log_p.exp() * (log_p - log_q)).sum(-1))
+            base_nll.append(score(reference, targets).nll)
+    saved.unlink()
+    return Compared(
+        printed(output),
+        printed(read)["PPL"],
+        dict(summaries(join(ours))),
+        perplexity(torch.cat(base_nll)),
+        join(fed),
+        float(torch.cat(tail).mean()),
+    )
 
-        def printed(pattern: str, output: str = output) -> float:
-            return _number(output, pattern)
 
-        # llama-perplexity keeps its base as 16-bit numbers over a range of 16 nats: what is less
-        # likely than e^-16 times the likeliest token is taken to be just that likely.
-        floor = 16 - drift.reference_confidence.log()
-        drift = replace(drift, reference_nll=drift.reference_nll.minimum(floor))
-        values = replace(values, drift=drift)
-        ppl = perplexity(values.nll).value
-        assert ppl == pytest.approx(printed(r"Mean PPL\(Q\)\s*:\s*([\d.]+)"), rel=1e-3)
-        ratio = perplexity(values.nll - drift.reference_nll)
-        assert ratio.value == pytest.approx(
-            printed(r"PPL\(Q\)/PPL\(base\)\s*:\s*([\d.]+)"), rel=1e-4
-        )
-        error = printed(r"PPL\(Q\)/PPL\(base\)\s*:\s*[\d.]+ ±\s*([\d.]+)")
-        assert ratio.stderr == pytest.approx(error, rel=1e-2, abs=1e-6)
-        kld = mean(drift.kld)
-        assert kld.value == pytest.approx(printed(r"Mean\s+KLD:\s*([\d.]+)"), rel=1e-2)
-        error = printed(r"Mean\s+KLD:\s*[\d.]+ ±\s*([\d.]+)")
-        assert kld.stderr == pytest.approx(error, rel=1e-2, abs=1e-6)
-        for fraction, pattern in ((0.5, "Median"), (0.99, r"99\.0%"), (1.0, "Maximum")):
-            expected = printed(rf"{pattern}\s+KLD:\s*([\d.]+)")
-            found = quantile(drift.kld, fraction).value
-            assert found == pytest.approx(expected, rel=1e-2, abs=1e-6), pattern
-        # A near tie may fall either way: one or two of 2040 positions.
-        top = 100 * proportion(drift.same_top).value
-        assert top == pytest.approx(printed(r"Same top p:\s*([\d.]+)"), abs=0.2)
-        # Δp is printed in percent, to three places.
-        change = 100 * delta_p(values)
-        rms = root_mean_square(change)
-        assert rms.value == pytest.approx(printed(r"RMS Δp\s*:\s*([\d.]+)"), rel=1e-2)
-        error = printed(r"RMS Δp\s*:\s*[\d.]+ ±\s*([\d.]+)")
-        assert rms.stderr == pytest.approx(error, rel=1e-2, abs=1e-3)
-        average = printed(r"Mean\s+Δp:\s*(-?[\d.]+)")
-        assert mean(change).value == pytest.approx(average, rel=1e-2, abs=1e-3)
-        for fraction, pattern in (
-            (0.0, "Minimum"), (0.01, r"\s1\.0%"), (0.05, r"\s5\.0%"),
-            (0.95, r"95\.0%"), (0.99, r"99\.0%"), (1.0, "Maximum"),
-        ):  # fmt: skip
-            expected = printed(rf"{pattern}\s+Δp:\s*(-?[\d.]+)%")
-            found = quantile(change, fraction).value
-            assert found == pytest.approx(expected, rel=1e-2, abs=1e-3), pattern
+def _by_its_rule(model: torch.Tensor, log_p: torch.Tensor, targets: torch.Tensor) -> Positions:
+    """What llama-perplexity makes of its stored base: the sum over tokens beyond e^-16 only."""
+    plain = score(model, targets)
+    log_p = log_p.double()
+    kept = torch.where(log_p > -16, log_p.exp(), 0)
+    top = torch.from_numpy(log_p.numpy().argmax(-1))  # the first of equals, as there
+    unknown = torch.zeros_like(plain.nll)
+    drift = Drift(
+        kld=(kept * (log_p - model.double().log_softmax(-1))).sum(-1),
+        reference_nll=-log_p.gather(-1, targets[:, None])[:, 0],
+        top=model.argmax(-1),
+        reference_top=top,
+        confidence=unknown,
+        reference_confidence=unknown,
+        shared_top=unknown,
+    )
+    return Positions(plain.nll, plain.finite, drift)
+
+
+def _check(found: Compared) -> None:
+    theirs, ours = found.theirs, found.ours
+    # The same model on the same tokens: nothing but the last digit.
+    value, error = found.base_ppl
+    assert found.own_base.value == pytest.approx(value, rel=1e-5)
+    assert found.own_base.stderr == pytest.approx(error, rel=1e-4)
+    value, error = theirs["Mean PPL(Q)"]
+    assert ours["ppl"].value == pytest.approx(value, rel=1e-6)
+    assert ours["ppl"].stderr == pytest.approx(error, rel=1e-5)
+    # The tool's own ratio knows the base only to e^-16; from its two runs it is exact.
+    ratio = math.log(value / found.base_ppl.value)
+    assert math.log(ours["ppl_ratio"].value) == pytest.approx(ratio, rel=1e-3, abs=1e-5)
+    # Within 1 % where its file tells nothing finer: it prints to six places (percent to three),
+    # and a step of the file is 2.4e-4 nats, which moves a single position by some 1e-5.
+    for name, words in OURS.items():
+        scale, place = (100, 1e-3) if name.startswith(PERCENT) else (1, 3e-5)
+        value, error = theirs[words]
+        assert scale * ours[name].value == pytest.approx(value, rel=1e-2, abs=place), name
+        if error is not None:
+            assert scale * ours[name].stderr == pytest.approx(error, rel=1e-2, abs=place), name
+    # What is left of the difference is what it leaves out.
+    assert ours["kld_mean"].value - found.tail == pytest.approx(theirs["Mean KLD"].value, abs=3e-6)
+
+
+def _check_fed(found: Compared) -> None:
+    """From the file that the tool read, everything that it prints.
+
+    To the last digit or two, but for quantiles between two far values: it weighs them in float32.
+    """
+    drift = found.fed.drift
+    assert drift is not None
+    ours = dict(summaries(found.fed))
+    for name, words in OURS.items():
+        scale, place = (100, 1.1e-3) if name.startswith(PERCENT) else (1, 3e-6)
+        value, error = found.theirs[words]
+        assert scale * ours[name].value == pytest.approx(value, rel=1e-4, abs=place), name
+        if error is not None:
+            assert scale * ours[name].stderr == pytest.approx(error, rel=1e-4, abs=place), name
+    for words, fraction in llama_perplexity.QUANTILES.items():
+        if f"{words} KLD" in found.theirs:
+            value, _ = found.theirs[f"{words} KLD"]
+            assert quantile(drift.kld, fraction).value == pytest.approx(value, rel=1e-4, abs=3e-6)
+    value, error = found.theirs["Mean ln(PPL(Q)/PPL(base))"]
+    assert math.log(ours["ppl_ratio"].value) == pytest.approx(value, abs=3e-6)
+    relative = ours["ppl_ratio"].stderr
+    assert relative is not None
+    assert relative / ours["ppl_ratio"].value == pytest.approx(error, rel=1e-3, abs=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "scheme"),
+    [
+        ("pydoc", 512, "Q8_0"),
+        ("pydoc", 2048, "Q4_K_M"),
+        ("wikitext-2", 512, "Q4_K_M"),
+    ],
+)
+def test_the_demo_agrees_with_llama_perplexity(
+    demo: Checkpoint,
+    variants: dict[str, Variant],
+    name: str,
+    context: int,
+    scheme: str,
+    tmp_path: Path,
+) -> None:
+    """It begins texts without BOS, although it declares one."""
+    text = _text(name, tmp_path)
+    cut = _cut(demo, text, context)
+    assert cut.bos_id is None
+    found = _compare(variants["BF16"], variants[scheme], text, cut, tmp_path)
+    _check(found)
+    _check_fed(found)
+
+
+@pytest.mark.parametrize("kind", ["SentencePiece with BOS", "BPE with BOS", "Qwen2 without"])
+def test_other_tokenizers_with_bos_and_without_agree(
+    llama_cpp_source: Path, kind: str, tmp_path: Path
+) -> None:
+    """Llama 2's and Llama 3's manner of beginning texts; Qwen2 declares a BOS and does not."""
+    if kind == "BPE with BOS":
+        path = make_checkpoint(tmp_path / "model")
+        begin_with_bos(path)
+    else:
+        qwen = kind == "Qwen2 without"
+        tokenizer = tmp_path / "tokenizer"
+        tokenizer.mkdir()
+        written = FAMILIES["Qwen2.5" if qwen else "Llama-2"]
+        rows = written.write(llama_cpp_source / "models", tokenizer)
+        path = make_checkpoint(tmp_path / "model", family=written.model_type, vocab_size=rows)
+        (path / "tokenizer.json").unlink()
+        for file in tokenizer.iterdir():
+            file.rename(path / file.name)
+    source = Checkpoint.open(path)
+    text = _text("pydoc", tmp_path)
+    base, variant = (
+        convert(source, Spec("gguf", scheme), None, tmp_path) for scheme in ("BF16", "Q8_0")
+    )
+    # Qwen's 152,000 tokens take a GB a model at 2048, which the demo, without BOS too, covers.
+    for context in (512,) if kind == "Qwen2 without" else (512, 2048):
+        cut = _cut(source, text, context)
+        assert cut.bos_id == (None if kind == "Qwen2 without" else 1)
+        found = _compare(base, variant, text, cut, tmp_path)
+        _check(found)
+        _check_fed(found)
+
+
+@pytest.fixture(scope="module")
+def cut(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Windows:
+    return _cut(demo, _text("pydoc", tmp_path_factory.mktemp("text")), 512)
 
 
 def test_the_source_and_its_gguf_are_the_same_model(

@@ -183,8 +183,6 @@ def test_other_precisions_equal_llama_quantizes(tmp_path: Path, dtype: torch.dty
 def test_a_computed_matrix_is_written_beside_and_gives_llama_quantizes_file(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if model.checkpoint.id == "experts":
-        pytest.skip("quantkit computes no matrix of experts")
     text = load_text("pydoc:calibration")
     tokenizer = model.checkpoint.tokenizer
     calibration = calibrate(text, tokenizer, samples=4, sequence_length=64, seed=0)

@@ -20,9 +20,10 @@ from quantkit.ledger import Ledger
 from quantkit.recipe import Recipe, load_recipe
 
 METRICS = {
-    "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_median", "kld_p99", "kld_max",
-    "top1_agreement", "top5_agreement", "delta_p_mean", "delta_p_rms", "delta_p_min",
-    "delta_p_p01", "delta_p_p05", "delta_p_p95", "delta_p_p99", "delta_p_max", "mmlu_acc",
+    "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_min", "kld_median", "kld_p90", "kld_p95",
+    "kld_p99", "kld_p999", "kld_max", "top1_agreement", "top5_agreement", "delta_p_mean",
+    "delta_p_rms", "delta_p_min", "delta_p_p001", "delta_p_p01", "delta_p_p05", "delta_p_median",
+    "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max", "mmlu_acc",
 }  # fmt: skip
 SMALL = [
     "calibration.samples=4",

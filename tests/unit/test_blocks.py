@@ -9,13 +9,21 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.blocks import DecoderBlocks
+from quantkit.blocks import ARCHITECTURES, DecoderBlocks
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError
+from quantkit.formats.gguf.architectures import SUPPORTED
 from quantkit.quantize.inputs import InputStatistics
+from tests.integration.gguf_cases import CASES, make
 from tests.models import make_checkpoint
 
 IDS = torch.randint(3, 1000, (5, 48), generator=torch.Generator().manual_seed(3))
+STREAMED = (
+    "mistral", "mixtral", "qwen3", "qwen3-moe", "gemma-2", "gemma-3", "gemma-3-scaled", "phi-3",
+    "phi-3-128k", "olmo-2", "granite-3", "stablelm-2", "gpt-2", "gpt-2-hub", "pythia", "gpt-neox",
+    "deepseek-v2",
+)  # fmt: skip
+"""Of each family one, or one of each of the layouts in which it comes."""
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
@@ -32,21 +40,32 @@ def test_blocks_in_turn_equal_the_whole_model(model: str, request: pytest.Fixtur
             torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "olmo2", "granite", "phi3", "stablelm"])
-def test_blocks_of_other_families_give_what_the_whole_model_does(
-    family: str, tmp_path: Path
-) -> None:
-    path = make_checkpoint(
-        tmp_path / family, family=family, tie_word_embeddings=False, pad_token_id=0
-    )
+def test_every_architecture_that_becomes_a_gguf_streams() -> None:
+    assert set(ARCHITECTURES) == set(SUPPORTED)
+    families = {case.family for case in CASES.values()} - {"llama", "qwen2"}  # the fixtures
+    assert {CASES[name].family for name in STREAMED} == families
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_blocks_of_other_families_give_what_the_whole_model_does(name: str, tmp_path: Path) -> None:
+    path = make(CASES[name], tmp_path / name)
     blocks = DecoderBlocks(Checkpoint.open(path), precision=torch.float32)
-    whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model
+    # Only the eager attention of transformers has Gemma 2's soft cap.
+    attention = "eager" if name == "gemma-2" else "sdpa"
+    whole = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation=attention
+    ).base_model
     with torch.no_grad():
         expected = whole(IDS, output_hidden_states=True).hidden_states
-        hidden = torch.cat(list(blocks.embed(IDS)))
-        assert torch.equal(hidden, expected[0])
-        hidden = blocks.run(0, blocks.load(0), hidden)
-        torch.testing.assert_close(hidden, expected[1], rtol=1e-4, atol=1e-4)
+        hidden = blocks.embed(IDS)
+        assert torch.equal(torch.cat(list(hidden)), expected[0])
+        for index in range(len(blocks) - 1):
+            block = blocks.load(index)
+            for number, batch in enumerate(hidden):
+                hidden.replace(number, blocks.run(index, block, batch))
+            torch.testing.assert_close(
+                torch.cat(list(hidden)), expected[index + 1], rtol=1e-4, atol=1e-4
+            )
 
 
 def test_statistics_equal_a_loop_over_recorded_inputs(tiny_qwen2: Path) -> None:

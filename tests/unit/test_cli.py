@@ -107,15 +107,36 @@ def test_evaluate_a_variant_against_its_source(variant: Path, tiny_llama: Path) 
         "--windows", "2", "--context", "128", "--json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    measured = json.loads(ended.stdout)
-    assert list(measured) == ["gguf-Q8_0", tiny_llama.name]
+    found = json.loads(ended.stdout)
+    measured = found["models"]
+    # The source is measured once, however often it is named.
+    assert list(measured) == ["reference", "gguf-Q8_0"]
     assert 0 < measured["gguf-Q8_0"]["kld_mean"]["value"] < 0.05
-    assert measured[tiny_llama.name]["kld_mean"]["value"] == pytest.approx(0, abs=1e-9)
-    for found in measured.values():
-        assert found["ppl"]["n"] == 2 * 63
-        assert found["ppl"]["value"] == pytest.approx(
-            measured[tiny_llama.name]["ppl"]["value"], rel=0.02
-        )
+    assert measured["reference"]["kld_mean"]["value"] == pytest.approx(0, abs=1e-9)
+    for one in measured.values():
+        assert one["ppl"]["n"] == 2 * 63
+        assert one["ppl"]["value"] == pytest.approx(measured["reference"]["ppl"]["value"], rel=0.02)
+    (pair,) = found["comparisons"]
+    assert (pair["measure"], pair["a"], pair["b"]) == ("ppl", "reference", "gguf-Q8_0")
+    assert pair["n"] == 2
+    assert pair["verdict"] in ("better", "worse", "equivalent", "undecided")
+    assert {id_ for group in found["groups"]["ppl"] for id_ in group} == {"reference", "gguf-Q8_0"}
+
+
+def test_evaluate_prints_verdicts_of_questions_asked_until_decided(
+    variant: Path, tiny_llama: Path
+) -> None:
+    ended = quantkit(
+        "evaluate", variant, "--reference", tiny_llama, "--eval", "mmlu_dev", "--until", "decided",
+        "--tolerance", "5",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "mmlu_acc ±5 points" in ended.stdout
+    assert "against reference" in ended.stdout
+    assert re.search(r"gguf-Q8_0 .* [0-9]+ of 282 ", ended.stdout)
+    needs = (2, "a verdict needs questions", "evaluate", variant, "--until", "decided")
+    _fails(*needs, "--eval", "mmlu_dev")
+    _fails(*needs, "--reference", tiny_llama, "--text", "pydoc:evaluation")
 
 
 def test_plan_prints_sizes(tiny_llama: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf import imatrix
+from quantkit.formats.gguf import importance
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
 from quantkit.variant import IMATRIX, CalibrationRecord, Variant
@@ -70,6 +71,37 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert list(read_header(path).metadata) == [
         "general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
     ]  # fmt: skip
+
+
+def test_what_newer_versions_of_llama_imatrix_add_is_passed_over(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "newer.gguf", "")
+    writer.add_type(gguf.GGUFType.IMATRIX)
+    for name, values in ((".in_sum2", [2, 4, 0]), (".counts", [4]), (".in_sum", [1, -2, 0])):
+        writer.add_tensor(LINEAR + name, np.float32(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    weights = ImportanceMatrix.read(tmp_path / "newer.gguf").weights(LINEAR)
+    assert weights is not None
+    assert weights.tolist() == [0.5, 1, 0]
+
+
+def test_experts_that_saw_nothing_are_counted_and_named() -> None:
+    seen = InputSquares(np.ones((3, 2), np.float32), np.float32([1, 2, 3]))
+    entries = {
+        f"blk.{block}.ffn_{part}_exps.weight": entry
+        for block, entry in enumerate((seen, matrix().entries[EXPERTS]))
+        for part in ("up", "down")
+    }
+    found = ImportanceMatrix({LINEAR: matrix().entries[LINEAR], **entries}, ("t",), 1, 8)
+    (note,) = found.notes()
+    assert note.startswith("imatrix: 1 of 6 experts saw no token")
+    assert "(blk.1 1)" in note
+    assert ImportanceMatrix({"blk.0.ffn_down_exps.weight": seen}, (), 1, 8).notes() == ()
+    assert ImportanceMatrix({LINEAR: matrix().entries[LINEAR]}, (), 1, 8).notes() == ()
 
 
 def test_the_old_format_is_read(tmp_path: Path) -> None:
@@ -134,7 +166,7 @@ def test_the_sums_are_those_of_transformers(tiny_qwen2: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     calibration = windows(3, 40)
-    found = imatrix.compute(Checkpoint.open(tiny_qwen2), calibration)
+    found = importance.compute(Checkpoint.open(tiny_qwen2), calibration)
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
     sums: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(model.model.layers):
@@ -155,15 +187,52 @@ def test_the_sums_are_those_of_transformers(tiny_qwen2: Path) -> None:
         assert np.allclose(entry.sums[0], expected.numpy(), rtol=1e-4)
 
 
+def test_experts_see_the_tokens_that_transformers_routes_to_them(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = make_checkpoint(
+        tmp_path / "moe",
+        family="qwen3_moe",
+        hidden_size=64,
+        num_experts=16,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    )
+    calibration = windows(1, 6)  # 12 places for 16 experts
+    found = importance.compute(Checkpoint.open(directory), calibration)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    routed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for layer in model.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(
+            lambda _, inputs: routed.append((inputs[0], inputs[1]))
+        )
+    with torch.no_grad():
+        model(calibration.ids)
+    unseen = []
+    for block, (inputs, chosen) in enumerate(routed):
+        counts = torch.bincount(chosen.flatten(), minlength=16)
+        unseen += [str(number) for number in torch.where(counts == 0)[0].tolist()]
+        sums = torch.stack([inputs[(chosen == n).any(1)].square().sum(0) for n in range(16)])
+        for part in ("gate", "up", "down"):
+            entry = found.entries[f"blk.{block}.ffn_{part}_exps.weight"]
+            assert entry.counts.tolist() == counts.tolist()
+            if part != "down":
+                assert np.allclose(entry.sums, sums.numpy(), rtol=1e-4)
+    (note,) = found.notes()
+    assert note.startswith(f"imatrix: {len(unseen)} of 32 experts")
+    named = note.partition("(")[2].partition(")")[0]
+    assert re.findall(r"(?<!\.)\b\d+", named) == unseen
+
+
 def test_it_is_computed_once_for_the_same_weights_and_tokens(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path))
     checkpoint = Checkpoint.open(tiny_llama)
-    first = imatrix.importance(checkpoint, windows(2, 16))
-    other = imatrix.importance(checkpoint, windows(2, 16, seed=1))
-    monkeypatch.setattr(imatrix, "compute", lambda *_: pytest.fail("computed again"))
-    again = imatrix.importance(Checkpoint.open(tiny_llama), windows(2, 16))
+    first = importance.importance(checkpoint, windows(2, 16))
+    other = importance.importance(checkpoint, windows(2, 16, seed=1))
+    monkeypatch.setattr(importance, "compute", lambda *_: pytest.fail("computed again"))
+    again = importance.importance(Checkpoint.open(tiny_llama), windows(2, 16))
     assert first.entries.keys() == again.entries.keys() == other.entries.keys()
     for name, entry in first.entries.items():
         assert np.array_equal(entry.sums, again.entries[name].sums)
@@ -172,6 +241,6 @@ def test_it_is_computed_once_for_the_same_weights_and_tokens(
 
 
 def test_an_architecture_whose_blocks_do_not_stream_is_refused(tmp_path: Path) -> None:
-    directory = make_checkpoint(tmp_path / "gpt2", family="gpt_neox")
-    with pytest.raises(ConversionError, match=r"not for GPTNeoX.*bring a file \(--imatrix\)"):
-        imatrix.compute(Checkpoint.open(directory), windows(1, 8))
+    directory = make_checkpoint(tmp_path / "gemma", family="gemma", head_dim=64)
+    with pytest.raises(ConversionError, match=r"not for Gemma.*bring a file \(--imatrix\)"):
+        importance.compute(Checkpoint.open(directory), windows(1, 8))

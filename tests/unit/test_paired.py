@@ -141,6 +141,21 @@ def test_power_over_questions_is_what_theory_says() -> None:
     assert power == pytest.approx(theory, abs=0.04)
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.003])
+def test_power_to_show_equivalence_is_what_theory_says(drift: float) -> None:
+    """Two one-sided tests by the normal approximation (Schuirmann 1987)."""
+    n, flips, limit = 10_000, 0.08, 0.01
+    error = math.sqrt(flips / n)
+    z = stats.norm.ppf(1 - ALPHA)
+    above, below = ((limit - side) / error - z for side in (drift, -drift))
+    theory = stats.norm.cdf(above) + stats.norm.cdf(below) - 1
+    shares = [(flips - drift) / 2, (flips + drift) / 2, 1 - flips]
+    drawn = np.random.default_rng(5).multinomial(n, shares, RUNS)
+    power = np.mean([_answers(int(a), int(b), n, limit)[1] <= ALPHA for a, b, _ in drawn])
+    assert 0.5 < theory < 0.99
+    assert power == pytest.approx(theory, abs=0.04)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.01])
 def test_windows_are_told_apart_as_often_as_theory_says(shift: float) -> None:
     """Windows differ far more among themselves than the two models do: it cancels."""

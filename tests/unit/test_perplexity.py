@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 from pathlib import Path
@@ -13,7 +12,7 @@ from quantkit.checkpoint import load_tokenizer
 from quantkit.errors import EvaluationError
 from quantkit.evaluate import divergence, statistics
 from quantkit.evaluate.perplexity import bos_id, windows
-from tests.models import VOCABULARY, write_tokenizer
+from tests.models import VOCABULARY, begin_with_bos, write_tokenizer
 
 
 def test_windows_do_not_overlap_and_their_second_half_is_scored() -> None:
@@ -22,7 +21,6 @@ def test_windows_do_not_overlap_and_their_second_half_is_scored() -> None:
     assert (cut.first, cut.scored) == (4, 3)
     # Positions 4, 5, 6 of the second window predict its ids at 5, 6, 7.
     assert cut.targets(1).tolist() == [113, 114, 115]
-    assert cut.inputs()[1] == tuple(range(108, 115))
 
 
 def test_bos_replaces_the_first_id_of_each_window() -> None:
@@ -48,18 +46,7 @@ def test_bos_is_what_the_tokenizer_does_not_what_it_declares(tmp_path: Path) -> 
     write_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path).bos_token_id == 1
     assert bos_id(load_tokenizer(tmp_path)) is None
-    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
-    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [bos, text],
-        "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {
-            "<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
-        },
-    }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    begin_with_bos(tmp_path)
     assert bos_id(load_tokenizer(tmp_path)) == 1
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from quantkit.calibration import calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
-from quantkit.engines import transformers as engine
 from quantkit.engines.transformers import Transformers, TransformersScorer
+from quantkit.engines.transformers import scorer as engine
 from quantkit.errors import CheckpointError, EngineError, IncompatibleVariant
 from quantkit.formats import awq, gptq
 from quantkit.spec import Spec

@@ -4,11 +4,14 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import pytest
 import torch
+from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
@@ -18,19 +21,19 @@ from quantkit.engines.base import Scorer
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EvaluationError, RecipeError
 from quantkit.evaluate import tasks
-from quantkit.evaluate.language_model import ScorerLM
+from quantkit.evaluate.language_model import EngineLM
 from quantkit.evaluate.questions import LETTERS, csv_questions, dev_questions
 from tests.models import VOCABULARY
 
-MMLU = "mmlu_directory"
+MMLU = "mmlu_csv"
 
 
 @pytest.fixture
-def language_model(tiny_llama: Path) -> Callable[[int], ScorerLM]:
+def language_model(tiny_llama: Path) -> Callable[[int], EngineLM]:
     source = Checkpoint.open(tiny_llama)
 
-    def make(max_length: int) -> ScorerLM:
-        return ScorerLM(
+    def make(max_length: int) -> EngineLM:
+        return EngineLM(
             lambda context: TransformersScorer(source, context),
             source.tokenizer,
             max_length,
@@ -112,8 +115,8 @@ def test_dev_questions_are_the_published_ones(shared_data: Path) -> None:
 
 def test_prompts_are_those_of_lm_evals_own_mmlu(mmlu_directory: Path) -> None:
     """``mmlu_csv`` is lm-eval's ``mmlu`` on other files: ours must ask in the same letters."""
-    theirs = tasks._load_task("mmlu_csv", {MMLU: str(mmlu_directory)}, None)["tasks"]
-    ours = tasks._load_task("mmlu_dev", {}, None)["tasks"]["mmlu_dev"]
+    theirs = tasks.load_task("mmlu_csv", {MMLU: str(mmlu_directory)}, None)["tasks"]
+    ours = tasks.load_task("mmlu_dev", {}, None)["tasks"]["mmlu_dev"]
     assert len(theirs) == 57
     compared = 0
     for doc in ours.test_docs():
@@ -160,19 +163,19 @@ def test_shots_are_of_the_questions_subject(mmlu_directory: Path, tiny_llama: Pa
         2048,
         shots=1,
         limit=1,
-        metadata={MMLU: str(mmlu_directory)},
+        data={MMLU: str(mmlu_directory)},
     )
     assert result.metrics["mmlu_acc"].n == 57
     assert result.protocol["shots"] == [1]
     assert result.protocol["version"] == "2"
-    loaded = tasks._load_task("mmlu_csv", {MMLU: str(mmlu_directory)}, 1)["tasks"]
+    loaded = tasks.load_task("mmlu_csv", {MMLU: str(mmlu_directory)}, 1)["tasks"]
     task = loaded["mmlu_anatomy"]
     prompt = task.fewshot_context(task.test_docs()[1], 1)
     assert task.test_docs()[0]["question"].strip() in prompt
 
 
 def test_likelihoods_of_long_and_short_continuations(
-    hf: HFLM, language_model: Callable[[int], ScorerLM]
+    hf: HFLM, language_model: Callable[[int], EngineLM]
 ) -> None:
     """Trailing spaces, an empty context, shared beginnings: as lm-eval's own model has them."""
     requests = _requests(
@@ -193,7 +196,7 @@ def test_likelihoods_of_long_and_short_continuations(
 
 @pytest.mark.parametrize("max_length", [2048, 50])
 def test_rolling_likelihood_of_whole_texts(
-    hf: HFLM, language_model: Callable[[int], ScorerLM], max_length: int
+    hf: HFLM, language_model: Callable[[int], EngineLM], max_length: int
 ) -> None:
     texts = ["for x in range(10): print(x)", "The import statement " * 40]
     requests = _requests("loglikelihood_rolling", *((text,) for text in texts))
@@ -207,17 +210,17 @@ def test_rolling_likelihood_of_whole_texts(
 
 
 class _Counting(Scorer):
-    """Uniform logits; counts what it is asked for. NaN where ``bad``."""
+    """Uniform logits; notes what it is asked for. NaN where ``bad``."""
 
     def __init__(self, bad: bool = False) -> None:
-        self.lengths: list[int] = []
+        self.asked: list[list[int]] = []
         self.positions = 0
         self.bad = bad
 
     def logits(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
     ) -> Iterator[torch.Tensor]:
-        self.lengths = [len(s) for s in sequences]
+        self.asked = [list(sequence) for sequence in sequences]
         for sequence, start in zip(sequences, first, strict=True):
             self.positions += len(sequence) - start
             rows = torch.zeros(len(sequence) - start, VOCABULARY)
@@ -232,16 +235,33 @@ def _run_dev(scorer: _Counting, tiny_llama: Path) -> tasks.TaskResult:
     return tasks.run_task("mmlu_dev", opened, load_tokenizer(tiny_llama), 2048)
 
 
-def test_the_choices_of_a_question_are_one_pass(tiny_llama: Path) -> None:
+def test_the_choices_of_a_question_stand_side_by_side(tiny_llama: Path) -> None:
     scorer = _Counting()
     result = _run_dev(scorer, tiny_llama)
-    # One question stands twice in the data: 281 different prompts.
-    assert len(scorer.lengths) == scorer.positions == 281
-    assert scorer.lengths == sorted(scorer.lengths, reverse=True)
+    # One question stands twice in the data: 281 different prompts, one of them with 5 choices.
+    assert len({tuple(ids) for ids in scorer.asked}) == 281
+    assert len(scorer.asked) == scorer.positions == 4 * 281 + 1
+    assert sum(one != other for one, other in pairwise(scorer.asked)) == 280
     # All choices tie, and the first is taken: the share of questions whose answer is A.
     share = sum(q["answer"] == 0 for q in dev_questions()) / 282
     assert result.metrics["mmlu_acc"].value == pytest.approx(share)
     assert result.metrics["mmlu_acc"].n == 282
+
+
+def test_a_template_is_compiled_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = lm_eval_utils.env
+    plain = templates.from_string
+    compiled = []
+
+    def count(template: str) -> Any:
+        compiled.append(template)
+        return plain(template)
+
+    monkeypatch.setattr(templates, "from_string", count)
+    _run_dev(_Counting(), tiny_llama)
+    assert compiled
+    assert len(compiled) == len(set(compiled))
+    assert templates.from_string is count
 
 
 def test_answers_keep_who_was_right_where(tiny_llama: Path) -> None:
@@ -253,27 +273,13 @@ def test_answers_keep_who_was_right_where(tiny_llama: Path) -> None:
 
 
 def test_non_finite_answers_are_counted_not_scored(tiny_llama: Path) -> None:
-    with pytest.raises(EvaluationError, match="non-finite logits in 281 of 281 sequences"):
+    with pytest.raises(EvaluationError, match="non-finite likelihoods in 1125 of 1125 seq"):
         _run_dev(_Counting(bad=True), tiny_llama)
 
 
 def test_a_file_that_is_not_there(tiny_llama: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such file"):
         tasks.run_task("nowhere.yaml", _refuse, load_tokenizer(tiny_llama), 2048)
-
-
-def test_a_task_that_writes_is_refused_before_the_model_is_loaded(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "writes.yaml"
-    path.write_text(
-        "task: writes\n"
-        "custom_dataset: !function quantkit.evaluate.questions.mmlu_dev\n"
-        "test_split: test\noutput_type: generate_until\n"
-        'doc_to_text: "{{question}}"\ndoc_to_target: answer\n'
-    )
-    with pytest.raises(EvaluationError, match="asks the model to write"):
-        tasks.run_task(str(path), _refuse, load_tokenizer(tiny_llama), 2048)
 
 
 def test_csv_that_is_not_mmlu_names_the_row(tmp_path: Path) -> None:
@@ -283,7 +289,6 @@ def test_csv_that_is_not_mmlu_names_the_row(tmp_path: Path) -> None:
         csv_questions(path)
 
 
-def test_csv_without_a_directory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QUANTKIT_MMLU", raising=False)
-    with pytest.raises(EvaluationError, match="set QUANTKIT_MMLU"):
-        tasks._load_task("mmlu_csv", {}, None)
+def test_csv_without_a_directory_says_what_to_give() -> None:
+    with pytest.raises(EvaluationError, match="--eval-data mmlu_csv=PATH"):
+        tasks.load_task("mmlu_csv", {}, None)

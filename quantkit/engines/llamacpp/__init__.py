@@ -43,6 +43,10 @@ class LlamaCpp:
         scorer: AbstractContextManager[Scorer] = LlamaScorer(model, context)
         return scorer
 
+    def language_model(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
+        """The scorer: it writes as well."""
+        return self.scorer(model, context)
+
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """llama-server with one slot for each request that may run at the same time."""
         self.check(model)

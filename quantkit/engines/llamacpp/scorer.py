@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
-import numpy as np
 
+from quantkit.engines import greedy
 from quantkit.engines.base import Scorer
+from quantkit.engines.llamacpp import shared
+from quantkit.engines.llamacpp.context import (
+    MAX_SEQUENCES,
+    UBATCH,
+    Context,
+    Token,
+    error,
+    listen,
+)
+from quantkit.engines.llamacpp.session import Session
+from quantkit.engines.prefixes import runs
 from quantkit.errors import EngineError
 from quantkit.variant import Model
 
 if TYPE_CHECKING:
     import torch
 
-_UBATCH = 512
-"""Tokens that llama.cpp computes together; ``llama-perplexity``'s default, so numbers are its."""
-_MAX_SEQUENCES = 64
-_LOG_ERROR, _LOG_CONTINUES = 4, 5
-"""``GGML_LOG_LEVEL_ERROR`` and ``GGML_LOG_LEVEL_CONT`` of ggml.h."""
-
-_errors: list[str] = []
-_last_level = 0
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_errors(level: int, text: bytes, _: Any) -> None:
-    """Drop llama.cpp's log but for its errors, which go into our own message."""
-    global _last_level
-    if level != _LOG_CONTINUES:
-        _last_level = level
-    if _last_level == _LOG_ERROR:
-        _errors.append(text.decode(errors="replace").strip())
+_PROMPTS = 8
+"""Answered at the same time."""
+_TOKENS_ANSWERED = 8192
+"""Of these prompts and their answers together: what their keys and values may take."""
 
 
 class LlamaScorer(Scorer):
@@ -47,35 +43,28 @@ class LlamaScorer(Scorer):
     def __init__(self, model: Model, context: int) -> None:
         self._path = model.weights
         # Whole units of computation: what is left of one would only be computed less efficiently.
-        self._capacity = -(-context // _UBATCH) * _UBATCH
+        self._capacity = -(-context // UBATCH) * UBATCH
         self._model: Any = None
-        self._context: Any = None
+        self._contexts: list[Context] = []
 
     def __enter__(self) -> LlamaScorer:
-        import torch
-
-        _errors.clear()
-        llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+        listen()
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
             os.fsencode(self._path), llama_cpp.llama_model_default_params()
         )
         if not self._model:
-            raise self._error("cannot load the model")
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = self._capacity
-        settings.n_ubatch = _UBATCH
-        settings.n_seq_max = _MAX_SEQUENCES
-        settings.kv_unified = True  # one cache for all sequences: they differ in length
-        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
-        self._context = llama_cpp.llama_init_from_model(self._model, settings)
-        if not self._context:
-            error = self._error(f"cannot make a context of {self._capacity} tokens")
+            raise error("cannot load the model", self._path)
+        # Such a context must not be larger than it was asked for.
+        self._scaled = shared.scaled_by_length(self._model)
+        self._shareable = not self._scaled and shared.shareable(self._model)
+        try:
+            # A step beside the longest sequence.
+            spare = UBATCH if self._shareable else 0
+            self._context = self._open(self._capacity + spare)
+        except EngineError:
             self._free()
-            raise error
-        self._batch = llama_cpp.llama_batch_init(self._capacity, 0, 1)
-        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        self._vocabulary = llama_cpp.llama_vocab_n_tokens(vocabulary)
+            raise
         return self
 
     def __exit__(
@@ -84,18 +73,60 @@ class LlamaScorer(Scorer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        llama_cpp.llama_batch_free(self._batch)
         self._free()
 
     def logits(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
     ) -> Iterator[torch.Tensor]:
         """See ``Scorer.logits``: the output layer runs at the positions asked for only."""
+        longest = max(map(len, sequences), default=0)
+        if longest > self._capacity:
+            raise EngineError(
+                f"llamacpp: a sequence has {longest} tokens, the scorer was opened "
+                f"for {self._capacity} ({self._path})"
+            )
+        for run in runs(sequences):
+            some, starts = sequences[run.start : run.stop], first[run.start : run.stop]
+            if run.shared and self._shareable:
+                yield from shared.compute(self._context, some, starts)
+            else:
+                yield from self._side_by_side(some, starts)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        ends: Callable[[Sequence[int]], bool],
+    ) -> Iterator[list[int]]:
+        """See ``LanguageModel.generate``."""
+        greedy.check_lengths("llamacpp", prompts, max_tokens, self._capacity)
+        room = self._capacity if self._scaled else max(_TOKENS_ANSWERED, self._capacity)
+        groups = list(greedy.batches(prompts, max_tokens, _PROMPTS, room))
+        needed = max((sum(map(len, g)) + max_tokens * len(g) for g in groups), default=0)
+        cells = max(self._capacity, -(-needed // UBATCH) * UBATCH)
+        context = self._open(cells)
+        try:
+            for group in groups:
+                session = Session(context, share=self._shareable)
+                yield from greedy.write(session, group, max_tokens, ends)
+        finally:
+            if context in self._contexts:
+                self._contexts.remove(context)
+                context.close()
+
+    def _side_by_side(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
         for batch in self._batches(sequences):
-            outputs = [len(sequences[i]) - first[i] for i in batch]
-            rows = self._decode([sequences[i] for i in batch], [first[i] for i in batch])
+            self._context.clear()
+            rows = self._context.decode(
+                Token(token, at, [number], at >= first[i])
+                for number, i in enumerate(batch)
+                for at, token in enumerate(sequences[i])
+            )
             done = 0
-            for count in outputs:
+            for i in batch:
+                count = len(sequences[i]) - first[i]
                 yield rows[done : done + count]
                 done += count
 
@@ -104,12 +135,7 @@ class LlamaScorer(Scorer):
         batch: list[int] = []
         tokens = 0
         for i, sequence in enumerate(sequences):
-            if len(sequence) > self._capacity:
-                raise EngineError(
-                    f"llamacpp: a sequence has {len(sequence)} tokens, the scorer was opened "
-                    f"for {self._capacity} ({self._path})"
-                )
-            if batch and (tokens + len(sequence) > self._capacity or len(batch) == _MAX_SEQUENCES):
+            if batch and (tokens + len(sequence) > self._capacity or len(batch) == MAX_SEQUENCES):
                 yield batch
                 batch, tokens = [], 0
             batch.append(i)
@@ -117,40 +143,14 @@ class LlamaScorer(Scorer):
         if batch:
             yield batch
 
-    def _decode(self, sequences: list[Sequence[int]], first: list[int]) -> torch.Tensor:
-        """Logits of all positions asked for, one sequence after another: ``(positions, V)``."""
-        import torch
-
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        batch = self._batch
-        at = 0
-        for number, sequence in enumerate(sequences):
-            for position, token in enumerate(sequence):
-                batch.token[at] = token
-                batch.pos[at] = position
-                batch.n_seq_id[at] = 1
-                batch.seq_id[at][0] = number
-                batch.logits[at] = position >= first[number]
-                at += 1
-        batch.n_tokens = at
-        _errors.clear()
-        status = llama_cpp.llama_decode(self._context, batch)
-        if status != 0:
-            raise self._error(f"llama_decode returned {status} for {at} tokens")
-        count = sum(len(s) - f for s, f in zip(sequences, first, strict=True))
-        found = llama_cpp.llama_get_logits(self._context)
-        # llama.cpp writes the next batch over these.
-        return torch.from_numpy(
-            np.ctypeslib.as_array(found, shape=(count, self._vocabulary)).copy()
-        )
-
-    def _error(self, what: str) -> EngineError:
-        said = "; ".join(line for line in _errors if line) or "llama.cpp gave no reason"
-        return EngineError(f"llamacpp: {what} ({self._path}): {said}")
+    def _open(self, cells: int) -> Context:
+        self._contexts.append(Context(self._model, self._path, cells))
+        return self._contexts[-1]
 
     def _free(self) -> None:
-        if self._context:
-            llama_cpp.llama_free(self._context)
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
         if self._model:
             llama_cpp.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None

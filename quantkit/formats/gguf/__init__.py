@@ -30,7 +30,7 @@ class GGUF:
         scheme, options = parse(spec)
         from quantkit.formats.gguf import fallback
         from quantkit.formats.gguf.content import content_of
-        from quantkit.formats.gguf.imatrix import check_computable
+        from quantkit.formats.gguf.importance import check_computable
         from quantkit.formats.gguf.plans import plan_file
 
         if options.imatrix is True:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError, QuantkitError, RecipeError
 from quantkit.formats.base import Converted
-from quantkit.formats.gguf import imatrix
 from quantkit.formats.gguf.content import content_of
 from quantkit.formats.gguf.imatrix import ImportanceMatrix
+from quantkit.formats.gguf.importance import importance
 from quantkit.formats.gguf.options import parse
 from quantkit.formats.gguf.plans import plan_file
 from quantkit.formats.gguf.writer import Output, write
@@ -32,10 +32,10 @@ def convert_many(
     content = content_of(checkpoint)
 
     @cache
-    def importance() -> ImportanceMatrix:
+    def matrix() -> ImportanceMatrix:
         if calibration is None:
             raise RecipeError("gguf: imatrix: true needs calibration text")
-        return imatrix.importance(checkpoint, calibration)
+        return importance(checkpoint, calibration)
 
     outputs: dict[Spec, Output] = {}
     made: dict[Spec, Converted | Exception] = {}
@@ -43,7 +43,7 @@ def convert_many(
     for spec, directory in targets.items():
         try:
             scheme, options = parse(spec)
-            computed = importance() if options.imatrix is True else None
+            computed = matrix() if options.imatrix is True else None
             plan = plan_file(content, scheme, options, computed)
             _check_space(directory, plan.layout.bytes, needed)
         except QuantkitError as error:

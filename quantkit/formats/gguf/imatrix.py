@@ -7,31 +7,23 @@ llama.cpp's quantizer weighs the error of a column by it. The file format is lla
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import quantkit
-from quantkit.errors import CheckpointError, ConversionError
-from quantkit.files import sha256_json
-from quantkit.home import home
-from quantkit.progress import say, track
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from quantkit.calibration import Calibration
-    from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_HOW_TO_MAKE = "llama-imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf makes one"
+_UNUSED = ".in_sum"
+"""Σx, which newer versions of llama-imatrix store for statistics."""
+_STACK = ".ffn_down_exps.weight"
+"""Ends the name of one of the stacks that a block has of its experts, which all see the same."""
+
+HOW_TO_MAKE = "llama-imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf makes one"
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,27 @@ class ImportanceMatrix:
         counts = np.where(seen, entry.counts[:, None], np.float32(1))
         return np.where(seen, entry.sums / counts, np.float32(1)).ravel()
 
+    def notes(self) -> tuple[str, ...]:
+        """The experts that saw no token, of which it therefore knows nothing: at most one line."""
+        stacks = {
+            int(name.split(".")[1]): entry.counts
+            for name, entry in self.entries.items()
+            if name.endswith(_STACK)
+        }
+        unseen = {block: np.flatnonzero(stacks[block] == 0) for block in sorted(stacks)}
+        count = sum(map(len, unseen.values()))
+        if not count:
+            return ()
+        where = "; ".join(
+            f"blk.{block} {', '.join(map(str, experts))}"
+            for block, experts in unseen.items()
+            if len(experts)
+        )
+        return (
+            f"imatrix: {count} of {sum(map(len, stacks.values()))} experts saw no token, so that "
+            f"all their columns weigh alike ({where}); more calibration text reaches more of them",
+        )
+
     @classmethod
     def read(cls, path: Path) -> ImportanceMatrix:
         """Read a file of llama-imatrix, of either format, or of ours.
@@ -81,7 +94,7 @@ class ImportanceMatrix:
         for name, entry in found.entries.items():
             if not (np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()):
                 raise CheckpointError(
-                    f"{path}: the importance of {name} is not finite; {_HOW_TO_MAKE} anew"
+                    f"{path}: the importance of {name} is not finite; {HOW_TO_MAKE} anew"
                 )
         return found
 
@@ -111,111 +124,22 @@ class ImportanceMatrix:
             writer.close()
 
 
-def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
-    """``compute``, or what it gave before for the same weights and the same tokens."""
-    made_of = [
-        quantkit.__version__,
-        checkpoint.sha256,
-        calibration.record.model_dump(),
-        str(calibration.precision),
-    ]
-    kept = home() / "imatrix" / f"{sha256_json(made_of)}.gguf"
-    if kept.is_file():
-        say(f"imatrix: computed already ({kept})")
-        return ImportanceMatrix.read(kept)
-    found = compute(checkpoint, calibration)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-    try:
-        found.write(partial)
-        partial.replace(kept)
-    finally:
-        partial.unlink(missing_ok=True)
-    return found
-
-
-def check_computable(checkpoint: Checkpoint) -> None:
-    """Raise ConversionError for an architecture whose blocks quantkit cannot run."""
-    from quantkit.blocks import ARCHITECTURES
-
-    if checkpoint.architecture not in ARCHITECTURES:
-        raise ConversionError(
-            f"{checkpoint.id}: quantkit computes importance matrices for "
-            f"{', '.join(ARCHITECTURES)}, not for {checkpoint.architecture}; bring a file "
-            f"(--imatrix): {_HOW_TO_MAKE}"
-        )
-
-
-def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
-    """Run the calibration's windows through the unquantized model, block by block.
-
-    Σx² of every linear of every block, as llama-imatrix counts it: over all tokens of a window,
-    without the output layer. The windows are taken as they are, where llama-imatrix begins each
-    with a BOS if the model wants one. Raise ConversionError as ``check_computable``.
-    """
-    from quantkit.blocks import DecoderBlocks
-
-    check_computable(checkpoint)
-    blocks = DecoderBlocks(checkpoint, calibration.device, calibration.precision)
-    names = _gguf_names(checkpoint)
-    entries = {}
-    hidden = blocks.embed(calibration.ids)
-    for index in track(range(len(blocks)), "imatrix: blocks"):
-        block = blocks.load(index)
-        squares = [_Squares(block.get_submodule(linear)) for linear in blocks.linears]
-        for number, batch in enumerate(hidden):
-            hidden.replace(number, blocks.run(index, block, batch))
-        for linear, seen in zip(blocks.linears, squares, strict=True):
-            for name in names[f"{blocks.prefix(index)}{linear}.weight"]:
-                entries[name] = seen.result()
-    record = calibration.record
-    return ImportanceMatrix(entries, (record.dataset,), record.samples, record.sequence_length)
-
-
-class _Squares:
-    """Watches a linear and adds up the squares of its inputs, per channel."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        self._sums: torch.Tensor | float = 0.0
-        self._tokens = 0
-        linear.register_forward_pre_hook(self._add)
-
-    def _add(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-        self._sums = self._sums + x.square().sum(0).double()
-        self._tokens += len(x)
-
-    def result(self) -> InputSquares:
-        sums: Any = self._sums
-        return InputSquares(sums.float().cpu().numpy()[None], np.array([self._tokens], np.float32))
-
-
-def _gguf_names(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """By the name of a checkpoint's tensor, the tensors of the GGUF that hold its rows."""
-    from quantkit.formats.gguf import architectures
-
-    names: dict[str, list[str]] = {}
-    for tensor in architectures.layout(checkpoint, checkpoint.hf_config.to_dict()):
-        for source in tensor.sources:
-            names.setdefault(source, []).append(tensor.name)
-    return names
-
-
 def _read_gguf(path: Path) -> ImportanceMatrix:
     from quantkit.formats.gguf.model_file import ModelFile, read_bytes
 
     file = ModelFile.open(path)
     arrays: dict[str, NDArray[np.float32]] = {}
-    for tensor in file.tensors:
+    tensors = [tensor for tensor in file.tensors if not tensor.name.endswith(_UNUSED)]
+    for tensor in tensors:
         if not tensor.name.endswith((_SUMS, _COUNTS)) or tensor.type != 0:
             break
         arrays[tensor.name] = np.array(read_bytes(tensor)).view("<f4")
     names = [name.removesuffix(_SUMS) for name in arrays if name.endswith(_SUMS)]
     metadata = file.metadata
-    if not names or len(arrays) != len(file.tensors):
+    if not names or len(arrays) != len(tensors):
         kind = metadata.get("general.type", "of no type")
         raise CheckpointError(
-            f"{path}: not an importance matrix, but a GGUF that is {kind!r}; {_HOW_TO_MAKE}"
+            f"{path}: not an importance matrix, but a GGUF that is {kind!r}; {HOW_TO_MAKE}"
         )
     entries = {}
     for name in names:
@@ -263,8 +187,8 @@ def _read_legacy(path: Path) -> ImportanceMatrix:
     except (struct.error, ValueError) as error:
         raise CheckpointError(
             f"{path}: not an importance matrix, neither GGUF nor .dat, or a truncated one; "
-            f"{_HOW_TO_MAKE}"
+            f"{HOW_TO_MAKE}"
         ) from error
     if not entries:
-        raise CheckpointError(f"{path}: an importance matrix without entries; {_HOW_TO_MAKE}")
+        raise CheckpointError(f"{path}: an importance matrix without entries; {HOW_TO_MAKE}")
     return ImportanceMatrix(entries, (datasets,) if datasets else (), chunks, 0)

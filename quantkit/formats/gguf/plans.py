@@ -104,7 +104,8 @@ def plan_file(
         _check(tensor, kind, scheme, options, matrix)
     metadata = _quantized(_metadata(content), scheme) | _matrix_keys(options, matrix)
     layout = lay_out(metadata, kinds, size, _SPLITTERS_SPLIT)
-    return FilePlan(scheme, layout, found.notes, matrix)
+    notes = (*found.notes, *(matrix.notes() if matrix else ()))
+    return FilePlan(scheme, layout, notes, matrix)
 
 
 def is_direct(content: Content, scheme: str, options: Options) -> bool:

@@ -1,17 +1,17 @@
-"""Serve one variant behind the OpenAI API, on the engine that its format runs on."""
+"""Serve one variant behind the OpenAI API of the engine that its format runs on: no proxy."""
 
 from __future__ import annotations
 
-import ipaddress
-import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from quantkit import engines
 from quantkit.engines.base import ServeOptions
 from quantkit.engines.process import check_port, launched
 from quantkit.errors import RecipeError
 from quantkit.progress import say
+from quantkit.serve.address import base_url, curl_example, is_loopback, reachable
+from quantkit.serve.arguments import Argument, words
 from quantkit.variant import Model
 
 
@@ -28,6 +28,8 @@ class ServeRequest:
     api_key: str | None = None
     context: int | None = None
     slots: int = 4
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    """Of the engine's own command line."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def serve(
     RecipeError for an open address without a key, EngineError where the port is in use or the
     engine fails, ToolchainError where it is not installed.
     """
-    if request.api_key is None and not _is_loopback(request.host):
+    if request.api_key is None and not is_loopback(request.host):
         raise RecipeError(
             f"--host {request.host}: anyone who reaches it could use the model; give --api-key"
         )
@@ -66,41 +68,17 @@ def serve(
         model_name=model.id,
     )
     command = chosen.server(model, options)
-    host = _reachable(request.host)
+    argv = (*command.argv, *words(request.arguments))
     say(f"{model.id}: starting {chosen.name} {chosen.version()}; Ctrl-C stops it")
     try:
-        with launched(chosen.name, command.argv, command.env, log=None) as server:
-            server.wait_ready(host, request.port, command)
-            served = _served(model.id, request, host)
-            say(f"ready: {served.url}\n\n{served.curl}\n")
+        with launched(chosen.name, argv, command.env, log=None) as server:
+            server.wait_ready(reachable(request.host), request.port, command)
+            url = base_url(request.host, request.port)
+            curl = curl_example(url, model.id, keyed=request.api_key is not None)
+            say(f"ready: {url}\n\n{curl}\n")
             if ready is not None:
-                ready(served)
+                ready(Served(url, model.id, curl))
             return server.wait()
     except KeyboardInterrupt:
         say("stopped")
         return 0
-
-
-def _served(name: str, request: ServeRequest, host: str) -> Served:
-    url = f"http://{f'[{host}]' if ':' in host else host}:{request.port}/v1"
-    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    key = '-H "Authorization: Bearer $API_KEY" ' if request.api_key is not None else ""
-    curl = (
-        f"curl {url}/chat/completions {key}-H 'Content-Type: application/json' "
-        f"-d {shlex.quote(body)}"
-    )
-    return Served(url, name, curl)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _reachable(host: str) -> str:
-    """Where this machine reaches a server that listens on ``host``."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from quantkit import toolchains
 from quantkit.checkpoint import FORMAT
-from quantkit.engines.base import Capabilities, Scorer, ServeOptions, ServerCommand, check_format
+from quantkit.engines.base import (
+    Capabilities,
+    LanguageModel,
+    Scorer,
+    ServeOptions,
+    ServerCommand,
+    check_format,
+)
+from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.variant import Model
 
@@ -16,6 +25,10 @@ _KV_BLOCK = 128
 """Tokens in a block of vLLM's cache on the CPU."""
 _KV_BYTES = 2
 """Of one element of the cache, bf16."""
+_REQUESTS = {"cpu": 8, "cuda": 64}
+"""At the same time, where a model is asked for likelihoods and answers."""
+_TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
+"""Likewise: vLLM holds the whole vocabulary's log-probabilities of a step, in float32."""
 
 
 class VLLM:
@@ -48,6 +61,24 @@ class VLLM:
             f"vllm gives no logits in this process ({model.path}, context {context}); "
             "evaluate it with transformers"
         )
+
+    def language_model(self, model: Model, context: int) -> AbstractContextManager[LanguageModel]:
+        """vLLM's own server, which runs while the ``with`` block does."""
+        self.check(model)
+        device = toolchains.find(self.name).device
+        slots = _REQUESTS[device]
+
+        def command(port: int, api_key: str, name: str) -> ServerCommand:
+            # Beside what is read there is always one token that is written.
+            options = ServeOptions(port, api_key=api_key, context=context + 1, slots=slots)
+            found = self.server(model, replace(options, model_name=name))
+            step = ("--max-num-batched-tokens", str(max(_TOKENS_PER_STEP[device], slots)))
+            # The one token after a prompt of the model's own maximum is never read.
+            longer = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+            return replace(found, argv=found.argv + step, env={**found.env, **longer})
+
+        served: AbstractContextManager[LanguageModel] = ServedModel(model, command, context, slots)
+        return served
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """vLLM's OpenAI server; on the CPU with a cache for exactly what was asked for."""

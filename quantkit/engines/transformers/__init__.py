@@ -1,0 +1,56 @@
+"""transformers: the reference engine. Quantized checkpoints are scored by unpacking their weights.
+
+Exact on any device and without kernels: what differs from the source is what quantization did.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from quantkit.checkpoint import FORMAT
+from quantkit.engines.base import Capabilities, ServeOptions, ServerCommand, check_format
+from quantkit.engines.transformers.scorer import TransformersScorer
+from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.variant import Model
+
+__all__ = ["Transformers", "TransformersScorer"]
+
+
+class Transformers:
+    """Runs safetensors, GPTQ and AWQ in this process; does not serve."""
+
+    name = "transformers"
+    capabilities = Capabilities(
+        formats=frozenset({FORMAT, "gptq", "awq"}),
+        logits="full",
+        serves=False,
+        devices=("cpu", "cuda"),
+    )
+
+    def version(self) -> str | None:
+        """The installed version, or None."""
+        try:
+            return importlib.metadata.version("transformers")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def check(self, model: Model) -> None:
+        """Raise IncompatibleVariant for a format that is not read here."""
+        if self.version() is None:
+            raise ToolchainError("transformers is not installed; run: pip install quantkit")
+        check_format(self, model)
+
+    def scorer(self, model: Model, context: int) -> TransformersScorer:
+        """Load ``model``; ``context`` costs nothing here."""
+        self.check(model)
+        return TransformersScorer(model, context)
+
+    def language_model(self, model: Model, context: int) -> TransformersScorer:
+        """The scorer: it writes as well."""
+        return self.scorer(model, context)
+
+    def server(self, model: Model, options: ServeOptions) -> ServerCommand:  # noqa: ARG002
+        """Raise IncompatibleVariant: this engine does not serve."""
+        raise IncompatibleVariant(
+            f"transformers does not serve ({model.path}); vllm does (`quantkit engines list`)"
+        )

@@ -1,0 +1,81 @@
+"""A model built from its config.json, its weights read one at a time, unpacked where quantized."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError, IncompatibleVariant
+from quantkit.hf_config import attention
+from quantkit.variant import Model
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(source: Model, dtype: torch.dtype) -> Any:
+    """Build the model that config.json describes and fill in its weights, one at a time."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = _config(source)
+    try:
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config,
+                trust_remote_code=False,
+                attn_implementation=attention(config),
+                dtype=dtype,
+            )
+    except ValueError as error:  # an architecture that transformers does not have
+        raise IncompatibleVariant(f"{source.path}: {str(error).splitlines()[0]}") from error
+    model.tie_weights()
+    slots: dict[str, torch.Tensor] = model.state_dict()
+    filled = set()
+    for name, tensor in _weights(source):
+        if name.endswith("rotary_emb.inv_freq"):
+            continue  # old checkpoints store what follows from the config
+        slot = slots.get(name)
+        if slot is None or slot.shape != tensor.shape:
+            wanted = "no such tensor" if slot is None else f"the shape {list(slot.shape)}"
+            raise CheckpointError(
+                f"{source.path}: {name} {list(tensor.shape)}: {type(model).__name__} of its "
+                f"config.json has {wanted}"
+            )
+        slot.copy_(tensor)
+        filled.add(slot.data_ptr())
+    # Tied weights share their memory: one of the names suffices.
+    missing = [name for name, slot in slots.items() if slot.data_ptr() not in filled]
+    if missing:
+        raise CheckpointError(
+            f"{source.path}: {len(missing)} tensors that config.json asks for are missing, "
+            f"for example {missing[0]}"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _config(source: Model) -> Any:
+    """The model's config, as of a model that is not quantized."""
+    if isinstance(source, Checkpoint):
+        return copy.deepcopy(source.hf_config)
+    config = Checkpoint.open(source.path).hf_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _weights(source: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor under its plain name, dequantized where it is not plain."""
+    if isinstance(source, Checkpoint):
+        return ((name, source.read(name)) for name in source.tensors)
+    return _dequantized(source.format, source.path)
+
+
+def _dequantized(format_: str, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    module = importlib.import_module(f"quantkit.formats.{format_}")
+    tensors: Iterator[tuple[str, torch.Tensor]] = module.dequantize(directory)
+    return tensors

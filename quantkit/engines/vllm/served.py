@@ -1,0 +1,217 @@
+"""A model in vLLM's server, asked for the likelihoods of given tokens and for greedy answers.
+
+Over ``/v1/completions``, in token ids. What follows the last token of a prompt is asked for by id
+(``logprob_token_ids``), several ids at once: so the choices of a question are one request, and
+vLLM takes what it begins with from its cache. Only what lies inside a prompt costs all of it again
+(``prompt_logprobs`` does not read the cache). https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from quantkit.engines import greedy
+from quantkit.engines.base import LanguageModel, ServerCommand, TokenScores
+from quantkit.engines.process import free_port, launched
+from quantkit.engines.vllm.completions import HOST, Completions
+from quantkit.errors import EngineError
+from quantkit.home import home
+from quantkit.progress import say
+from quantkit.variant import Model
+
+T = TypeVar("T")
+
+_NAME = "model"
+_IDS = 128
+"""The most that vLLM takes as ``logprob_token_ids``."""
+_ZERO = -9999.0
+"""What vLLM writes for the logarithm of 0."""
+_GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "ignore_eos": True}
+"""Said in full: vLLM takes what is left out from the model's generation_config.json."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Sequences that differ in their last token only, asked together.
+
+    ``inputs``: what they have in common; ``lasts``: the last token of each; ``first``: from where
+    on each is scored.
+    """
+
+    inputs: tuple[int, ...]
+    lasts: tuple[int, ...]
+    first: tuple[int, ...]
+
+
+class ServedModel(LanguageModel):
+    """Starts the server on entering and stops it on leaving.
+
+    ``command``: of the port, the key and the model's name; it must allow one token more than
+    ``context``, which is how many are read, and ``slots`` requests at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        command: Callable[[int, str, str], ServerCommand],
+        context: int,
+        slots: int,
+    ) -> None:
+        self._model = model
+        self._command = command
+        self._context = context
+        self._slots = slots
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ServedModel:
+        port, key = free_port(HOST), secrets.token_hex(16)
+        command = self._command(port, key, _NAME)
+        logs = home() / "logs" / "evaluate"
+        logs.mkdir(parents=True, exist_ok=True)
+        log = logs / (re.sub(r"[^\w.-]+", "-", self._model.id) + "-vllm.log")
+        say(f"{self._model.id}: starting vllm")
+        with ExitStack() as stack:
+            process = stack.enter_context(launched("vllm", command.argv, command.env, log))
+            seconds = process.wait_ready(HOST, port, command)
+            self._stack = stack.pop_all()
+        say(f"{self._model.id}: vllm ready after {seconds:.0f} s")
+        self._completions = Completions(process, port, key, _NAME)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def likelihoods(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Iterator[TokenScores]:
+        """See ``LanguageModel.likelihoods``."""
+        longest = max((len(sequence) - 1 for sequence in sequences), default=0)
+        if longest > self._context:
+            raise EngineError(
+                f"vllm: a sequence of {longest} tokens and the one that follows; the model was "
+                f"opened for {self._context} ({self._model.path})"
+            )
+        for scores in self._side_by_side(self._ask, _questions(sequences, first)):
+            yield from scores
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        ends: Callable[[Sequence[int]], bool],
+    ) -> Iterator[list[int]]:
+        """See ``LanguageModel.generate``: streamed, so that an answer can end at any token."""
+        greedy.check_lengths("vllm", prompts, max_tokens, self._context)
+        return self._side_by_side(partial(self._write, max_tokens, ends), prompts)
+
+    def _ask(self, question: _Question) -> list[TokenScores]:
+        inside = min(question.first) < len(question.inputs)
+        answer = self._completions.ask(
+            _GREEDY
+            | {
+                "prompt": question.inputs,
+                "max_tokens": 1,
+                "logprobs": len(question.lasts),
+                "logprob_token_ids": question.lasts,
+                "return_tokens_as_token_ids": True,
+                # One beside the token itself: the likeliest there.
+                "prompt_logprobs": 1 if inside else None,
+            }
+        )
+        try:
+            return _scores(question, answer["choices"][0])
+        except (KeyError, IndexError, TypeError) as error:
+            raise EngineError(
+                f"vllm answered without the log-probabilities that it was asked for ({error!r}); "
+                "`quantkit engines install vllm` installs the version that gives them"
+            ) from error
+
+    def _write(
+        self, max_tokens: int, ends: Callable[[Sequence[int]], bool], prompt: Sequence[int]
+    ) -> list[int]:
+        answer: list[int] = []
+        if max_tokens < 1:
+            return answer
+        wanted = {"prompt": prompt, "max_tokens": max_tokens, "return_token_ids": True}
+        with self._completions.stream(_GREEDY | wanted) as parts:
+            for part in parts:
+                for token in part["choices"][0].get("token_ids") or ():
+                    answer.append(token)
+                    if ends(answer):
+                        return answer
+        return answer
+
+    def _side_by_side(self, ask: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+        """``ask(item)`` of each item in order, ``slots`` at a time and not much further ahead."""
+        waiting: deque[Future[T]] = deque()
+        with ThreadPoolExecutor(self._slots) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(ask, item))
+                    if len(waiting) > 2 * self._slots:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def _questions(sequences: Sequence[Sequence[int]], first: Sequence[int]) -> list[_Question]:
+    """Neighbours that differ in their last token only become one."""
+    groups: list[tuple[tuple[int, ...], list[int]]] = []
+    for i, sequence in enumerate(sequences):
+        inputs = tuple(sequence[:-1])
+        if groups and groups[-1][0] == inputs and len(groups[-1][1]) < _IDS:
+            groups[-1][1].append(i)
+        else:
+            groups.append((inputs, [i]))
+    return [
+        _Question(
+            inputs,
+            tuple(int(sequences[i][-1]) for i in members),
+            tuple(first[i] for i in members),
+        )
+        for inputs, members in groups
+    ]
+
+
+def _scores(question: _Question, choice: Mapping[str, Any]) -> list[TokenScores]:
+    """Of each of the question's sequences: inside what they share, and its last token."""
+    import torch
+
+    known: dict[str, float] = choice["logprobs"]["top_logprobs"][0]
+    best = max(known.values())  # the token that vLLM wrote is among them
+    start = min(question.first)
+    log_probs, is_top = [], []
+    for token, found in zip(
+        question.inputs[start:], (choice["prompt_logprobs"] or [])[start:], strict=True
+    ):
+        here = {name: entry["logprob"] for name, entry in found.items()}
+        log_probs.append(_log_prob(here[str(token)]))
+        is_top.append(here[str(token)] >= max(here.values()))
+    scores = []
+    for last, first in zip(question.lasts, question.first, strict=True):
+        value = known[f"token_id:{last}"]
+        own = [*log_probs[first - start :], _log_prob(value)]
+        top = [*is_top[first - start :], value >= best]
+        scores.append(TokenScores(torch.tensor(own), torch.tensor(top)))
+    return scores
+
+
+def _log_prob(value: float) -> float:
+    return float("-inf") if value <= _ZERO else value

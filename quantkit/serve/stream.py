@@ -1,0 +1,87 @@
+"""The events of a stream: passed on whole, timed, and searched for the count of tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quantkit.serve.answers import END
+from quantkit.serve.metrics import Meters
+
+_LONGEST_EVENT = 1 << 20
+"""Bytes; more without an end is passed on as it is."""
+
+
+class Events:
+    """Cuts what an engine sends into whole events, so that an error can follow any of them."""
+
+    def __init__(self, began: float, meters: Meters) -> None:
+        self.first: float | None = None
+        """Seconds from ``began`` to the first event."""
+        self.count = 0
+        self._began = self._last = began
+        self._meters = meters
+        self._rest = b""
+        self._before = self._latest = b""
+
+    def feed(self, data: bytes, now: float) -> bytes:
+        """The events that are complete now."""
+        data = self._rest + data if self._rest else data
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4 if b"\r" in data else 0)
+        if end == 1:
+            end = len(data) if len(data) > _LONGEST_EVENT else 0
+        self._rest, whole = data[end:], data[:end]
+        count = whole.count(b"\ndata: ") + whole.startswith(b"data: ")
+        if count:
+            self._time(now, count)
+            self._before, self._latest = self._latest, whole
+        return whole
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event was an end, or an error of the engine's own."""
+        events = self._last_events()
+        return END.strip() in events or any(b'"error"' in event[:20] for event in events[-2:])
+
+    def usage(self) -> tuple[int, int]:
+        """Tokens of prompt and answer, as the last events say; else events count as tokens."""
+        for event in reversed(self._last_events()):
+            if event.startswith(b"data: {"):
+                try:
+                    found = usage(json.loads(event[6:]))
+                except ValueError:
+                    continue
+                if found is not None:
+                    return found
+        return 0, self.count
+
+    def _last_events(self) -> list[bytes]:
+        return (self._before + self._latest).replace(b"\r\n", b"\n").split(b"\n\n")
+
+    def _time(self, now: float, count: int) -> None:
+        if self.first is None:
+            self.first = now - self._began
+            self._meters.ttft.observe(self.first)
+            between = count - 1
+        else:
+            between = count
+        for _ in range(between):
+            self._meters.itl.observe((now - self._last) / count)
+        self.count += count
+        self._last = now
+
+
+def usage(answer: Any) -> tuple[int, int] | None:
+    """Tokens of prompt and answer out of ``usage``, or out of llama-server's ``timings``."""
+    if not isinstance(answer, dict):
+        return None
+    for key, names in (
+        ("usage", ("prompt_tokens", "completion_tokens")),
+        ("timings", ("prompt_n", "predicted_n")),
+    ):
+        found = answer.get(key)
+        if isinstance(found, dict):
+            counts = [found.get(name) for name in names]
+            if all(isinstance(count, int) for count in counts):
+                return counts[0], counts[1]  # type: ignore[return-value]
+    return None

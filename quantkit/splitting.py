@@ -1,0 +1,218 @@
+"""The stage of a run that says where each variant's loss comes from, and what is only noise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import quantkit
+from quantkit.checkpoint import FORMAT, Checkpoint
+from quantkit.convert import convert
+from quantkit.engines import load_engine, scoring_engine, serving_engine
+from quantkit.engines.base import Engine, label
+from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
+from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
+from quantkit.loss import Loss, NoiseFloor, Part
+from quantkit.run import RunDirectory
+from quantkit.spec import Spec
+from quantkit.variant import Model, Variant
+
+if TYPE_CHECKING:
+    from quantkit.evaluate import EvaluationPlan
+    from quantkit.evaluate.perplexity import Windows
+    from quantkit.evaluate.reference import Reference
+    from quantkit.rows import RowBuilder
+    from quantkit.stages import Evaluation
+
+T = TypeVar("T")
+
+
+def split_losses(
+    count: int | None, evaluation: Evaluation, source: Checkpoint, rows: Sequence[RowBuilder]
+) -> list[NoiseFloor]:
+    """Fill in the ``loss`` of every row that was measured on the text, over its first ``count``
+    windows, and return what the engines do to the source. Nothing where ``count`` is None."""
+    base, variants = rows[0], [row for row in rows[1:] if "ppl" in row.evaluated.windows]
+    if not count or not variants or "ppl" not in base.evaluated.windows:
+        return []
+    splitting = Splitting.of(evaluation, source, base.evaluated, count)
+    models = [row.model for row in variants if isinstance(row.model, Variant)]
+    for row, model in zip(variants, models, strict=True):
+        row.loss = row.attempt("split", partial(splitting.split, model, row.evaluated))
+    engines = {serving_engine(model).name: serving_engine(model) for model in models}
+    floors = [
+        base.attempt("noise floor", partial(splitting.floor, engine)) for engine in engines.values()
+    ]
+    return [floor for floor in floors if floor]
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """Splits losses over the first few ``windows`` of those that ``reference`` was computed on.
+
+    ``base``: the source's mean negative log likelihood of each. What each step takes: the
+    unquantized GGUF is made once, in the run's cache (on disk as large as the source), and removed
+    when it is measured; a GGUF's unpacked weights take the memory that the source takes.
+    """
+
+    directory: RunDirectory
+    source: Checkpoint
+    plan: EvaluationPlan
+    windows: Windows
+    reference: Reference
+    base: list[float]
+
+    @classmethod
+    def of(
+        cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int
+    ) -> Splitting:
+        """Cut an evaluation with a text down to its first windows; ``measured``: of the source."""
+        windows, reference = evaluation.plan.windows, evaluation.reference
+        if windows is None or reference is None:
+            raise ValueError("there is no text")
+        few = replace(windows, ids=windows.ids[:count])
+        return cls(
+            evaluation.directory,
+            source,
+            evaluation.plan,
+            few,
+            replace(reference, windows=few),
+            measured.windows["ppl"][:count],
+        )
+
+    def split(self, model: Variant, measured: Evaluated) -> Loss:
+        """The parts of a variant's loss; ``measured`` is its evaluation on the whole text.
+
+        What an absent engine or an architecture keeps from being measured is left out, and noted.
+        """
+        from quantkit.evaluate.split import part, parts
+
+        notes: list[str] = []
+        known = {name: values[: len(self.base)] for name, values in measured.windows.items()}
+        serving = serving_engine(model)
+        own: dict[str, list[float]] | None
+        served: dict[str, list[float]] | None
+        if scoring_engine(model).name == scoring_engine(self.source).name:
+            own, plain = known, None
+            nll = _unless(notes, "engine", partial(self._likelihoods, model, serving))
+            served = None if nll is None else {"ppl": nll}
+        else:
+            served = known
+            unpacked = _unless(notes, "quantization", partial(self._unpacked, model))
+            own = unpacked.windows if unpacked else None
+            plain = _unless(notes, "conversion", lambda: self._unquantized)
+        found = parts(
+            self.base,
+            own["ppl"] if own else None,
+            served["ppl"] if served else None,
+            plain.windows["ppl"] if plain else None,
+        )
+        return Loss(
+            conversion=found.get("conversion"),
+            quantization=found.get("quantization"),
+            engine=found.get("engine"),
+            total=found["total"],
+            kld=part(served["kld_mean"]) if served and "kld_mean" in served else None,
+            kld_quantization=part(own["kld_mean"]) if own else None,
+            windows=len(self.base),
+            reference_engine=self.reference.engine,
+            serving_engine=label(serving) if served else None,
+            protocol=self._protocol,
+            notes=notes,
+        )
+
+    def floor(self, engine: Engine) -> NoiseFloor | None:
+        """The source on an engine that serves variants; None where that is not installed.
+
+        Loaded as it is where the engine takes it so, else as an unquantized GGUF.
+        """
+        return _unless([], "noise floor", partial(self._floor, engine))
+
+    def _floor(self, engine: Engine) -> NoiseFloor:
+        from quantkit.evaluate.split import part, parts
+
+        kld, agreement = None, None
+        if FORMAT in engine.capabilities.formats:
+            weights = f"{FORMAT}:{self.source.scheme}"
+            nll = self._likelihoods(self.source, engine)
+        else:
+            weights, plain = str(self._unquantized_spec), self._unquantized
+            nll, kld = plain.windows["ppl"], part(plain.windows["kld_mean"])
+            same = plain.metrics["top1_agreement"]
+            agreement = Part(value=same.value, stderr=same.stderr)
+        return NoiseFloor(
+            engine=label(engine),
+            weights=weights,
+            nll=parts(self.base, None, nll, None)["total"],
+            kld=kld,
+            top1_agreement=agreement,
+            windows=len(self.base),
+            protocol=self._protocol,
+        )
+
+    def _likelihoods(self, model: Model, engine: Engine) -> list[float]:
+        from quantkit.evaluate.split import window_likelihoods
+
+        engine.check(model)
+        make = partial(window_likelihoods, model, engine, self.windows)
+        return self.directory.result("served", model, self._key(engine), make, list[float])
+
+    def _unpacked(self, model: Variant) -> Evaluated:
+        from quantkit.formats.gguf.unpacked import UnpackedGGUF
+
+        engine = scoring_engine(self.source)
+        weights = UnpackedGGUF.of(self.source, model.weights)
+        make = partial(self._measure, weights, engine)
+        return self.directory.result("unpacked", model, self._key(engine), make, Evaluated)
+
+    @property
+    def _unquantized_spec(self) -> Spec:
+        from quantkit.formats.gguf.content import own_type
+
+        return Spec("gguf", own_type(self.source))
+
+    @cached_property
+    def _unquantized(self) -> Evaluated:
+        """The source as a GGUF of its own type, which holds every weight as it is."""
+        engine = load_engine("llamacpp")
+        spec = self._unquantized_spec
+        place = self.directory.cache / "unquantized"
+
+        def make() -> Evaluated:
+            shutil.rmtree(place, ignore_errors=True)  # a killed run's
+            try:
+                return self._measure(convert(self.source, spec, None, place), engine)
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+        key = self._key(engine) | {"spec": str(spec), "quantkit": quantkit.__version__}
+        return self.directory.result("unquantized", self.source, key, make, Evaluated)
+
+    def _measure(self, model: Model, engine: Engine) -> Evaluated:
+        from quantkit.evaluate.text import measure_text
+
+        engine.check(model)
+        return measure_text(model, engine, self.windows, self.reference, self.plan, None)
+
+    @property
+    def _protocol(self) -> dict[str, Any]:
+        return {
+            **self.windows.protocol(),
+            "reference_sha256": self.reference.source,
+            "metrics_version": METRICS_VERSION,
+        }
+
+    def _key(self, engine: Engine) -> dict[str, Any]:
+        return {"engine": [engine.name, engine.version()], "protocol": self._protocol}
+
+
+def _unless(notes: list[str], name: str, measure: Callable[[], T]) -> T | None:
+    """``measure()``, or None where it cannot be had here: then a note says why."""
+    try:
+        return measure()
+    except (ConversionError, IncompatibleVariant, ToolchainError) as error:
+        notes.append(f"{name} not measured: {error}")
+        return None

@@ -1,0 +1,105 @@
+"""The same questions to the same weights on transformers, llama.cpp and vLLM: one start of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantkit import toolchains
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.engines.base import LanguageModel
+from quantkit.engines.transformers import Transformers
+from quantkit.engines.vllm import VLLM
+from quantkit.errors import ToolchainError
+from quantkit.evaluate import EvaluationPlan, evaluate
+from quantkit.ledger import require_comparable
+from quantkit.spec import Spec
+from quantkit.texts import load_text
+from tests.integration.servers import tree, wait_until_gone
+
+TASKS = ("mmlu_dev", "template_answers")
+PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time", "Water is made of")
+
+
+@pytest.fixture(scope="module")
+def served(demo: Checkpoint) -> Iterator[LanguageModel]:
+    """The demo source in vLLM's server, in bf16."""
+    try:
+        toolchains.find("vllm")
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    with VLLM().language_model(demo, 1024) as model:
+        family = [p for p in tree(psutil.Process().pid)[1:] if p not in before]
+        assert len(family) >= 4  # supervisor, API, engine core, worker
+        yield model
+    wait_until_gone(family, 0.1)
+
+
+def test_likelihoods_and_answers_differ_by_rounding_only(
+    served: LanguageModel, demo: Checkpoint
+) -> None:
+    """A text token by token, choices of one token each, choices of several, and greedy answers."""
+    ids = demo.tokenizer(load_text("pydoc:evaluation").text[:8000]).input_ids
+    texts = [ids[start : start + 150] for start in (0, 150)]
+    choices = [[*ids[300:450], *end] for end in ([5], [6], [7], [8, 9, 10], [8, 9, 11])]
+    sequences, first = [*texts, *choices], [1, 1, 150, 150, 150, 150, 150]
+    prompts = [demo.tokenizer(prompt).input_ids for prompt in PROMPTS]
+    end = demo.tokenizer.eos_token_id
+    found = list(served.likelihoods(sequences, first))
+    written = list(served.generate(prompts, 12, lambda answer: answer[-1] == end))
+    with Transformers().language_model(demo, 1024) as model:
+        expected = list(model.likelihoods(sequences, first))
+        answers = list(model.generate(prompts, 12, lambda answer: answer[-1] == end))
+    assert [len(scores.log_probs) for scores in found] == [149, 149, 1, 1, 1, 3, 3]
+    gaps = torch.cat(
+        [
+            ours.log_probs - theirs.log_probs
+            for ours, theirs in zip(found[:2], expected[:2], strict=True)
+        ]
+    )
+    assert gaps.abs().mean() <= 0.05
+    assert gaps.mean().abs() <= 0.02
+    same = torch.cat(
+        [ours.is_top == theirs.is_top for ours, theirs in zip(found, expected, strict=True)]
+    )
+    assert same.float().mean() >= 0.95
+    for ours, theirs in zip(found[2:], expected[2:], strict=True):
+        torch.testing.assert_close(ours.log_probs, theirs.log_probs, rtol=0.05, atol=0.5)
+    starts = [ours[:4] == theirs[:4] for ours, theirs in zip(written, answers, strict=True)]
+    assert sum(starts) >= 3
+    assert all(len(answer) <= 12 for answer in written)
+
+
+def test_a_task_gives_nearly_the_same_on_every_engine(
+    served: LanguageModel, demo: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VLLM, "language_model", lambda *_: nullcontext(served))
+    plan = EvaluationPlan(demo.tokenizer, 1024, tasks=TASKS, limit=16)
+    gguf = convert(demo, Spec.parse("gguf:BF16"), None, tmp_path)
+    on = {
+        "transformers": evaluate(demo, None, plan),
+        "llamacpp": evaluate(gguf, None, plan),
+        "vllm": evaluate(demo, None, replace(plan, engine="vllm")),
+    }
+    accuracies = [found.metrics["mmlu_acc"] for found in on.values()]
+    picks = [found.answers["mmlu_acc"].picks for found in on.values()]
+    assert [m.engine.split()[0] for m in accuracies] == list(on)
+    for accuracy, picked in zip(accuracies[1:], picks[1:], strict=True):
+        require_comparable("mmlu_acc", accuracies[0], accuracy)
+        assert accuracy.n == 16
+        assert sum(a != b for a, b in zip(picks[0], picked, strict=True)) <= 3
+    for found in on.values():
+        matches = found.metrics["template_answers_exact_match_stripped"]
+        require_comparable(
+            "exact_match", on["vllm"].metrics["template_answers_exact_match_stripped"], matches
+        )
+        assert matches.n == 4

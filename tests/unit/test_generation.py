@@ -1,0 +1,201 @@
+"""Tasks that ask the model to write, against lm-eval's own model class."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
+
+from quantkit.checkpoint import Checkpoint, load_tokenizer
+from quantkit.engines.base import LanguageModel
+from quantkit.engines.transformers import TransformersScorer
+from quantkit.errors import EvaluationError
+from quantkit.evaluate import tasks
+from quantkit.evaluate.generation import Generation
+from quantkit.evaluate.language_model import EngineLM, KeptModel
+from quantkit.packaged import packaged_directory
+
+PROMPTS = [
+    "The import statement",
+    "The import system",
+    "for x in range(10):",
+    "A class is",
+    "<|im_start|>user",
+]
+
+
+@pytest.fixture(scope="module")
+def source(tiny_llama: Path) -> Checkpoint:
+    return Checkpoint.open(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_llama: Path) -> HFLM:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    tokenizer = load_tokenizer(tiny_llama)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=2048)
+
+
+def _open(source: Checkpoint) -> Callable[[int], AbstractContextManager[LanguageModel]]:
+    return lambda context: TransformersScorer(source, context)
+
+
+def _ours(source: Checkpoint, max_length: int = 2048, *ends: int) -> EngineLM:
+    return EngineLM(_open(source), source.tokenizer, max_length, "test", ends)
+
+
+def _requests(options: dict[str, Any], prompts: list[str]) -> list[Instance]:
+    return [
+        Instance("generate_until", {}, (prompt, dict(options)), i)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _both(ours: EngineLM, hf: HFLM, options: dict[str, Any]) -> list[str]:
+    found = ours.generate_until(_requests(options, PROMPTS))
+    assert found == hf.generate_until(_requests(options, PROMPTS), disable_tqdm=True)
+    return found
+
+
+def test_answers_are_those_of_lm_evals_own_model(source: Checkpoint, hf: HFLM) -> None:
+    whole = _both(_ours(source), hf, {"until": [], "max_gen_toks": 24})
+    assert len(set(whole)) == len(PROMPTS)
+    assert _both(_ours(source), hf, {"until": [], "max_gen_toks": 9}) != whole
+
+
+def test_stop_strings_are_found_across_tokens(source: Checkpoint, hf: HFLM) -> None:
+    """A stop string from the middle of one of the answers, which begins and ends inside tokens."""
+    whole = _both(_ours(source), hf, {"until": [], "max_gen_toks": 40})
+    ids = source.tokenizer.encode(whole[0])
+    first, second = (source.tokenizer.decode(ids[:n]) for n in (8, 12))
+    stop = second[len(first) - 1 : -1]
+    assert stop in whole[0]
+    assert stop not in source.tokenizer.get_vocab()
+    asked: list[int] = []
+    ours = _ours(source)
+    found = _both(ours, hf, {"until": [stop, "never written"], "max_gen_toks": 40})
+    assert found[0] == whole[0].split(stop)[0]
+    # What is over costs nothing more.
+    ends = Generation((stop,), 40).ends(source.tokenizer, frozenset())
+    with TransformersScorer(source, 128) as model:
+        (asked,) = model.generate([ours.tok_encode(PROMPTS[0])], 40, ends)
+    assert stop in source.tokenizer.decode(asked)
+    assert stop not in source.tokenizer.decode(asked[:-1])
+
+
+def test_ends_of_turns_from_the_models_own_files(
+    tiny_llama: Path, hf: HFLM, tmp_path: Path
+) -> None:
+    """What the tokenizer does not call EOS, and generation_config.json does."""
+    prompt = hf.tok_encode(PROMPTS[0])
+    with torch.inference_mode():
+        whole = hf.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    written = whole[0, len(prompt) :].tolist()
+    end = written[5]
+    directory = shutil.copytree(tiny_llama, tmp_path / "model")
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
+    question = {"question": "x", "choices": ["y"], "answer": 0, "subject": "s"}
+    (tmp_path / "template.jsonl").write_text(json.dumps(question))
+    text = (packaged_directory("evals") / "template_answers.yaml").read_text()
+    for ours, theirs in (
+        ('"Question: {{question}}\\nAnswer:"', f'"{PROMPTS[0]}"'),
+        ('["\\n", "Question:"]', "[]"),
+    ):
+        assert ours in text
+        text = text.replace(ours, theirs)
+    task = tmp_path / "writes.yaml"
+    task.write_text(text)
+    found = tasks.run_task(
+        str(task), _open(Checkpoint.open(directory)), load_tokenizer(directory), 2048
+    )
+    cut = hf.tokenizer.decode(written[: written.index(end) + 1]).strip()
+    assert found.answers[0]["written"] == [cut]
+    assert cut != hf.tokenizer.decode(written).strip()
+
+
+def test_prompts_are_cut_on_the_left(source: Checkpoint, hf: HFLM) -> None:
+    options = {"until": [], "max_gen_toks": 12}
+    long = ["The import statement " * 20]
+    before, hf._max_length = hf._max_length, 40
+    try:
+        expected = hf.generate_until(_requests(options, long), disable_tqdm=True)
+    finally:
+        hf._max_length = before
+    assert _ours(source, 40).generate_until(_requests(options, long)) == expected
+    with pytest.raises(EvaluationError, match="up to 50 tokens leaves no room"):
+        _ours(source, 40).generate_until(_requests({"max_gen_toks": 50}, long))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"do_sample": True, "temperature": 0.7}, "do_sample: True"),
+        ({"temperature": 0.7}, "do_sample: True"),
+        ({"num_beams": 4}, "num_beams: 4"),
+        ({"repetition_penalty": 1.2, "until": ["\n"]}, "repetition_penalty: 1.2"),
+    ],
+)
+def test_other_than_greedy_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(EvaluationError, match=f"mine: asks for {said}, and quantkit writes"):
+        Generation.of(options, "mine")
+
+
+def test_what_greedy_does_anyway_is_taken() -> None:
+    options = {"until": "\n", "do_sample": False, "temperature": 0.0, "top_p": 0.9, "num_beams": 1}
+    assert Generation.of(options, "mine") == Generation(("\n",), 256)
+    assert Generation.of({"max_new_tokens": 7}, "mine") == Generation((), 7)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_whole_task_with_its_metrics(source: Checkpoint, hf: HFLM, chat: bool) -> None:
+    """The template of our own: answers, metric and error as lm-eval's own model gets them."""
+    found = tasks.run_task("template_answers", _open(source), source.tokenizer, 2048, chat=chat)
+    with tasks.quiet():
+        loaded = tasks.load_task("template_answers", {}, None)
+        expected = lm_eval.evaluate(hf, loaded, apply_chat_template=chat)
+    samples = expected["samples"]["template_answers"]
+    assert [a["written"] for a in found.answers] == [s["filtered_resps"] for s in samples]
+    assert all(any(answer["written"]) for answer in found.answers)
+    metric = found.metrics["template_answers_exact_match_stripped"]
+    assert metric.value == expected["results"]["template_answers"]["exact_match,stripped"]
+    assert metric.n == 4
+    assert tasks.answers(found) is None
+    assert ("chat_template_sha256" in found.protocol) == chat
+
+
+def test_chat_without_a_template_is_refused(source: Checkpoint) -> None:
+    tokenizer = load_tokenizer(source.path)
+    tokenizer.chat_template = None
+    with pytest.raises(EvaluationError, match="no chat template"):
+        tasks.run_task("template_answers", _open(source), tokenizer, 2048, chat=True)
+
+
+def test_a_kept_model_is_loaded_again_only_for_much_longer_sequences(source: Checkpoint) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def opened(context: int) -> Iterator[LanguageModel]:
+        events.append(f"load {context}")
+        yield TransformersScorer(source, context)
+        events.append("free")
+
+    kept = KeptModel(opened, 8000)
+    for context in (100, 2048, 90, 2049, 8001):
+        with kept(context):
+            events.append(f"ask {context}")
+    kept.close()
+    assert events == [
+        "load 2048", "ask 100", "ask 2048", "ask 90", "free",
+        "load 4096", "ask 2049", "free",
+        "load 8001", "ask 8001", "free",
+    ]  # fmt: skip
