@@ -35,13 +35,13 @@ QUANTILES = {
 """As they are printed; the quartiles of Δp only."""
 
 
-def run(*arguments: str | Path, context: int, windows: int | None = None, threads: int = 2) -> str:
+def run(*arguments: str | Path, context: int, windows: int | None = None) -> str:
     """What it prints; raise CalledProcessError where it fails.
 
     A thread of its own writes its log, and where the program ends first, which happens on busy
     cores, the last lines are lost: then it is run again.
     """
-    settings = ["--ctx-size", context, "--chunks", windows or -1, "--threads", threads]
+    settings = ["--ctx-size", context, "--chunks", windows or -1, "--threads", os.cpu_count()]
     for _ in range(_ATTEMPTS):
         done = subprocess.run(
             [PROGRAM, *map(str, settings), *arguments],

@@ -1,6 +1,6 @@
 """The whole WikiText-2 test: quantkit's drift beside llama-perplexity's, and the seconds of both.
 
-    python -m tests.benchmarks.agreement [--context 2048] [--windows N] [--work DIR]
+    python -m tests.benchmarks.agreement [--context 2048] [--windows N] [--scheme Q4_K_M]
 
 The demo model; the base of both is its unquantized GGUF, which llama-perplexity runs and quantkit
 runs in the same llama.cpp. The tool stores its base's distributions (25 MB a window of 512); they
@@ -114,8 +114,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, help="at most so many (default: the whole text)")
+    parser.add_argument("--scheme", action="append", choices=SCHEMES, help="default: all")
     parser.add_argument("--work", type=Path, help="where the files go for the time being")
     given = parser.parse_args()
+    schemes = given.scheme or SCHEMES
     source = Checkpoint.open("demo:smollm2-135m")
     tokenizer = source.tokenizer
     ids = tokenizer(TEXT.read_text(encoding="utf-8"), verbose=False).input_ids
@@ -123,7 +125,7 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         os.environ["QUANTKIT_HOME"] = work  # so that no reference of before is found
-        specs = {scheme: Spec("gguf", scheme) for scheme in ("BF16", *SCHEMES)}
+        specs = {scheme: Spec("gguf", scheme) for scheme in ("BF16", *schemes)}
         made = convert_many(source, list(specs.values()), None, Path(work))
         files = {
             scheme: variant
@@ -147,7 +149,7 @@ def main() -> None:
     )
     print("\n".join(rows))
     print("\n| seconds | quantkit | llama-perplexity |\n| --- | --- | --- |")
-    for ours, theirs in (("reference", "base"), *((scheme, scheme) for scheme in SCHEMES)):
+    for ours, theirs in (("reference", "base"), *((scheme, scheme) for scheme in schemes)):
         times = clock.seconds[f"quantkit: {ours}"], clock.seconds[f"llama-perplexity: {theirs}"]
         print(f"| {ours} | {times[0]:.0f} | {times[1]:.0f} |")
 

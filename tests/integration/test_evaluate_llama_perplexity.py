@@ -20,12 +20,10 @@ import torch
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
-from quantkit.errors import RecipeError
 from quantkit.evaluate import EvaluationPlan, evaluate
 from quantkit.evaluate.divergence import Drift, Positions, join, score
 from quantkit.evaluate.perplexity import Windows, bos_id, windows
 from quantkit.evaluate.statistics import Estimate, perplexity, quantile
-from quantkit.evaluate.tasks import run_task
 from quantkit.evaluate.text import summaries
 from quantkit.ledger import Metric
 from quantkit.spec import Spec
@@ -289,30 +287,3 @@ def test_the_source_and_its_gguf_are_the_same_model(
     assert drift == sorted(drift)
     assert drift[0] < 2e-4
     assert found["BF16"]["top1_agreement"].value > 0.985
-
-
-def test_questions_in_llama_cpp_are_answered_as_in_transformers(
-    demo: Checkpoint, tmp_path: Path
-) -> None:
-    """In float32 on both sides: what is left is llama.cpp's 16-bit KV cache."""
-    from quantkit.engines.transformers import TransformersScorer
-
-    variant = convert(demo, Spec("gguf", "F32"), None, tmp_path)
-    common = (demo.tokenizer, 8192)
-    plain = run_task("mmlu_dev", lambda n: TransformersScorer(demo, n), *common, limit=20)
-    gguf = run_task("mmlu_dev", lambda n: LlamaScorer(variant, n), *common, limit=20)
-    assert plain.protocol == gguf.protocol
-    ours = torch.tensor([answer["loglikelihoods"] for answer in gguf.answers])
-    theirs = torch.tensor([answer["loglikelihoods"] for answer in plain.answers])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
-    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
-
-
-def test_unknown_task_has_a_suggestion(demo: Checkpoint) -> None:
-    """Here because lm-eval takes some 10 s to list its tasks."""
-
-    def refuse(context: int) -> LlamaScorer:
-        raise AssertionError("the model was loaded")
-
-    with pytest.raises(RecipeError, match=r"unknown task 'mmlu_def'.*did you mean 'mmlu_dev'"):
-        run_task("mmlu_def", refuse, demo.tokenizer, 2048)
