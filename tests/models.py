@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
@@ -136,3 +136,14 @@ def make_checkpoint(
         )
     write_tokenizer(directory)
     return directory
+
+
+def make_noisy(directory: Path, noise: float) -> Path:
+    """``make_checkpoint``'s Llama with seeded noise of that size on its weights."""
+    path = make_checkpoint(directory)
+    tensors = load_file(path / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for tensor in tensors.values():
+        tensor += noise * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path

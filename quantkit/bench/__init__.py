@@ -71,8 +71,7 @@ def bench(model: Model, options: BenchOptions, work: Path) -> BenchResult:
     Raise ToolchainError or IncompatibleVariant before anything is started, EngineError where the
     server fails or a level completes no request.
     """
-    name = options.engine
-    engine = engines.load_engine(name) if name else engines.serving_engine(model)
+    engine = engines.serving_engine(model, options.engine)
     engine.check(model)
     work.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^\w.-]+", "-", model.id)

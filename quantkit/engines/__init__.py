@@ -28,8 +28,10 @@ def scoring_engine(model: Model) -> Engine:
     return _first(model, lambda can: can.logits == "full", "gives full logits")
 
 
-def serving_engine(model: Model) -> Engine:
-    """The first engine that serves this model's format."""
+def serving_engine(model: Model, name: str | None = None) -> Engine:
+    """The engine of that name or, without one, the first that serves this model's format."""
+    if name:
+        return load_engine(name)
     return _first(model, lambda can: can.serves, "serves")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from quantkit.errors import IncompatibleVariant
+from quantkit.errors import EngineError, IncompatibleVariant
 from quantkit.variant import Model
 
 if TYPE_CHECKING:
@@ -157,6 +158,18 @@ class Engine(Protocol):
 def label(engine: Engine) -> str:
     """Name and installed version, as results carry them: ``llamacpp 0.3.36``."""
     return f"{engine.name} {engine.version()}"
+
+
+def check_context(
+    engine: str, sequences: Sequence[Sequence[int]], context: int, path: Path
+) -> None:
+    """Raise EngineError for a sequence longer than what the model at ``path`` was opened for."""
+    longest = max(map(len, sequences), default=0)
+    if longest > context:
+        raise EngineError(
+            f"{engine}: a sequence has {longest} tokens, the scorer was opened for {context} "
+            f"({path})"
+        )
 
 
 def check_format(engine: Engine, model: Model) -> None:

@@ -5,7 +5,6 @@ Like ``reference.py``, it keeps final hidden states and the output layer, not lo
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -17,23 +16,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.prompt_file import Prompts
-from quantkit.evaluate.reference import digest
-from quantkit.files import sha256_json
+from quantkit.evaluate.reference import OfSource, computed_by
+from quantkit.files import replacing, sha256_json
 from quantkit.progress import track
 
 if TYPE_CHECKING:
     from quantkit.engines.base import LanguageModel
-    from quantkit.variant import Model
 
 _VERSION = 1
 """Raised when what is stored changes: it is part of the key."""
 
 
 @dataclass(frozen=True)
-class ReferenceAnswers:
+class ReferenceAnswers(OfSource):
     """The source's greedy answers, and its next-token distribution at each of their tokens.
 
     ``answers[i]`` of prompt i; ``hidden[i]``: ``(len(answers[i]), hidden)``; ``output``:
@@ -55,13 +52,7 @@ class ReferenceAnswers:
 
         Raise EvaluationError where the source itself gives non-finite values.
         """
-        from quantkit.engines import scoring_engine
-
-        engine = scoring_engine(checkpoint)
-        engine.check(checkpoint)
-        name = label(engine)
-        source = digest(checkpoint)
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # which decides on the precision
+        source, name, device = computed_by(checkpoint)
         key = sha256_json([_VERSION, source, name, device, prompts.protocol()])
         path = cache_dir / f"answers-{key[:16]}.safetensors"
         if not path.is_file():
@@ -74,15 +65,6 @@ class ReferenceAnswers:
         ends = pairwise(accumulate(lengths, initial=0))
         answers = tuple(tuple(ids[start:stop]) for start, stop in ends)
         return cls(source, name, prompts, answers, hidden, output)
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the output layer: the tokenizer's size, often padded."""
-        return self.output.shape[0]
-
-    def is_of(self, model: Model) -> bool:
-        """Whether ``model`` is the source that this was computed from."""
-        return isinstance(model, Checkpoint) and digest(model) == self.source
 
     def logits(self, prompt: int) -> torch.Tensor:
         """``(tokens of the answer, vocabulary) float32`` of one prompt."""
@@ -135,8 +117,7 @@ def _compute(checkpoint: Checkpoint, prompts: Prompts, path: Path) -> None:
     half = output.bfloat16()
     exact = half if torch.equal(half.float(), output) else output
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with replacing(path) as partial:
         save_file(
             {
                 "answers": torch.tensor([id_ for ids in answers for id_ in ids], dtype=torch.int32),
@@ -146,6 +127,3 @@ def _compute(checkpoint: Checkpoint, prompts: Prompts, path: Path) -> None:
             },
             partial,
         )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

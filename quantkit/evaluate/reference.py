@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.hidden_states import HiddenStates, write_window
 from quantkit.evaluate.perplexity import Windows
-from quantkit.files import sha256_json
+from quantkit.files import replacing, sha256_json
 from quantkit.home import home
 from quantkit.progress import track
 
@@ -39,8 +38,24 @@ _ROOM = 8 << 30
 _ABOUT, _OUTPUT = "about.json", "output.safetensors"
 
 
+class OfSource:
+    """What was computed from a source with the digest ``source`` and the layer ``output``."""
+
+    source: str
+    output: torch.Tensor
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output layer: the tokenizer's size, often padded."""
+        return self.output.shape[0]
+
+    def is_of(self, model: Model) -> bool:
+        """Whether ``model`` is the source that this was computed from."""
+        return isinstance(model, Checkpoint) and digest(model) == self.source
+
+
 @dataclass(frozen=True)
-class Reference:
+class Reference(OfSource):
     """The source's next-token distributions at every scored position of ``windows``.
 
     ``hidden``: of each window ``(scored, hidden)``, read when it is asked for; ``output``:
@@ -63,13 +78,7 @@ class Reference:
         Without a ``cache_dir`` it is kept in quantkit's home, as long as there is room. Raise
         EvaluationError where the source itself gives non-finite values.
         """
-        from quantkit.engines import scoring_engine
-
-        engine = scoring_engine(checkpoint)
-        engine.check(checkpoint)
-        name = label(engine)
-        source = digest(checkpoint)
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # which decides on the precision
+        source, name, device = computed_by(checkpoint)
         key = sha256_json([_VERSION, source, name, device, windows.protocol()])
         directory = cache_dir or home() / "references"
         path = directory / f"reference-{key[:16]}.zip"
@@ -80,18 +89,19 @@ class Reference:
             _make_room(path)
         return cls(source, name, windows, hidden, output)
 
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the output layer: the tokenizer's size, often padded."""
-        return self.output.shape[0]
-
-    def is_of(self, model: Model) -> bool:
-        """Whether ``model`` is the source that this was computed from."""
-        return isinstance(model, Checkpoint) and digest(model) == self.source
-
     def logits(self, window: int) -> torch.Tensor:
         """``(scored, vocabulary) float32`` of one window."""
         return self.hidden[window] @ self.output.T
+
+
+def computed_by(checkpoint: Checkpoint) -> tuple[str, str, str]:
+    """Digest of the source, label of the engine that computes for it, and on which device, which
+    decides on the precision."""
+    from quantkit.engines import scoring_engine
+
+    engine = scoring_engine(checkpoint)
+    engine.check(checkpoint)
+    return digest(checkpoint), label(engine), "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def digest(checkpoint: Checkpoint) -> str:
@@ -101,16 +111,11 @@ def digest(checkpoint: Checkpoint) -> str:
 
 def _compute(checkpoint: Checkpoint, windows: Windows, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("wb") as file:
-            with ZipFile(file, "w") as archive:
-                _write(checkpoint, windows, archive)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        with ZipFile(file, "w") as archive:
+            _write(checkpoint, windows, archive)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(checkpoint: Checkpoint, windows: Windows, archive: ZipFile) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from quantkit import engines
-from quantkit.engines.base import ServeOptions
+from quantkit.engines.base import ServeOptions, label
 from quantkit.engines.process import check_port, launched
 from quantkit.errors import RecipeError
 from quantkit.progress import say
@@ -55,8 +55,7 @@ def serve(
         raise RecipeError(
             f"--host {request.host}: anyone who reaches it could use the model; give --api-key"
         )
-    name = request.engine
-    chosen = engines.load_engine(name) if name else engines.serving_engine(model)
+    chosen = engines.serving_engine(model, request.engine)
     chosen.check(model)
     check_port(request.host, request.port)
     options = ServeOptions(
@@ -69,7 +68,7 @@ def serve(
     )
     command = chosen.server(model, options)
     argv = (*command.argv, *words(request.arguments))
-    say(f"{model.id}: starting {chosen.name} {chosen.version()}; Ctrl-C stops it")
+    say(f"{model.id}: starting {label(chosen)}; Ctrl-C stops it")
     try:
         with launched(chosen.name, argv, command.env, log=None) as server:
             server.wait_ready(reachable(request.host), request.port, command)

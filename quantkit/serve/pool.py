@@ -116,9 +116,7 @@ class Pool:
             return Remote(name, section, _remote_key(name, section))
         assert section.path is not None
         model = open_model(section.path)
-        engine = (
-            engines.load_engine(section.engine) if section.engine else engines.serving_engine(model)
-        )
+        engine = engines.serving_engine(model, section.engine)
         engine.check(model)
         return Local(name, section, model, engine, logs / f"{_file_name(name)}.log", self.reserve)
 

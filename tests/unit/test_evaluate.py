@@ -21,7 +21,7 @@ from quantkit.evaluate.reference import Reference
 from quantkit.evaluate.samples import METRICS_VERSION
 from quantkit.ledger import Metric, require_comparable
 from quantkit.spec import Spec
-from tests.models import VOCABULARY, make_checkpoint
+from tests.models import VOCABULARY, make_noisy
 
 NAMES = [
     "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_min", "kld_median", "kld_p90", "kld_p95",
@@ -56,13 +56,7 @@ def reference(source: Checkpoint, plan: EvaluationPlan, cache: Path) -> Referenc
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The source with a little noise on its weights."""
-    path = make_checkpoint(tmp_path_factory.mktemp("other") / "noisy")
-    tensors = load_file(path / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for tensor in tensors.values():
-        tensor += 0.01 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    return Checkpoint.open(path)
+    return Checkpoint.open(make_noisy(tmp_path_factory.mktemp("other") / "noisy", 0.01))
 
 
 def test_the_reference_against_itself(

@@ -22,7 +22,7 @@ from quantkit.evaluate.prompt_reference import ReferenceAnswers
 from quantkit.evaluate.statistics import clustered_mean, mean
 from quantkit.ledger import require_comparable
 from quantkit.spec import Spec
-from tests.models import make_checkpoint
+from tests.models import make_noisy
 
 TOKENS = 12
 LINES = [
@@ -64,13 +64,7 @@ def plan(source: Checkpoint) -> EvaluationPlan:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The source with a little noise on its weights."""
-    path = make_checkpoint(tmp_path_factory.mktemp("other") / "noisy")
-    tensors = load_file(path / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for tensor in tensors.values():
-        tensor += 0.0015 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    return Checkpoint.open(path)
+    return Checkpoint.open(make_noisy(tmp_path_factory.mktemp("other") / "noisy", 0.0015))
 
 
 def slow_answer(scorer: TransformersScorer, prompt: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 
 from quantkit.engines import greedy
-from quantkit.engines.base import Scorer
+from quantkit.engines.base import Scorer, check_context
 from quantkit.engines.llamacpp import shared
 from quantkit.engines.llamacpp.context import (
     MAX_SEQUENCES,
@@ -79,12 +79,7 @@ class LlamaScorer(Scorer):
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
     ) -> Iterator[torch.Tensor]:
         """See ``Scorer.logits``: the output layer runs at the positions asked for only."""
-        longest = max(map(len, sequences), default=0)
-        if longest > self._capacity:
-            raise EngineError(
-                f"llamacpp: a sequence has {longest} tokens, the scorer was opened "
-                f"for {self._capacity} ({self._path})"
-            )
+        check_context("llamacpp", sequences, self._capacity, self._path)
         for run in runs(sequences):
             some, starts = sequences[run.start : run.stop], first[run.start : run.stop]
             if run.shared and self._shareable:

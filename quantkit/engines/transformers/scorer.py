@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.engines import greedy
-from quantkit.engines.base import Scorer
+from quantkit.engines.base import Scorer, check_context
 from quantkit.engines.prefixes import runs
 from quantkit.engines.transformers.session import Cached, Recomputed
 from quantkit.engines.transformers.shared import compute, scaled_by_length, shareable
@@ -144,12 +144,7 @@ class TransformersScorer(Scorer):
                 yield states[row, first[i] : len(sequences[i])]
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
-        longest = max(map(len, sequences), default=0)
-        if longest > self._context:
-            raise EngineError(
-                f"transformers: a sequence has {longest} tokens, the scorer was opened "
-                f"for {self._context} ({self._source.path})"
-            )
+        check_context("transformers", sequences, self._context, self._source.path)
         largest = max((max(sequence) for sequence in sequences), default=0)
         if largest >= len(self._output):
             raise EngineError(

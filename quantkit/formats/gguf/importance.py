@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 
 import quantkit
 from quantkit.errors import ConversionError
-from quantkit.files import sha256_json
+from quantkit.files import replacing, sha256_json
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.architectures import Tensor, transforms
 from quantkit.formats.gguf.imatrix import HOW_TO_MAKE, ImportanceMatrix, InputSquares
@@ -41,12 +40,8 @@ def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMa
         return ImportanceMatrix.read(kept)
     found = compute(checkpoint, calibration)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-    try:
+    with replacing(kept) as partial:
         found.write(partial)
-        partial.replace(kept)
-    finally:
-        partial.unlink(missing_ok=True)
     return found
 
 
