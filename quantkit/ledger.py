@@ -12,6 +12,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.drift import Comparison, Profile
 from quantkit.errors import EvaluationError
 from quantkit.files import write_json
+from quantkit.load import Bench, Goodput, MemoryBandwidth, RateBench
 from quantkit.loss import Loss, NoiseFloor
 from quantkit.prompt_drift import PromptDrift
 from quantkit.variant import CalibrationRecord, ConvertCost
@@ -40,38 +41,6 @@ class Metric(_Entry):
     protocol: dict[str, Any]
     engine: str
     """Name and version: ``transformers 5.19.0``."""
-
-
-class Percentiles(_Entry):
-    """Of a distribution of latencies, in milliseconds."""
-
-    p50: float
-    p95: float
-    p99: float
-
-
-class Bench(_Entry):
-    """What one engine delivered at one concurrency; latencies over completed requests."""
-
-    engine: str
-    """Name and version: ``llamacpp 0.3.36``."""
-    concurrency: int
-    output_tokens_per_s: float
-    request_per_s: float
-    ttft_ms: Percentiles
-    itl_ms: Percentiles
-    requests: int
-    """Completed."""
-    errors: int
-    first_error: str | None = None
-    """Why the first of them failed."""
-    incomplete: int = 0
-    """Still running when the time was up: cut off, not failed."""
-    startup_seconds: float
-    peak_rss_bytes: int
-    """Peak of the summed resident memory of the server's process tree."""
-    protocol: dict[str, Any]
-    """Prompt and output tokens, seconds, load generator and its version, server's arguments."""
 
 
 class Sample(_Entry):
@@ -106,6 +75,11 @@ class Row(_Entry):
     prompts: PromptDrift | None = None
     loss: Loss | None = None
     bench: list[Bench] = Field(default_factory=list)
+    """At so many requests at a time; one for each engine and concurrency."""
+    rates: list[RateBench] = Field(default_factory=list)
+    """At so many requests a second; one for each engine and rate."""
+    goodput: list[Goodput] = Field(default_factory=list)
+    """One for each engine, where the recipe states an objective."""
     sample: Sample | None = None
     failed: Failure | None = None
 
@@ -119,6 +93,8 @@ class Environment(_Entry):
     memory_bytes: int
     platform: str
     tools: dict[str, str]
+    memory_bandwidth: MemoryBandwidth | None = None
+    """None where nothing was benched, or where it could not be measured."""
 
 
 class SourceEntry(_Entry):
@@ -157,7 +133,7 @@ class TextEntry(_Entry):
 class Ledger(_Entry):
     """A whole run. The first row is the source itself, with the id ``reference``."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: str
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float

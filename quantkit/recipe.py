@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from quantkit.calibration import Precision
 from quantkit.devices import AUTO
 from quantkit.errors import RecipeError, did_you_mean
+from quantkit.load import Arrivals, Slo
 from quantkit.packaged import packaged_files
 from quantkit.spec import Spec
 from quantkit.yaml_file import first_problem, read_yaml
@@ -76,14 +84,57 @@ class EvaluateSection(_Section):
     """Where tasks find local data, by the task's name: ``mmlu_csv`` and ``wikitext_file``."""
 
 
-class BenchSection(_Section):
-    """The load: how many requests at a time, of how many tokens, for how long."""
+WORKLOADS = {"chat": (512, 128), "summarize": (2048, 128), "long_output": (128, 512)}
+"""Tokens of prompt and of output, by the workload's name."""
 
-    concurrency: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 4])
-    prompt_tokens: int = Field(128, ge=1)
-    output_tokens: int = Field(32, ge=2)
+
+class BenchSection(_Section):
+    """The load: which requests, how many at a time or a second, for how long and how often."""
+
+    engines: list[str] = Field(default_factory=list)
+    """Each variant on each of these that takes it; the first that serves its format where empty,
+    and where none of them takes it."""
+    concurrency: list[Annotated[int, Field(ge=1)]] | Literal["auto"] = Field(
+        default_factory=lambda: [1, 4]
+    )
+    """Requests at a time; ``auto``: 1, 2, 4 … until throughput stops growing."""
+    rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    """Requests a second, answered or not."""
+    arrivals: Arrivals = "poisson"
+    """How the requests of ``rates``, and of the search for the goodput, come."""
+    slo: Slo | None = None
+    """``{ttft_ms: 500, itl_ms: 50, share: 0.95}``: goodput is the highest rate that meets it."""
+    workload: Literal["chat", "summarize", "long_output"] | None = None
+    """Lengths by name: 512/128, 2048/128 and 128/512 tokens of prompt and output."""
+    prompt_tokens: int | None = Field(None, ge=1)
+    """128 where neither this nor ``workload`` nor ``prompts`` is given."""
+    output_tokens: int | None = Field(None, ge=2)
+    """32 where neither this nor ``workload`` is given; every answer has exactly so many."""
+    prompts: str | None = None
+    """Your own prompts instead, one JSON object a line as for ``evaluate.prompts``."""
+    prefix_cache: bool = False
+    """Whether engines may reuse what prompts have in common; off, each prompt is new to them."""
     seconds: float = Field(15.0, gt=0)
-    """How long each concurrency is measured, after a warm-up."""
+    """How long each repetition of each load is measured, after a warm-up."""
+    repetitions: int = Field(3, ge=1)
+    """Of each load; results are their medians and carry their spread."""
+    price_per_hour: float | None = Field(None, gt=0)
+    """Of this machine, in your currency: gives the cost of a million tokens."""
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> Self:
+        lengths = self.prompt_tokens is not None or self.output_tokens is not None
+        if self.workload and (lengths or self.prompts):
+            raise ValueError("give either workload, or lengths or prompts of your own")
+        if self.prompts and self.prompt_tokens is not None:
+            raise ValueError("prompts have lengths of their own: leave prompt_tokens out")
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of each prompt (where they are synthetic) and of each output."""
+        prompt, output = WORKLOADS[self.workload] if self.workload else (128, 32)
+        return self.prompt_tokens or prompt, self.output_tokens or output
 
 
 class Recipe(_Section):

@@ -10,7 +10,8 @@ from typing import TypeVar
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
-from quantkit.ledger import REFERENCE, Bench, Failure, Row, Sample
+from quantkit.ledger import REFERENCE, Failure, Row, Sample
+from quantkit.load import Bench, Goodput, RateBench
 from quantkit.loss import Loss
 from quantkit.progress import say
 from quantkit.spec import Spec
@@ -31,6 +32,8 @@ class RowBuilder:
     evaluated: Evaluated = field(default_factory=Evaluated)
     loss: Loss | None = None
     bench: list[Bench] = field(default_factory=list)
+    rates: list[RateBench] = field(default_factory=list)
+    goodput: list[Goodput] = field(default_factory=list)
     sample: Sample | None = None
     failed: Failure | None = None
 
@@ -91,6 +94,8 @@ class RowBuilder:
                 "prompts": self.evaluated.prompts,
                 "loss": self.loss,
                 "bench": self.bench,
+                "rates": self.rates,
+                "goodput": self.goodput,
                 "sample": self.sample,
                 "failed": self.failed,
             }

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.ledger import Bench, Ledger, Metric, Row
+from quantkit.ledger import Ledger, Metric, Row
+from quantkit.load import Bench
 
 if TYPE_CHECKING:
     from quantkit.evaluate.compare import Compared

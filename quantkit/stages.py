@@ -128,8 +128,13 @@ class Benching:
         """What the model delivered, measured now or found from before."""
         from quantkit.bench import BenchOptions, BenchResult, bench
 
+        levels = self.section.concurrency
+        prompt_tokens, output_tokens = self.section.lengths
         options = BenchOptions(
-            **{**self.section.model_dump(), "concurrency": tuple(self.section.concurrency)}
+            concurrency=(1, 4) if levels == "auto" else tuple(levels),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            seconds=self.section.seconds,
         )
         engine = serving_engine(model)
         key = {"engine": [engine.name, engine.version()], "options": asdict(options)}

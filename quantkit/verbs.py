@@ -15,7 +15,8 @@ from quantkit.engines import load_engine
 from quantkit.errors import EvaluationError, RecipeError
 from quantkit.garbage import keeping_all
 from quantkit.home import home
-from quantkit.ledger import REFERENCE, Bench
+from quantkit.ledger import REFERENCE
+from quantkit.load import Bench
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.spec import Spec

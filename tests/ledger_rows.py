@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantkit.ledger import Bench, Metric, Percentiles, Row, Sample
+from quantkit.ledger import Metric, Row, Sample
+from quantkit.load import Bench, Percentiles, Reading, Spread
 from quantkit.variant import ConvertCost
 from tests import answers, drifts
 
@@ -73,24 +74,51 @@ def drift(engine: str, kld: float, stderr: float, agreement: float) -> dict[str,
     }
 
 
+_NOISE = (0.98, 1.0, 1.03)
+"""By how much repetitions of a load differ."""
+
+
 def bench(engine: str, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
     itl = 1000 * concurrency / tokens_per_s
+    readings = [
+        Reading(
+            seconds=20.0,
+            output_tokens_per_s=tokens_per_s * factor,
+            request_per_s=tokens_per_s * factor / 64,
+            ttft_ms=Percentiles(p50=ttft_ms, p95=ttft_ms * 1.6, p99=ttft_ms * 1.9),
+            itl_ms=Percentiles(p50=itl * 0.9, p95=itl * 1.3, p99=itl * 1.7),
+            requests=8 * concurrency,
+            prompt_tokens=128.0,
+            client_cpu=0.08,
+        )
+        for factor in _NOISE
+    ]
     return Bench(
         engine=engine,
         concurrency=concurrency,
         output_tokens_per_s=tokens_per_s,
         request_per_s=tokens_per_s / 64,
-        ttft_ms=Percentiles(p50=ttft_ms, p95=ttft_ms * 1.6, p99=ttft_ms * 1.9),
-        itl_ms=Percentiles(p50=itl * 0.9, p95=itl * 1.3, p99=itl * 1.7),
-        requests=8 * concurrency,
+        ttft_ms=readings[1].ttft_ms,
+        itl_ms=readings[1].itl_ms,
+        throughput_spread=Spread(
+            low=tokens_per_s * _NOISE[0],
+            high=tokens_per_s * _NOISE[-1],
+            stderr=tokens_per_s * 0.0145,
+        ),
+        ttft_spread=Spread(low=ttft_ms, high=ttft_ms, stderr=0.0),
+        itl_spread=Spread(low=itl * 0.9, high=itl * 0.9, stderr=0.0),
+        requests=8 * concurrency * len(readings),
         errors=0,
+        client_cpu=0.08,
         startup_seconds=41.0 if engine == VLLM else 1.4,
         peak_rss_bytes=2_310_000_000 if engine == VLLM else 412_000_000,
+        repetitions=readings,
         protocol={
-            "load": "guidellm 0.8.1",
+            "load_generator": "guidellm 0.8.1",
             "prompt_tokens": 128,
             "output_tokens": 64,
             "seconds": 20,
+            "repetitions": 3,
             "server": ["--threads", "2"],
         },
     )

@@ -16,10 +16,12 @@ from typing import Any
 
 from quantkit import engines
 from quantkit.bench import guidellm
+from quantkit.bench.summary import summary
 from quantkit.engines.base import ServeOptions, ServerCommand, label
 from quantkit.engines.process import Process, free_port, launched
 from quantkit.errors import EngineError, RecipeError
-from quantkit.ledger import Bench, Sample
+from quantkit.ledger import Sample
+from quantkit.load import Bench
 from quantkit.progress import say
 from quantkit.variant import Model
 
@@ -121,17 +123,10 @@ def bench(model: Model, options: BenchOptions, work: Path) -> BenchResult:
         Bench(
             engine=engine_label,
             concurrency=level.concurrency,
-            output_tokens_per_s=level.output_tokens_per_s,
-            request_per_s=level.request_per_s,
-            ttft_ms=level.ttft_ms,
-            itl_ms=level.itl_ms,
-            requests=level.requests,
-            errors=level.errors,
-            first_error=level.first_error,
-            incomplete=level.incomplete,
+            **summary([level.reading]),
             startup_seconds=startup,
             peak_rss_bytes=memory.peak_bytes,
-            protocol=protocol | {"prompt_tokens_seen": level.prompt_tokens},
+            protocol=protocol,
         )
         for level in measured
     ]

@@ -23,7 +23,7 @@ from typing import Any
 
 from quantkit.engines.process import launched
 from quantkit.errors import EngineError
-from quantkit.ledger import Percentiles
+from quantkit.load import Percentiles, Reading
 from quantkit.progress import say
 from quantkit.variant import Model, tokenizer_directory
 
@@ -64,16 +64,7 @@ class Level:
     """What was delivered at one concurrency."""
 
     concurrency: int
-    output_tokens_per_s: float
-    request_per_s: float
-    ttft_ms: Percentiles
-    itl_ms: Percentiles
-    requests: int
-    errors: int
-    first_error: str | None
-    incomplete: int
-    prompt_tokens: float
-    """Mean length of the prompts as the server counted it."""
+    reading: Reading
 
 
 def version() -> str:
@@ -151,16 +142,19 @@ def _level(concurrency: int, benchmark: dict[str, Any], load: Load) -> Level:
         return Percentiles(**{p: number(found[p]) for p in ("p50", "p95", "p99")})
 
     return Level(
-        concurrency=concurrency,
-        output_tokens_per_s=number(metrics["output_tokens_per_second"]["total"]["mean"]),
-        request_per_s=number(metrics["requests_per_second"]["successful"]["mean"]),
-        ttft_ms=percentiles("time_to_first_token_ms"),
-        itl_ms=percentiles("inter_token_latency_ms"),
-        requests=totals["successful"],
-        errors=totals["errored"],
-        first_error=_first_error(benchmark),
-        incomplete=totals["incomplete"],
-        prompt_tokens=number(metrics["prompt_token_count"]["successful"]["mean"]),
+        concurrency,
+        Reading(
+            seconds=load.seconds,
+            output_tokens_per_s=number(metrics["output_tokens_per_second"]["total"]["mean"]),
+            request_per_s=number(metrics["requests_per_second"]["successful"]["mean"]),
+            ttft_ms=percentiles("time_to_first_token_ms"),
+            itl_ms=percentiles("inter_token_latency_ms"),
+            requests=totals["successful"],
+            errors=totals["errored"],
+            first_error=_first_error(benchmark),
+            incomplete=totals["incomplete"],
+            prompt_tokens=number(metrics["prompt_token_count"]["successful"]["mean"]),
+        ),
     )
 
 

@@ -152,8 +152,8 @@ def _bench(ledger: Ledger) -> list[Prose]:
     counts = f"{least}" if least == most else f"{least} to {most}"
     texts: list[Prose] = [
         (
-            f"Each throughput is one run of {counts} requests on this machine and has no error "
-            f"bar; differences below {100 * THROUGHPUT_MARGIN:.0f} % are not ranked.",
+            f"Each throughput is from {counts} requests on this machine; differences below "
+            f"{100 * THROUGHPUT_MARGIN:.0f} % are not ranked.",
         )
     ]
     if len({one.engine for one in found}) > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from quantkit.ledger import Ledger, Metric, Percentiles, Row
+from quantkit.ledger import Ledger, Metric, Row
+from quantkit.load import Percentiles
 from quantkit.report.drifts import said
 from quantkit.report.format import fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Z95, against_reference

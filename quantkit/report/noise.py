@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from quantkit.drift import Comparison
 from quantkit.evaluate.paired import groups
-from quantkit.ledger import REFERENCE, Bench, Ledger, Metric, Row
+from quantkit.ledger import REFERENCE, Ledger, Metric, Row
+from quantkit.load import Bench
 from quantkit.loss import NoiseFloor
 
 Z95 = 1.959964

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.ledger import ACCURACY, Bench, Ledger, Metric, Row
+from quantkit.ledger import ACCURACY, Ledger, Metric, Row
+from quantkit.load import Bench
 from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Served, against_reference
 

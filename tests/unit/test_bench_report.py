@@ -47,13 +47,14 @@ def report(successful: int = 7, errored: int = 1, incomplete: int = 2) -> dict[s
 def test_figures_are_taken_from_where_they_are_right() -> None:
     (level,) = parse(report(), LOAD)
     assert level.concurrency == 2
-    assert level.output_tokens_per_s == 24.0  # with the tokens of requests that were cut off
-    assert level.request_per_s == 0.7  # completed ones only
-    assert (level.requests, level.errors, level.incomplete) == (7, 1, 2)
-    assert level.first_error == "401 Unauthorized"
-    assert level.ttft_ms.model_dump() == {"p50": 100.0, "p95": 200.0, "p99": 300.0}
-    assert level.itl_ms.p50 == 30.0
-    assert level.prompt_tokens == 128.5
+    reading = level.reading
+    assert reading.output_tokens_per_s == 24.0  # with the tokens of requests that were cut off
+    assert reading.request_per_s == 0.7  # completed ones only
+    assert (reading.requests, reading.errors, reading.incomplete) == (7, 1, 2)
+    assert reading.first_error == "401 Unauthorized"
+    assert reading.ttft_ms.model_dump() == {"p50": 100.0, "p95": 200.0, "p99": 300.0}
+    assert reading.itl_ms.p50 == 30.0
+    assert reading.prompt_tokens == 128.5
 
 
 def test_nothing_completed_is_an_error_with_the_reason() -> None:
@@ -107,7 +108,7 @@ def test_guidellm_is_given_a_second_chance(
     model = Variant("mine", tmp_path, "gptq", "w4g64", None)
     target = guidellm.Target("http://127.0.0.1:1", "key", "m", model)
     if stalls == 1:
-        assert guidellm.drive(target, LOAD, tmp_path / "load")[0].requests == 7
+        assert guidellm.drive(target, LOAD, tmp_path / "load")[0].reading.requests == 7
     else:
         with pytest.raises(EngineError, match="has not ended"):
             guidellm.drive(target, LOAD, tmp_path / "load")

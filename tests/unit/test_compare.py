@@ -175,6 +175,6 @@ def test_a_ledger_keeps_comparisons_and_refuses_another_schema(tmp_path: Path) -
     path = tmp_path / "ledger.json"
     ledger.write(path)
     assert Ledger.read(path) == ledger
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
     with pytest.raises(EvaluationError, match=r"not a ledger this version reads: schema_version"):
         Ledger.read(path)

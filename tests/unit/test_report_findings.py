@@ -165,7 +165,7 @@ def test_what_is_not_finite_is_shown_and_not_ranked() -> None:
 def test_cautions_of_the_demo_and_of_a_gap() -> None:
     text = warned(ledgers.quickstart())
     assert "different parts of one dataset" in text
-    assert "one run of 8 to 32 requests" in text
+    assert "from 24 to 96 requests" in text
     assert "different engines" in text
     assert (
         "scored by transformers 5.19.0, another engine than that of gguf-Q8_0, gguf-Q4_K_M and "
