@@ -5,33 +5,38 @@
 The demo model; the base of both is its unquantized GGUF, which llama-perplexity runs and quantkit
 runs in the same llama.cpp. The tool stores its base's distributions (25 MB a window of 512); they
 are removed at the end. Beside it, `quantkit evaluate` as it is used, with the checkpoint in
-transformers as the reference, whose hidden states are stored: its seconds and their bytes. Prints
-one table in Markdown.
+transformers as the reference, whose hidden states are stored: its seconds and their bytes, which
+`--numbers` leaves out. Prints one table in Markdown. What is done stays in `--work`: the same
+command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert_many
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.divergence import join, score
+from quantkit.evaluate.divergence import Drift, Positions, join, score
 from quantkit.evaluate.perplexity import Windows, bos_id, windows
 from quantkit.evaluate.reference import Reference
 from quantkit.evaluate.statistics import perplexity
 from quantkit.evaluate.text import summaries
+from quantkit.files import replacing, write_json
 from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.variant import Variant, open_variant
 from tests import llama_perplexity
 from tests.conftest import SHARED_DATA
 from tests.llama_perplexity import printed
@@ -45,21 +50,37 @@ ROWS = {
     "delta_p_rms": "RMS Δp", "delta_p_mean": "Mean Δp",
 }  # fmt: skip
 PERCENT = ("top1_agreement", "delta_p_rms", "delta_p_mean")
+KEPT = 16
+"""Windows between two writes to the disk."""
 
 
-class Clock:
-    """Seconds by name."""
+class Steps:
+    """What each step gave, as JSON, and its seconds: kept in a file, so that none is done twice."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Add what the block takes."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        print(f"{name}: {self.seconds[name]:.0f} s", flush=True)
+    def __contains__(self, name: str) -> bool:
+        return name in self._done
+
+    def of(self, name: str, make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave before."""
+        if name not in self:
+            start = time.perf_counter()
+            found = make()
+            self._done[name] = {"found": found, "seconds": time.perf_counter() - start}
+            write_json(self._path, self._done)
+            print(f"{name}: {self.seconds(name):.0f} s", flush=True)
+        return self._done[name]["found"]
+
+    def forget(self, name: str) -> None:
+        """Do it again when it is asked for."""
+        self._done.pop(name, None)
+
+    def seconds(self, name: str) -> float:
+        """What the step took."""
+        return float(self._done[name]["seconds"])
 
 
 def row(scheme: str, name: str, ours: float, theirs: float) -> str:
@@ -74,39 +95,101 @@ def logits(variant: Variant, cut: Windows) -> Iterator[torch.Tensor]:
             yield rows[: cut.scored]
 
 
-def compare(
-    base: Variant, variants: dict[str, Variant], cut: Windows, saved: Path, clock: Clock
-) -> list[str]:
-    """Both against the unquantized GGUF; quantkit computes it again beside each variant."""
-    size = {"context": cut.context, "windows": len(cut.ids)}
-    with clock.of("llama-perplexity: base"):
-        output = llama_perplexity.run(
-            "-m", base.weights, "-f", TEXT, "--save-all-logits", saved, **size
-        )
-    base_ppl = printed(output)["PPL"].value
+def positions(base: Variant, variant: Variant, cut: Windows, place: Path) -> Positions:
+    """Every scored position of the variant against the base; both are computed a few windows at a
+    time, and these kept in ``place``."""
     found = []
-    for scheme, variant in variants.items():
-        with clock.of(f"llama-perplexity: {scheme}"):
-            output = llama_perplexity.run(
-                "-m", variant.weights, "--kl-divergence-base", saved, "--kl-divergence", **size
-            )
-        theirs = printed(output)
-        parts, base_nll = [], []
-        for index, (model, known) in enumerate(
-            zip(logits(variant, cut), logits(base, cut), strict=True)
-        ):
-            parts.append(score(model, cut.targets(index), known))
-            base_nll.append(score(known, cut.targets(index)).nll)
-        ours = dict(summaries(join(parts)))
-        if not found:
-            found.append(row("BF16", "ppl", perplexity(torch.cat(base_nll)).value, base_ppl))
-        exact = theirs["Mean PPL(Q)"].value / base_ppl
-        found.append(row(scheme, "ppl_ratio (of its two runs)", ours["ppl_ratio"].value, exact))
+    for start in range(0, len(cut.ids), KEPT):
+        path = place / f"{variant.scheme}-{start}.safetensors"
+        if not path.is_file():
+            some = replace(cut, ids=cut.ids[start : start + KEPT])
+            pairs = zip(logits(variant, some), logits(base, some), strict=True)
+            scored = join([score(a, some.targets(i), b) for i, (a, b) in enumerate(pairs)])
+            with replacing(path) as file:
+                save_file({"finite": scored.finite, **scored.columns()}, file)
+        columns = load_file(path)
+        nll, finite = columns.pop("nll"), columns.pop("finite")
+        found.append(Positions(nll, finite, Drift(**columns)))
+    return join(found)
+
+
+def theirs(
+    base: Variant, variants: dict[str, Variant], cut: Windows, place: Path, steps: Steps
+) -> dict[str, str]:
+    """What llama-perplexity prints of each, by its scheme."""
+    size = {"context": cut.context, "windows": len(cut.ids)}
+    saved = place / "base"
+    if not saved.is_file() and any(f"llama-perplexity: {name}" not in steps for name in variants):
+        steps.forget("llama-perplexity: base")
+    found = {}
+    for scheme, variant in {"base": base, **variants}.items():
+        options: tuple[str | Path, ...] = ("--kl-divergence-base", saved, "--kl-divergence")
+        if scheme == "base":
+            options = ("-f", TEXT, "--save-all-logits", saved)
+        call = partial(llama_perplexity.run, "-m", variant.weights, *options, **size)
+        found[scheme] = steps.of(f"llama-perplexity: {scheme}", call)
+    saved.unlink(missing_ok=True)
+    return found
+
+
+def compare(
+    base: Variant, variants: dict[str, Variant], cut: Windows, place: Path, steps: Steps
+) -> Iterator[str]:
+    """Both against the unquantized GGUF; quantkit computes it again beside each variant."""
+    outputs = {
+        name: printed(text) for name, text in theirs(base, variants, cut, place, steps).items()
+    }
+    base_ppl = outputs["base"]["PPL"].value
+    for index, (scheme, variant) in enumerate(variants.items()):
+        values = positions(base, variant, cut, place)
+        assert values.drift is not None
+        ours, there = dict(summaries(values)), outputs[scheme]
+        if index == 0:
+            yield row("BF16", "ppl", perplexity(values.drift.reference_nll).value, base_ppl)
+        exact = there["Mean PPL(Q)"].value / base_ppl
+        yield row(scheme, "ppl_ratio (of its two runs)", ours["ppl_ratio"].value, exact)
         for name, words in ROWS.items():
             value = (100 if name in PERCENT else 1) * ours[name].value
-            found.append(row(scheme, name, value, theirs[words].value))
-    saved.unlink()
-    return found
+            yield row(scheme, name, value, there[words].value)
+        assert not values.non_finite
+
+
+def made(source: Checkpoint, schemes: tuple[str, ...], place: Path) -> dict[str, Variant]:
+    """The source in each scheme, made where it is not there."""
+    specs = {scheme: Spec("gguf", scheme) for scheme in schemes}
+    missing = [spec for spec in specs.values() if not (place / spec.directory).is_dir()]
+    convert_many(source, missing, None, place)
+    return {scheme: open_variant(place / spec.directory) for scheme, spec in specs.items()}
+
+
+def timed(
+    source: Checkpoint,
+    plan: EvaluationPlan,
+    variants: dict[str, Variant],
+    place: Path,
+    steps: Steps,
+) -> Iterator[str]:
+    """Seconds of `quantkit evaluate` beside llama-perplexity's, and the bytes of the reference."""
+    cut = plan.windows
+    assert cut is not None
+    cache = place / "references"
+
+    def build() -> int:
+        Reference.build(source, cut, cache)
+        return sum(file.stat().st_size for file in cache.iterdir())
+
+    size = steps.of("quantkit: base", build)
+    for scheme, variant in variants.items():
+
+        def measure(one: Variant = variant) -> float:
+            return evaluate(one, Reference.build(source, cut, cache), plan).metrics["ppl"].value
+
+        steps.of(f"quantkit: {scheme}", measure)
+    yield f"\nreference: {size / 2**20:.0f} MiB\n"
+    yield "| seconds | quantkit | llama-perplexity |\n| --- | --- | --- |"
+    for name in ("base", *variants):
+        times = (steps.seconds(f"{tool}: {name}") for tool in ("quantkit", "llama-perplexity"))
+        yield f"| {name} | " + " | ".join(f"{time:.0f}" for time in times) + " |"
 
 
 def main() -> None:
@@ -115,43 +198,29 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, help="at most so many (default: the whole text)")
     parser.add_argument("--scheme", action="append", choices=SCHEMES, help="default: all")
-    parser.add_argument("--work", type=Path, help="where the files go for the time being")
+    parser.add_argument("--work", type=Path, help="keeps what is done (default: nothing is kept)")
+    parser.add_argument("--numbers", action="store_true", help="no seconds of quantkit evaluate")
     given = parser.parse_args()
-    schemes = given.scheme or SCHEMES
+    schemes = tuple(given.scheme or SCHEMES)
     source = Checkpoint.open("demo:smollm2-135m")
     tokenizer = source.tokenizer
     ids = tokenizer(TEXT.read_text(encoding="utf-8"), verbose=False).input_ids
     cut = windows(ids, given.context, bos_id(tokenizer), given.windows)
-    clock = Clock()
-    with tempfile.TemporaryDirectory(dir=given.work) as work:
-        os.environ["QUANTKIT_HOME"] = work  # so that no reference of before is found
-        specs = {scheme: Spec("gguf", scheme) for scheme in ("BF16", *schemes)}
-        made = convert_many(source, list(specs.values()), None, Path(work))
-        files = {
-            scheme: variant
-            for scheme, spec in specs.items()
-            if isinstance(variant := made[spec], Variant)
-        }
-        base = files.pop("BF16")
-        plan = EvaluationPlan(tokenizer, given.context, cut)
-        with clock.of("quantkit: reference"):
-            reference = Reference.build(source, cut)
-        (stored,) = (Path(work) / "references").iterdir()
-        size = stored.stat().st_size
-        for scheme, variant in files.items():
-            with clock.of(f"quantkit: {scheme}"):
-                evaluate(variant, reference, plan)
-        rows = compare(base, files, cut, Path(work) / "base", clock)
-    print(f"\n{len(cut.ids)} windows of {given.context}: {len(cut.ids) * cut.scored} positions")
-    print(f"reference: {size / 2**20:.0f} MiB\n")
-    print(
-        "| | metric | quantkit | llama-perplexity | difference |\n| --- | --- | --- | --- | --- |"
-    )
-    print("\n".join(rows))
-    print("\n| seconds | quantkit | llama-perplexity |\n| --- | --- | --- |")
-    for ours, theirs in (("reference", "base"), *((scheme, scheme) for scheme in schemes)):
-        times = clock.seconds[f"quantkit: {ours}"], clock.seconds[f"llama-perplexity: {theirs}"]
-        print(f"| {ours} | {times[0]:.0f} | {times[1]:.0f} |")
+    print(f"{len(cut.ids)} windows of {given.context}: {len(cut.ids) * cut.scored} positions")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = given.work or Path(temporary)
+        variants = made(source, ("BF16", *schemes), work)
+        base = variants.pop("BF16")
+        place = work / f"{given.context}x{len(cut.ids)}"
+        place.mkdir(exist_ok=True)
+        steps = Steps(place / "steps.json")
+        rows = [*compare(base, variants, cut, place, steps)]
+        print("| | metric | quantkit | llama-perplexity | difference |")
+        print("| --- | --- | --- | --- | --- |")
+        print("\n".join(rows), flush=True)
+        if not given.numbers:
+            plan = EvaluationPlan(tokenizer, given.context, cut)
+            print("\n".join(timed(source, plan, variants, place, steps)))
 
 
 if __name__ == "__main__":
