@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -12,7 +12,7 @@ from quantkit.drift import ALPHA, Comparison, Flips, SubjectDrift, Verdict
 from quantkit.evaluate import paired, sequential
 from quantkit.evaluate.paired import Difference
 from quantkit.evaluate.samples import Answers, Evaluated, flips, gaps
-from quantkit.ledger import REFERENCE, require_comparable
+from quantkit.ledger import REFERENCE, Metric, require_comparable
 
 _LARGEST = 700.0
 """e to this is still a number."""
@@ -29,14 +29,14 @@ class Compared:
     def groups(self) -> dict[str, list[list[str]]]:
         """By measure, ids from the lowest value up, in groups that the data tell apart."""
         measures = dict.fromkeys(one.measure for one in self.comparisons)
-        return {name: self._groups(name) for name in measures}
-
-    def _groups(self, measure: str) -> list[list[str]]:
-        pairs = [one for one in self.comparisons if one.measure == measure]
-        apart = {frozenset((one.a, one.b)): one.apart for one in pairs}
-        ids = list(dict.fromkeys(id_ for one in pairs for id_ in (one.a, one.b)))
-        ids.sort(key=lambda id_: self.models[id_].metrics[measure].value)
-        return paired.groups(ids, lambda a, b: apart[frozenset((a, b))])
+        return {
+            name: groups(
+                name,
+                {id_: m.metrics[name] for id_, m in self.models.items() if name in m.metrics},
+                self.comparisons,
+            )
+            for name in measures
+        }
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,19 @@ def compare(rows: Mapping[str, Evaluated], tolerance: float) -> list[Comparison]
     for name in sorted({name for row in rows.values() for name in row.answers}):
         found += _compared(name, _question_pairs(rows, name, points), points)
     return found
+
+
+def groups(
+    measure: str, metrics: Mapping[str, Metric], comparisons: Sequence[Comparison]
+) -> list[list[str]]:
+    """Ids from the lowest value up, in groups that the data tell apart; unranked within a group.
+
+    Only those of ``metrics`` that took part in a comparison.
+    """
+    apart = {frozenset((one.a, one.b)): one.apart for one in comparisons if one.measure == measure}
+    known = {id_ for pair in apart for id_ in pair}
+    ids = sorted((id_ for id_ in metrics if id_ in known), key=lambda id_: metrics[id_].value)
+    return paired.groups(ids, lambda a, b: apart.get(frozenset((a, b)), False))
 
 
 def verdict(drift: float, p: float, p_equivalent: float | None, lower_is_better: bool) -> Verdict:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.drift import Comparison
-from quantkit.evaluate.paired import groups
+from quantkit.evaluate.compare import groups
 from quantkit.ledger import REFERENCE, Ledger, Metric, Row
 from quantkit.load import Bench
 from quantkit.loss import NoiseFloor
@@ -56,21 +56,16 @@ def against_reference(ledger: Ledger, row: Row, measure: str) -> Comparison | No
 
 
 def tiers(ledger: Ledger, measure: str) -> list[list[str]]:
-    """Ids from the lowest value up, in groups that the data tell apart; unranked within a group.
-
-    Only rows that took part in a comparison, by the protocol of the first of them.
-    """
-    apart = {frozenset((c.a, c.b)): c.apart for c in ledger.comparisons if c.measure == measure}
-    known = {id_ for pair in apart for id_ in pair}
+    """``compare.groups`` of the rows that may be compared with the first that was compared."""
+    known = {id_ for one in ledger.comparisons if one.measure == measure for id_ in (one.a, one.b)}
     metrics = {
         row.id: row.metrics[measure]
         for row in ledger.variants
-        if row.id in known and measure in row.metrics and math.isfinite(row.metrics[measure].value)
+        if row.id in known and measure in row.metrics
     }
-    first = next(iter(metrics.values()), None)
-    ids = [id_ for id_, metric in metrics.items() if comparable(metric, first)]
-    ids.sort(key=lambda id_: metrics[id_].value)
-    return groups(ids, lambda a, b: apart.get(frozenset((a, b)), False))
+    first = next((m for m in metrics.values() if math.isfinite(m.value)), None)
+    like_it = {id_: metric for id_, metric in metrics.items() if comparable(metric, first)}
+    return groups(measure, like_it, ledger.comparisons)
 
 
 @dataclass(frozen=True)
