@@ -1,6 +1,7 @@
 """What variants' answers are compared with: the source's own, and its distributions along them.
 
-Like ``reference.py``, it keeps final hidden states and the output layer, not logits.
+Like ``reference.py``, it keeps final hidden states, not logits, and finds the output layer in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from safetensors.torch import save_file
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.prompt_file import Prompts
-from quantkit.evaluate.reference import OfSource, computed_by
+from quantkit.evaluate.reference import OfSource, computed_by, tensor_of
 from quantkit.files import replacing, sha256_json
 from quantkit.progress import track
 
 if TYPE_CHECKING:
     from quantkit.engines.base import LanguageModel
 
-_VERSION = 1
+_VERSION = 2
 """Raised when what is stored changes: it is part of the key."""
 
 
@@ -52,8 +53,8 @@ class ReferenceAnswers(OfSource):
 
         Raise EvaluationError where the source itself gives non-finite values.
         """
-        source, name, device = computed_by(checkpoint)
-        key = sha256_json([_VERSION, source, name, device, prompts.protocol()])
+        source, engine, device = computed_by(checkpoint)
+        key = sha256_json([_VERSION, source, engine, device, prompts.protocol()])
         path = cache_dir / f"answers-{key[:16]}.safetensors"
         if not path.is_file():
             _compute(checkpoint, prompts, path)
@@ -61,10 +62,11 @@ class ReferenceAnswers(OfSource):
             lengths = file.get_tensor("lengths").tolist()
             ids = file.get_tensor("answers").tolist()
             hidden = file.get_tensor("hidden").split(lengths)
-            output = file.get_tensor("output").float()
+            name = (file.metadata() or {}).get("output")
+            output = checkpoint.read(name) if name else file.get_tensor("output")
         ends = pairwise(accumulate(lengths, initial=0))
         answers = tuple(tuple(ids[start:stop]) for start, stop in ends)
-        return cls(source, name, prompts, answers, hidden, output)
+        return cls(source, engine, prompts, answers, hidden, output.float())
 
     def logits(self, prompt: int) -> torch.Tensor:
         """``(tokens of the answer, vocabulary) float32`` of one prompt."""
@@ -114,16 +116,14 @@ def _compute(checkpoint: Checkpoint, prompts: Prompts, path: Path) -> None:
             f"{checkpoint.path}: the reference itself is not finite ({bad} of {len(hidden)} "
             "positions of its answers); nothing can be compared with it"
         )
-    half = output.bfloat16()
-    exact = half if torch.equal(half.float(), output) else output
+    tensors = {
+        "answers": torch.tensor([id_ for ids in answers for id_ in ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(ids) for ids in answers], dtype=torch.int32),
+        "hidden": hidden,
+    }
+    name = tensor_of(checkpoint, output)
+    if name is None:
+        tensors["output"] = output.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        save_file(
-            {
-                "answers": torch.tensor([id_ for ids in answers for id_ in ids], dtype=torch.int32),
-                "lengths": torch.tensor([len(ids) for ids in answers], dtype=torch.int32),
-                "hidden": hidden,
-                "output": exact.contiguous(),
-            },
-            partial,
-        )
+        save_file(tensors, partial, metadata={"output": name} if name else None)

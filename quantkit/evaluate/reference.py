@@ -135,15 +135,16 @@ def _write(checkpoint: Checkpoint, windows: Windows, archive: ZipFile) -> None:
             f"{checkpoint.path}: the reference itself is not finite ({bad} of "
             f"{count * windows.scored} positions); nothing can be compared with it"
         )
-    name = _tensor_of(checkpoint, output)
+    name = tensor_of(checkpoint, output)
     about: dict[str, Any] = {"hidden": output.shape[1], "output": name}
     archive.writestr(_ABOUT, json.dumps(about))
     if name is None:
         archive.writestr(_OUTPUT, save({"output": output.contiguous()}))
 
 
-def _tensor_of(checkpoint: Checkpoint, output: torch.Tensor) -> str | None:
-    """The tensor of the checkpoint that is the output layer, so that it is not stored twice."""
+def tensor_of(checkpoint: Checkpoint, output: torch.Tensor) -> str | None:
+    """The tensor of the checkpoint that is the output layer, so that it is not stored twice; None
+    where it is none of them (transformers changed it)."""
     for name, info in checkpoint.tensors.items():
         if info.shape == output.shape and torch.equal(checkpoint.read(name).float(), output):
             return name

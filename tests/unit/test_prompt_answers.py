@@ -301,3 +301,21 @@ def test_the_error_of_a_mean_over_answers_is_what_it_says() -> None:
     single = torch.tensor([1.0, 2.0, 4.0])
     assert clustered_mean(list(single.split(1))).stderr == pytest.approx(mean(single).stderr)
     assert clustered_mean([single]).stderr is None
+
+
+def test_the_output_layer_is_stored_only_where_the_checkpoint_lacks_it(
+    source: Checkpoint,
+    prompts: Prompts,
+    reference: ReferenceAnswers,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (path,) = cache.iterdir()
+    assert "output" not in load_file(path)
+    weight = TransformersScorer.output_weight
+    scaled = property(lambda scorer: weight.fget(scorer) * 3)  # type: ignore[misc]
+    monkeypatch.setattr(TransformersScorer, "output_weight", scaled)
+    other = ReferenceAnswers.build(source, prompts, tmp_path)
+    assert torch.equal(other.output, reference.output * 3)
+    assert torch.equal(ReferenceAnswers.build(source, prompts, tmp_path).output, other.output)
