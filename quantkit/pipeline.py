@@ -21,7 +21,7 @@ from quantkit.recipe import Recipe
 from quantkit.rows import RowBuilder
 from quantkit.run import LEDGER, open_run
 from quantkit.splitting import split_losses
-from quantkit.stages import Benching, Evaluation, Texts
+from quantkit.stages import Benching, Evaluation, Texts, check_measuring_engine
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
 
 
 def _check_engines(recipe: Recipe, source: Checkpoint) -> None:
-    """Raise ToolchainError for an engine that the run will need and that is not installed."""
+    """Raise ToolchainError for an engine that the run will need and that is not installed,
+    RecipeError for one that cannot measure what it should."""
+    check_measuring_engine(recipe, source)
     if recipe.bench:
         serving_engine(source).check(source)

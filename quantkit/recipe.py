@@ -80,6 +80,9 @@ class EvaluateSection(_Section):
     """Points of accuracy, and percent of perplexity, that count as no difference."""
     chat: bool = False
     """Each question as a user's turn, in the model's chat template."""
+    engine: str | None = None
+    """Which engine measures what it takes; where null, and for other formats, the one that gives
+    full logits."""
     data: dict[str, str] = Field(default_factory=dict)
     """Where tasks find local data, by the task's name: ``mmlu_csv`` and ``wikitext_file``."""
 

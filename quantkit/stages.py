@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
-from quantkit.engines import scoring_engine, serving_engine
+from quantkit.engines import load_engine, serving_engine
+from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
 from quantkit.formats import load_format
 from quantkit.ledger import TextEntry
@@ -95,7 +96,7 @@ class Evaluation:
         """All that is known of one model, measured now or found from before."""
         from quantkit.evaluate import evaluate
 
-        engine = scoring_engine(model)
+        engine = self.plan.engine_of(model)
         key = {
             "metrics_version": METRICS_VERSION,
             "engine": [engine.name, engine.version()],
@@ -142,6 +143,29 @@ class Benching:
         return self.directory.result("bench", model, key, make, BenchResult)
 
 
+def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
+    """Raise RecipeError where the engine that ``evaluate`` names takes none of the formats or gives
+    no logits for what needs them, ToolchainError where it is not installed."""
+    section = recipe.evaluate
+    if section is None or section.engine is None:
+        return
+    engine = load_engine(section.engine)
+    if engine.capabilities.logits != "full" and (section.text or section.prompts):
+        raise RecipeError(
+            f"evaluate.engine: {engine.name} gives no logits of the whole vocabulary, which "
+            "evaluate.text and evaluate.prompts need; set both to null, or leave out the engine"
+        )
+    takes = engine.capabilities.formats
+    formats = {source.format, *(spec.format for spec in recipe.specs)}
+    if not formats & takes:
+        raise RecipeError(
+            f"evaluate.engine: {engine.name} takes {', '.join(sorted(takes))}, and there is only "
+            f"{', '.join(sorted(formats))}"
+        )
+    if source.format in takes:
+        engine.check(source)
+
+
 def load_prompts(section: EvaluateSection, model: Model) -> Prompts | None:
     """The user's own prompts in the tokens of ``model``; None where the section names none."""
     if section.prompts is None:
@@ -186,6 +210,7 @@ def evaluation_plan(
         limit=section.limit,
         chat=section.chat,
         data=section.data,
+        engine=section.engine,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -161,6 +160,7 @@ def evaluate(
         data=_data(data),
         prompts=prompts,
         answer_tokens=answer_tokens,
+        engine=engine,
     )
     models = _named(paths)
     source = Checkpoint.open(reference) if reference else None
@@ -169,7 +169,6 @@ def evaluate(
     first = source or next(iter(models.values()))
     own = load_prompts(section, first)
     plan = evaluation_plan(section, first, load_text(text) if text else None, own)
-    plan = replace(plan, engine=engine)
     for model in models.values():
         _require_same_tokens(first, model)
         if engine is not None:

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from quantkit import pipeline
 from quantkit.cli import cli
+from quantkit.engines.transformers import Transformers
+from quantkit.engines.vllm import VLLM
 from quantkit.errors import QuantkitError
+from quantkit.recipe import load_recipe
 
 
 def _evaluate(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,3 +61,25 @@ def test_what_cannot_be_asked_is_one_line(
     assert isinstance(ended.exception, QuantkitError)
     assert said in str(ended.exception)
     assert "\n" not in str(ended.exception)
+
+
+def test_a_recipe_names_the_engine_for_what_it_takes(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With transformers in vLLM's place; a GGUF, which it does not take, stays in llama.cpp."""
+    monkeypatch.setattr(VLLM, "version", lambda _: "0.0.0")
+    monkeypatch.setattr(VLLM, "check", lambda *_: None)
+    monkeypatch.setattr(VLLM, "language_model", lambda _, *given: Transformers().scorer(*given))
+    settings = (
+        f"source={tiny_llama}", "bench=null", "evaluate.text=null", "evaluate.engine=vllm",
+        "evaluate.tasks=[template]", "convert=[gguf:Q8_0]",
+    )  # fmt: skip
+    ledger = pipeline.run(load_recipe("quickstart", settings), tmp_path / "run")
+    assert not ledger.failed
+    engines = [row.metrics["template_acc"].engine.split()[0] for row in ledger.variants]
+    assert engines == ["vllm", "llamacpp"]
+    # Another engine is another result.
+    again = pipeline.run(
+        load_recipe("quickstart", [*settings, "evaluate.engine=null"]), tmp_path / "run"
+    )
+    assert again.reference.metrics["template_acc"].engine.startswith("transformers")

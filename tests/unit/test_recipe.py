@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quantkit import pipeline
 from quantkit.errors import RecipeError
 from quantkit.packaged import packaged_files
 from quantkit.recipe import load_recipe
@@ -122,3 +123,23 @@ def test_texts_from_files(tmp_path: Path) -> None:
         load_text(str(path))
     with pytest.raises(RecipeError, match=r"did you mean 'wikitext-2:test'\?"):
         load_text("wikitext-2:tset")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluate.engine=vlm"], r"unknown engine 'vlm'.*did you mean 'vllm'\?"),
+        (["evaluate.engine=vllm"], "evaluate.engine: vllm gives no logits of the whole vocabulary"),
+        (
+            ["evaluate.engine=llamacpp", "convert=[gptq:w4g64]"],
+            "llamacpp takes gguf, and there is only gptq, safetensors",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_measure_is_refused_before_any_work(
+    tiny_llama: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    settings = [f"source={tiny_llama}", "bench=null", *overrides]
+    with pytest.raises(RecipeError, match=message):
+        pipeline.run(load_recipe("quickstart", settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
