@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,8 @@ from quantkit.variant import CalibrationRecord, ConvertCost
 
 REFERENCE = "reference"
 """The id of the first row: the source itself."""
-ACCURACY = "_acc"
-"""How the names of accuracies end: ``mmlu_acc``."""
+_ACCURACY = re.compile(r"(?!prompts_).*(_acc|_exact_match(_.+)?)")
+"""``mmlu_acc``, ``gsm8k_exact_match_strict-match``, where the end is the name of a filter."""
 
 
 class _Entry(BaseModel):
@@ -180,6 +181,12 @@ class Ledger(_Entry):
             ) from error
         except UnicodeDecodeError as error:
             raise EvaluationError(f"{path}: not a ledger: {error}") from error
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a metric is, by its name, the share of a task's questions that were answered right:
+    with the right choice, or with the expected words."""
+    return _ACCURACY.fullmatch(name) is not None
 
 
 def require_comparable(name: str, one: Metric, other: Metric) -> None:

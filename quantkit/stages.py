@@ -11,7 +11,7 @@ from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines import load_engine, serving_engine
 from quantkit.errors import RecipeError
-from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
+from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
 from quantkit.formats import load_format
 from quantkit.ledger import TextEntry
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
@@ -99,6 +99,7 @@ class Evaluation:
         engine = self.plan.engine_of(model)
         key = {
             "metrics_version": METRICS_VERSION,
+            "kept_version": KEPT_VERSION,
             "engine": [engine.name, engine.version()],
             "windows": self.plan.windows.protocol() if self.plan.windows else None,
             "reference": self.reference.source if self.reference else None,

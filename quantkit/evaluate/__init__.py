@@ -13,7 +13,7 @@ from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
 from quantkit.files import write_json
-from quantkit.ledger import ACCURACY, Metric
+from quantkit.ledger import Metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -170,6 +170,4 @@ def _measured(result: TaskResult, task: str, engine: Engine, details: Path | Non
         )
         for name, estimate in result.metrics.items()
     }
-    accuracies = [name for name in metrics if name.endswith(ACCURACY)]
-    given = answers(result) if accuracies else None
-    return Evaluated(metrics=metrics, answers={name: given for name in accuracies if given})
+    return Evaluated(metrics=metrics, answers=answers(result))

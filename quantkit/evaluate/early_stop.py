@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,9 +13,8 @@ import torch
 from quantkit.errors import EvaluationError
 from quantkit.evaluate import sequential, statistics
 from quantkit.evaluate.language_model import KeptModel
-from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
-from quantkit.evaluate.tasks import Part, TaskResult, load_task, quiet, run_task
-from quantkit.ledger import ACCURACY
+from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Answers, Evaluated, gaps
+from quantkit.evaluate.tasks import Part, TaskResult, answers, load_task, quiet, run_task
 from quantkit.progress import say
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class EarlyStop:
         if self._is_source(model):
             with closing(reference):
                 reference.ask(1)
-                needed = [self._needed.get(name, 0) for name in reference.result().metrics]
+                needed = [self._needed.get(name, 0) for name in reference.accuracies]
                 reference.ask(max(needed, default=0) or reference.total)
             return reference.result()
         with closing(
@@ -100,14 +99,15 @@ class EarlyStop:
     def _ask_until_settled(self, variant: _Interview, reference: _Interview) -> None:
         total = variant.total
         for end in sequential.chunk_ends(total):
-            if len(reference.right) < end:
+            if reference.asked < end:
                 variant.close()
                 with closing(reference):
                     reference.ask(end)
             variant.ask(end)
-            pairs = zip(reference.right, variant.right, strict=False)
-            gaps = [int(after) - int(before) for before, after in pairs]
-            if sequential.is_over(gaps, total, self._tolerance / 100, self._comparisons):
+            before, after = reference.accuracies, variant.accuracies
+            found = [gaps(before[name].first(end), after[name].first(end)) for name in after]
+            tolerance = self._tolerance / 100
+            if all(sequential.is_over(g, total, tolerance, self._comparisons) for g in found):
                 break
         say(f"{variant.name}: {end} of {total} questions asked")
 
@@ -151,7 +151,6 @@ class _Interview:
         self.questions = questions
         self.total = len(questions.order)
         self.name = f"{model.id}: {questions.task}"
-        self.right: list[bool] = []
         self._answers: list[dict[str, Any]] = []
         self._first: TaskResult | None = None
         self._model, self._engine, self._plan, self._keep = model, engine, plan, keep
@@ -159,20 +158,33 @@ class _Interview:
             lambda context: engine.language_model(model, context), plan.max_length
         )
 
+    @property
+    def asked(self) -> int:
+        """How many questions were asked so far."""
+        return len(self._answers)
+
+    @property
+    def accuracies(self) -> dict[str, Answers]:
+        """The answers so far, by the metric that counts them."""
+        assert self._first is not None
+        return answers(replace(self._first, answers=self._answers, total=self.total))
+
     def ask(self, count: int) -> None:
         """Ask until at least ``count`` were asked, in the chunks in which all models are asked."""
         for end in sequential.chunk_ends(self.total):
-            if len(self.right) >= count:
+            if self.asked >= count:
                 return
-            if len(self.right) < end:
+            if self.asked < end:
                 self._ask_chunk(end)
 
     def result(self) -> TaskResult:
         """Accuracy with the error of a simple random sample; the protocol says how it was drawn."""
         assert self._first is not None
-        estimate = statistics.proportion(torch.tensor(self.right))
         return TaskResult(
-            {name: estimate for name in self._first.metrics if name.endswith(ACCURACY)},
+            {
+                name: statistics.proportion(torch.tensor(given.right))
+                for name, given in self.accuracies.items()
+            },
             {
                 **self._first.protocol,
                 "questions": self.total,
@@ -188,13 +200,14 @@ class _Interview:
         self._kept.close()
 
     def _ask_chunk(self, end: int) -> None:
-        wanted = self.questions.order[len(self.right) : end]
+        wanted = self.questions.order[self.asked : end]
         by_subtask: dict[str, list[int]] = {}
         for subtask, number in sorted(wanted):
             by_subtask.setdefault(subtask, []).append(number)
         plan, task = self._plan, self.questions.task
         key = {
             "metrics_version": METRICS_VERSION,
+            "kept_version": KEPT_VERSION,
             "engine": [self._engine.name, self._engine.version()],
             "task": task,
             "shots": plan.shots,
@@ -215,13 +228,11 @@ class _Interview:
             ),
             TaskResult,
         )
-        answers = {(answer["task"], answer["doc"]): answer for answer in found.answers}
-        for question in wanted:
-            if answers[question]["right"] is None:
-                raise EvaluationError(
-                    f"{task}: has no accuracy, so no verdict on it can be settled; "
-                    "evaluate it without `until`"
-                )
-            self._answers.append(answers[question])
-            self.right.append(answers[question]["right"])
+        by_question = {(answer["task"], answer["doc"]): answer for answer in found.answers}
+        self._answers += [by_question[question] for question in wanted]
         self._first = self._first or found
+        if not self.accuracies:
+            raise EvaluationError(
+                f"{task}: has no accuracy, so no verdict on it can be settled; "
+                "evaluate it without `until`"
+            )

@@ -10,6 +10,8 @@ from quantkit.prompt_drift import PromptDrift
 
 METRICS_VERSION = 3
 """Raised when a metric is computed in another way: results of two versions do not compare."""
+KEPT_VERSION = 2
+"""Raised when more or something else is kept of an evaluation: then it is made again."""
 
 
 class _Kept(BaseModel):
@@ -19,13 +21,13 @@ class _Kept(BaseModel):
 class Answers(_Kept):
     """The questions of a task, in the order in which all models are asked.
 
-    ``picks``: the likeliest choice; -1 where the task offers none. ``total``: of how many questions
-    in random order these are the first; None where all were asked.
+    ``picks``: the likeliest choice, -1 where the task offers none, or what was written. ``total``:
+    of how many questions in random order these are the first; None where all were asked.
     """
 
     subjects: list[str]
     right: list[bool]
-    picks: list[int]
+    picks: list[int] | list[str]
     total: int | None = None
 
     def of(self, subject: str) -> Answers:

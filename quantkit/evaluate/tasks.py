@@ -26,6 +26,7 @@ from quantkit.evaluate.prompt_file import end_ids
 from quantkit.evaluate.samples import Answers
 from quantkit.evaluate.statistics import Estimate
 from quantkit.files import sha256_json
+from quantkit.ledger import is_accuracy
 from quantkit.packaged import packaged_directory, packaged_files
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class TaskResult:
     """What one task gave: its metrics by ledger name, how it was asked, and every answer.
 
     ``answers``: one entry per question: its subtask, its subject, its number there, the key, the
-    likelihood of each choice in nats or what was written, and whether lm-eval counts it as right
-    (None where the task has no accuracy).
+    likelihood of each choice in nats or what was written, by the filter that it went through; and
+    by the metric that counts it (none where the task has no accuracy), whether it is ``right``, and
+    the ``pick``.
     """
 
     metrics: dict[str, Estimate]
@@ -124,20 +126,22 @@ def run_task(
         f"{prefix}_{metric}": Estimate(value, stderr, asked)
         for metric, value, stderr in _numbers(results["results"][name])
     }
-    return TaskResult(metrics, protocol, _answers(results["samples"]))
+    return TaskResult(metrics, protocol, _answers(results["samples"], prefix))
 
 
-def answers(result: TaskResult) -> Answers | None:
-    """Who was right where, for tests in pairs; None where the task does not count that way."""
-    if any(answer["right"] is None for answer in result.answers):
-        return None
-    offered = [answer["loglikelihoods"] for answer in result.answers]
-    return Answers(
-        subjects=[answer["subject"] for answer in result.answers],
-        right=[answer["right"] for answer in result.answers],
-        total=result.total,
-        picks=[choices.index(max(choices)) if len(choices) > 1 else -1 for choices in offered],
-    )
+def answers(result: TaskResult) -> dict[str, Answers]:
+    """Who was right where, for tests in pairs, by the metric that counts it."""
+    given = result.answers
+    return {
+        name: Answers(
+            subjects=[answer["subject"] for answer in given],
+            right=[answer["right"][name] for answer in given],
+            total=result.total,
+            picks=[answer["pick"][name] for answer in given],
+        )
+        for name in result.metrics
+        if all(name in answer["right"] for answer in given)
+    }
 
 
 def load_task(task: str, data: Mapping[str, str], shots: int | None) -> Any:
@@ -198,30 +202,53 @@ def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float, float | Non
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         stderr = entry.get(f"{metric}_stderr,{filter_}")
-        name = metric if filter_ == "none" else f"{metric}_{filter_}"
+        name = _named(metric, filter_)
         yield name, float(value), float(stderr) if isinstance(stderr, (int, float)) else None
 
 
-def _answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": task,
-            "doc": sample["doc_id"],
-            "subject": str(sample["doc"].get("subject", task)),
-            "target": str(sample["target"]),
-            "right": bool(sample["acc"]) if "acc" in sample else None,
-            **_given(sample["filtered_resps"]),
-        }
-        for task, of_task in samples.items()
-        for sample in of_task
-    ]
+def _named(metric: str, filter_: str) -> str:
+    return metric if filter_ == "none" else f"{metric}_{filter_}"
 
 
-def _given(responses: Sequence[Any]) -> dict[str, list[Any]]:
-    """What the model said: likelihoods, with or without whether they are greedy, or text."""
-    if any(isinstance(response, str) for response in responses):
-        return {"written": list(responses)}
-    return {"loglikelihoods": [r if isinstance(r, float) else r[0] for r in responses]}
+def _answers(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], prefix: str
+) -> list[dict[str, Any]]:
+    """One entry per question; lm-eval has one for each filter that an answer went through."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for task, of_task in samples.items():
+        for sample in of_task:
+            answer = found.setdefault(
+                (task, sample["doc_id"]),
+                {
+                    "task": task,
+                    "doc": sample["doc_id"],
+                    "subject": str(sample["doc"].get("subject", task)),
+                    "target": str(sample["target"]),
+                    "right": {},
+                    "pick": {},
+                },
+            )
+            _add(answer, sample, prefix)
+    return list(found.values())
+
+
+def _add(answer: dict[str, Any], sample: Mapping[str, Any], prefix: str) -> None:
+    """What the model said, likelihoods or a text, and whether it was right."""
+    responses, filter_ = sample["filtered_resps"], sample["filter"]
+    pick: int | str
+    if all(isinstance(response, float | tuple | list) for response in responses):
+        # With or without whether they are greedy.
+        offered = [r if isinstance(r, float) else r[0] for r in responses]
+        answer["loglikelihoods"] = offered
+        pick = offered.index(max(offered)) if len(offered) > 1 else -1
+    else:
+        pick = "\n".join(map(str, responses))
+        answer.setdefault("written", {})[filter_] = pick
+    for metric in sample["metrics"]:
+        name = f"{prefix}_{_named(metric, filter_)}"
+        if is_accuracy(name) and sample[metric] in (0, 1):
+            answer["right"][name] = bool(sample[metric])
+            answer["pick"][name] = pick
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.ledger import ACCURACY, Ledger, Metric
+from quantkit.ledger import Ledger, Metric, is_accuracy
 from quantkit.report.table import task_title
 
 _MEANINGS = {
@@ -159,7 +159,7 @@ def _family(name: str) -> str:
 
 def _metric_family(name: str, metrics: list[tuple[str, Metric]]) -> Measured:
     ways = _ways([((metric.protocol, metric.n), id_, metric.engine) for id_, metric in metrics])
-    if name.endswith(ACCURACY):
+    if is_accuracy(name):
         stopped = any("until" in metric.protocol for _, metric in metrics)
         meaning = _STOPPED if stopped else _ACCURACY
         return Measured(f"{task_title(name)} accuracy", meaning, "questions", ways)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.ledger import ACCURACY, Ledger, Metric, Row
+from quantkit.ledger import Ledger, Metric, Row, is_accuracy
 from quantkit.load import Bench
 from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Served, against_reference
@@ -78,8 +78,7 @@ def everything(ledger: Ledger) -> tuple[list[str], list[tuple[str, list[Cell]]]]
 
 def accuracies(ledger: Ledger) -> list[str]:
     """Names of all accuracies that any row has."""
-    names = {name for row in ledger.variants for name in row.metrics if name.endswith(ACCURACY)}
-    return sorted(names)
+    return sorted({name for row in ledger.variants for name in row.metrics if is_accuracy(name)})
 
 
 def concurrencies(ledger: Ledger) -> list[int]:
@@ -88,8 +87,11 @@ def concurrencies(ledger: Ledger) -> list[int]:
 
 
 def task_title(name: str) -> str:
-    """``mmlu_acc`` as people write it: ``MMLU``."""
-    return name.removesuffix(ACCURACY).replace("_", " ").upper()
+    """``mmlu_acc`` as people write it: ``MMLU``; with a filter of answers ``GSM8K (strict-match)``,
+    from ``gsm8k_exact_match_strict-match``."""
+    task, _, filter_ = name.removesuffix("_acc").partition("_exact_match")
+    title = task.replace("_", " ").upper()
+    return f"{title} ({filter_.removeprefix('_')})" if filter_ else title
 
 
 def engines(row: Row) -> list[str]:

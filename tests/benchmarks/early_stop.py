@@ -29,8 +29,9 @@ TITLES = ("variant", "questions", "drift", "of all", "asked", "saved", "same", "
 
 
 def read_answers(path: Path) -> list[bool]:
-    """Who was right, in the order of the file."""
-    return [bool(answer["right"]) for answer in json.loads(path.read_text(encoding="utf-8"))]
+    """Who was right by the task's first accuracy, in the order of the file."""
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    return [next(iter(answer["right"].values())) for answer in answers]
 
 
 def said(difference: Difference, comparisons: int) -> Verdict:

@@ -235,10 +235,36 @@ def test_a_task_without_an_accuracy_cannot_be_decided(
     def without(*args: Any, **more: Any) -> TaskResult:
         found = real(*args, **more)
         for answer in found.answers:
-            answer["right"] = None
+            answer["right"] = {}
         return found
 
     monkeypatch.setattr(early_stop, "run_task", without)
     plan = _plan(models)
     with pytest.raises(EvaluationError, match="mmlu_dev: has no accuracy"):
         _run(models[:2], EarlyStop(models[0], plan, 5.0, 1), plan)
+
+
+def test_with_two_accuracies_it_ends_where_both_are_settled(
+    models: list[Checkpoint], engine: _Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is the same for all models: equivalent, which takes longer than "worse" does."""
+    from quantkit.evaluate import early_stop
+
+    real, plan = early_stop.run_task, _plan(models)
+    alone = _asked(_run(models, EarlyStop(models[0], plan, 5.0, 3), plan))
+
+    def twice(*args: Any, **more: Any) -> TaskResult:
+        found = real(*args, **more)
+        for answer in found.answers:
+            answer["right"]["mmlu_exact_match"] = answer["doc"] % 2 == 0
+            answer["pick"]["mmlu_exact_match"] = "x"
+        found.metrics["mmlu_exact_match"] = found.metrics["mmlu_acc"]
+        return found
+
+    monkeypatch.setattr(early_stop, "run_task", twice)
+    found = _run(models, EarlyStop(models[0], plan, 5.0, 3), plan)
+    assert _asked(found)["worse"] == alone["same"] > alone["worse"]
+    by_pair = {(c.measure, c.b): c.verdict for c in compare(found, 5.0) if c.a == REFERENCE}
+    assert by_pair["mmlu_acc", "worse"] == "worse"
+    assert by_pair["mmlu_exact_match", "worse"] == "equivalent"
+    assert found["worse"].metrics["mmlu_exact_match"].value == pytest.approx(0.5, abs=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint, load_tokenizer
-from quantkit.engines.base import LanguageModel
-from quantkit.engines.transformers import TransformersScorer
+from quantkit.engines.base import LanguageModel, TokenScores
+from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import tasks
+from quantkit.evaluate import EvaluationPlan, evaluate, paired, tasks
+from quantkit.evaluate.compare import compare
 from quantkit.evaluate.generation import Generation
 from quantkit.evaluate.language_model import EngineLM, KeptModel
+from quantkit.evaluate.samples import Evaluated
+from quantkit.ledger import REFERENCE
 from quantkit.packaged import packaged_directory
 
 PROMPTS = [
@@ -119,7 +122,7 @@ def test_ends_of_turns_from_the_models_own_files(
         str(task), _open(Checkpoint.open(directory)), load_tokenizer(directory), 2048
     )
     cut = hf.tokenizer.decode(written[: written.index(end) + 1]).strip()
-    assert found.answers[0]["written"] == [cut]
+    assert found.answers[0]["written"] == {"stripped": cut}
     assert cut != hf.tokenizer.decode(written).strip()
 
 
@@ -164,13 +167,93 @@ def test_a_whole_task_with_its_metrics(source: Checkpoint, hf: HFLM, chat: bool)
         loaded = tasks.load_task("template_answers", {}, None)
         expected = lm_eval.evaluate(hf, loaded, apply_chat_template=chat)
     samples = expected["samples"]["template_answers"]
-    assert [a["written"] for a in found.answers] == [s["filtered_resps"] for s in samples]
-    assert all(any(answer["written"]) for answer in found.answers)
-    metric = found.metrics["template_answers_exact_match_stripped"]
+    written = [answer["written"]["stripped"] for answer in found.answers]
+    assert [[text] for text in written] == [s["filtered_resps"] for s in samples]
+    assert all(written)
+    name = "template_answers_exact_match_stripped"
+    metric = found.metrics[name]
     assert metric.value == expected["results"]["template_answers"]["exact_match,stripped"]
     assert metric.n == 4
-    assert tasks.answers(found) is None
+    given = tasks.answers(found)[name]
+    assert given.right == [bool(s["exact_match"]) for s in samples]
+    assert given.picks == written
+    assert given.subjects == ["astronomy"] * 2 + ["biology"] * 2
     assert ("chat_template_sha256" in found.protocol) == chat
+
+
+class _Written(LanguageModel):
+    """Answers each question with a text of its own: ``answers`` by a word of the question."""
+
+    def __init__(self, tokenizer: Any, answers: dict[str, str]) -> None:
+        self.tokenizer = tokenizer
+        self.answers = answers
+
+    def likelihoods(self, *_: Any) -> Iterator[TokenScores]:
+        raise NotImplementedError
+
+    def generate(self, prompts: Sequence[Sequence[int]], *_: Any) -> Iterator[list[int]]:
+        for prompt in prompts:
+            text = self.tokenizer.decode(prompt)
+            (answer,) = (said for word, said in self.answers.items() if word in text)
+            yield self.tokenizer.encode(f" {answer}", add_special_tokens=False)
+
+
+FILTERS = """filter_list:
+  - name: first
+    filter:
+      - {function: regex, regex_pattern: '(\\S+)'}
+      - {function: take_first}
+  - name: last
+    filter:
+      - {function: regex, regex_pattern: '(\\S+)$'}
+      - {function: take_first}
+"""
+
+
+def test_flips_of_written_answers_are_by_filter_and_subject(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: two ways to read an answer are two measures, each with its own flips."""
+    text = (packaged_directory("evals") / "template_answers.yaml").read_text()
+    start, end = text.index("filter_list:"), text.index("metric_list:")
+    (tmp_path / "mine.yaml").write_text(
+        (text[:start] + FILTERS + text[end:]).replace("task: template_answers", "task: mine")
+    )
+    shutil.copy(packaged_directory("evals") / "template.jsonl", tmp_path)
+    answers = {"nearest": "Mercury", "moons": "two", "mammal": "the whale", "bees": "wax"}
+    changed = answers | {"nearest": "Mercury or Venus", "moons": "one", "bees": "pollen"}
+
+    def evaluated(said: dict[str, str]) -> Evaluated:
+        @contextmanager
+        def opened(*_: Any) -> Iterator[LanguageModel]:
+            yield _Written(source.tokenizer, said)
+
+        monkeypatch.setattr(Transformers, "language_model", opened)
+        plan = EvaluationPlan(source.tokenizer, 2048, tasks=(str(tmp_path / "mine.yaml"),))
+        return evaluate(source, None, plan, details=tmp_path / "details")
+
+    before, after = evaluated(answers), evaluated(changed)
+    first, last = "mine_exact_match_first", "mine_exact_match_last"
+    assert before.answers.keys() == {first, last}
+    assert before.answers[first].right == [True, True, False, False]  # "the" is no whale
+    assert before.answers[last].picks == ["Mercury", "two", "whale", "wax"]
+    details = json.loads((tmp_path / "details" / "mine.json").read_text())
+    assert [answer["written"] for answer in details] == [
+        {"first": "Mercury", "last": "Venus"}, {"first": "one", "last": "one"},
+        {"first": "the", "last": "whale"}, {"first": "pollen", "last": "pollen"},
+    ]  # fmt: skip
+    found = {one.measure: one for one in compare({REFERENCE: before, "v": after}, 1.0)}
+    for name, lost in ((first, 1), (last, 2)):
+        changes, one = found[name].flips, found[name]
+        assert changes is not None
+        assert (changes.right_to_wrong, changes.wrong_to_right) == (lost, 0)
+        assert changes.wrong_to_other == 1  # the bees
+        assert one.p == paired.mcnemar(lost, 0)
+        assert one.subjects == 2
+        assert [(s.subject, s.right_to_wrong, s.n) for s in one.changed_subjects] == [
+            ("astronomy", lost, 2)
+        ]
+        assert one.verdict == "undecided"
 
 
 def test_chat_without_a_template_is_refused(source: Checkpoint) -> None:

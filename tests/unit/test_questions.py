@@ -61,7 +61,7 @@ def test_the_template_runs_as_it_is_and_as_a_copy(tiny_llama: Path, tmp_path: Pa
     right = [
         found.index(min(found)) == q["answer"] for found, q in zip(lengths, questions, strict=True)
     ]
-    assert [answer["right"] for answer in own.answers] == right
+    assert [answer["right"]["template_acc"] for answer in own.answers] == right
     assert own.metrics["template_acc"].value == sum(right) / 4
     assert {answer["subject"] for answer in own.answers} == {"astronomy", "biology"}
     evals = packaged_directory("evals")
@@ -70,7 +70,15 @@ def test_the_template_runs_as_it_is_and_as_a_copy(tiny_llama: Path, tmp_path: Pa
     shutil.copy(evals / "template.jsonl", tmp_path)
     found = tasks.run_task(str(tmp_path / "mine.yaml"), _even, tokenizer, 2048)
     assert found.metrics.keys() == {"mine_acc", "mine_acc_norm"}
-    assert found.answers == [{**answer, "task": "mine"} for answer in own.answers]
+    assert found.answers == [
+        {
+            **answer,
+            "task": "mine",
+            "right": {"mine_acc": answer["right"]["template_acc"]},
+            "pick": {"mine_acc": answer["pick"]["template_acc"]},
+        }
+        for answer in own.answers
+    ]
 
 
 def test_wikitext_from_a_file_is_lm_evals_task_on_its_articles(

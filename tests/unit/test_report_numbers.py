@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from quantkit.ledger import is_accuracy
 from quantkit.report import format as text
 from quantkit.report.noise import (
     Served,
@@ -16,6 +17,7 @@ from quantkit.report.noise import (
     tiers,
 )
 from quantkit.report.scales import Scale, around, from_zero, logarithmic
+from quantkit.report.table import task_title
 from tests.ledger_rows import bench, metric
 from tests.ledgers import quickstart, unmeasured, with_row
 
@@ -137,3 +139,21 @@ def test_ticks_are_few_inside_distinct_and_true(make) -> None:  # type: ignore[n
             said = float(tick.text.replace("−", "-").replace(",", ""))
             assert scale(said) == pytest.approx(tick.at, abs=0.6)
         assert all(0 <= scale(value) <= 500 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("mmlu_acc", "MMLU"),
+        ("arc_easy_acc", "ARC EASY"),
+        ("mine_exact_match", "MINE"),
+        ("gsm8k_exact_match_strict-match", "GSM8K (strict-match)"),
+        ("arc_easy_acc_norm", None),
+        ("prompts_exact_match", None),
+        ("wikitext_word_perplexity", None),
+        ("ppl", None),
+    ],
+)
+def test_which_metrics_count_right_answers(name: str, title: str | None) -> None:
+    assert is_accuracy(name) == (title is not None)
+    assert title is None or task_title(name) == title

@@ -265,8 +265,7 @@ def test_a_template_is_compiled_once(tiny_llama: Path, monkeypatch: pytest.Monke
 
 
 def test_answers_keep_who_was_right_where(tiny_llama: Path) -> None:
-    found = tasks.answers(_run_dev(_Counting(), tiny_llama))
-    assert found is not None
+    (found,) = tasks.answers(_run_dev(_Counting(), tiny_llama)).values()
     assert found.right == [q["answer"] == 0 for q in dev_questions()]
     assert found.picks == [0] * 282
     assert found.subjects == [q["subject"] for q in dev_questions()]
