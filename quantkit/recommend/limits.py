@@ -1,0 +1,181 @@
+"""What a variant must not exceed or fall short of, and whether it does, as far as is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from quantkit.errors import RecipeError
+from quantkit.ledger import ACCURACY, REFERENCE, Ledger
+from quantkit.load import Slo
+from quantkit.recommend.candidates import Candidate
+from quantkit.recommend.interval import Interval
+
+MAX_KLD = 0.05
+"""Nats per token where nothing is said of quality. In llama.cpp's table for Llama 3 8B it lies
+between Q4_K_M (0.031), which people ship without a thought, and Q4_0 (0.072)."""
+
+State = Literal["met", "excluded", "undecided", "unknown"]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What is asked of the variant to ship; None where it does not matter.
+
+    ``max_memory`` in bytes, ``max_kld`` in nats per token, ``max_drop`` in points of accuracy,
+    ``min_goodput`` in requests per second at ``slo``, which is the ledger's where None.
+    """
+
+    max_memory: int | None = None
+    max_kld: float | None = None
+    max_drop: float | None = None
+    min_goodput: float | None = None
+    slo: Slo | None = None
+    concurrency: int | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound on one measured quantity."""
+
+    name: str
+    """As the command line calls it: ``max-kld``; of several, with what it is of."""
+    quantity: str
+    """What is bound, in words: ``KL divergence``."""
+    unit: Literal["bytes", "nats", "points", "requests/s", "ms"]
+    bound: float
+    measure: Callable[[Candidate], Interval | None]
+    at_least: bool = False
+    """Whether more is better; else the bound is an upper one."""
+    is_default: bool = False
+
+    def check(self, candidate: Candidate) -> Check:
+        """Where the candidate stands."""
+        return Check(self, self.measure(candidate))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A candidate's value beside the limit; None where it was not measured."""
+
+    limit: Limit
+    measured: Interval | None
+
+    @property
+    def state(self) -> State:
+        """Undecided where the bound lies inside the interval."""
+        if self.measured is None:
+            return "unknown"
+        bound = self.limit.bound
+        if self.limit.at_least:
+            if self.measured.low >= bound:
+                return "met"
+            return "excluded" if self.measured.high < bound else "undecided"
+        if self.measured.high <= bound:
+            return "met"
+        return "excluded" if self.measured.low > bound else "undecided"
+
+    @property
+    def bound_to_meet(self) -> float | None:
+        """To where the limit would have to be moved for this candidate to meet it for sure."""
+        if self.measured is None:
+            return None
+        bound = self.measured.low if self.limit.at_least else self.measured.high
+        return bound if math.isfinite(bound) else None
+
+
+def limits(ledger: Ledger, wants: Wants, concurrency: int) -> list[Limit]:
+    """Every bound that ``wants`` sets, and ``MAX_KLD`` where none is on quality.
+
+    Raise RecipeError for one on something that no row of the ledger has.
+    """
+    found = []
+    if wants.max_memory is not None:
+        found.append(
+            Limit("max-memory", "memory", "bytes", wants.max_memory, lambda one: one.memory)
+        )
+    found += _quality(ledger, wants)
+    if wants.min_goodput is not None:
+        slo = wants.slo or _slo_of(ledger)
+        found.append(
+            Limit(
+                "min-goodput", f"goodput at {said(slo)}", "requests/s", wants.min_goodput,
+                lambda one: one.goodput(slo), at_least=True,
+            )
+        )  # fmt: skip
+    elif wants.slo is not None:
+        found += _latencies(wants.slo, concurrency)
+    return found
+
+
+def said(slo: Slo) -> str:
+    """``ttft_ms=500,itl_ms=50``, as it is written."""
+    given = (("ttft_ms", slo.ttft_ms), ("itl_ms", slo.itl_ms))
+    return ",".join(f"{name}={value:g}" for name, value in given if value is not None)
+
+
+def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
+    found = []
+    has_divergence = any("kld_mean" in row.metrics for row in ledger.variants[1:])
+    bound = wants.max_kld
+    if bound is None and wants.max_drop is None and has_divergence:
+        bound = MAX_KLD
+    if bound is not None:
+        if not has_divergence:
+            raise RecipeError("max-kld: this run measured no KL divergence; it needs a text")
+        default = wants.max_kld is None
+        kld = Limit("max-kld", "KL divergence", "nats", bound, lambda one: one.divergence)
+        found.append(replace(kld, is_default=default))
+    if wants.max_drop is not None:
+        names = {name for row in ledger.variants for name in row.metrics if name.endswith(ACCURACY)}
+        if not names:
+            raise RecipeError("max-drop: this run asked no questions; it needs evaluate.tasks")
+        found += [_drop(ledger, name, wants.max_drop) for name in sorted(names)]
+    return found
+
+
+def _drop(ledger: Ledger, measure: str, points: float) -> Limit:
+    pairs = {
+        one.b: one
+        for one in ledger.comparisons
+        if one.measure == measure and one.a == REFERENCE and one.low is not None
+    }
+
+    def lost(candidate: Candidate) -> Interval | None:
+        """Points below the original, with the interval of the paired test."""
+        if candidate.row.id == REFERENCE:
+            return Interval.exactly(0.0)
+        one = pairs.get(candidate.row.id)
+        if one is None or one.low is None or one.high is None:
+            return None
+        return Interval(-one.drift, -one.high, -one.low)
+
+    task = measure.removesuffix(ACCURACY)
+    return Limit(f"max-drop ({task})", f"drop in {task}", "points", points, lost)
+
+
+def _latencies(slo: Slo, concurrency: int) -> list[Limit]:
+    given = (("ttft_ms", "TTFT p95", slo.ttft_ms), ("itl_ms", "ITL p95", slo.itl_ms))
+    return [
+        Limit(f"slo ({name})", title, "ms", bound, _latency(concurrency, name))
+        for name, title, bound in given
+        if bound is not None
+    ]
+
+
+def _latency(concurrency: int, name: str) -> Callable[[Candidate], Interval | None]:
+    return lambda candidate: candidate.latency(concurrency, name)
+
+
+def _slo_of(ledger: Ledger) -> Slo:
+    found = {found.slo.model_dump_json(): found.slo for row in ledger.variants
+             for found in row.goodput}  # fmt: skip
+    if len(found) != 1:
+        raise RecipeError(
+            "min-goodput: say of which objective, with --slo ttft_ms=500,itl_ms=50: "
+            f"this run has {len(found) or 'none'}"
+        )
+    return next(iter(found.values()))
