@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from quantkit import __version__, flags
+from quantkit.cli_engines import engines
 from quantkit.errors import QuantkitError
 from quantkit.threads import spin_briefly
 
@@ -172,6 +173,29 @@ def bench(paths: tuple[str, ...], concurrency: str, as_json: bool, **options: An
 
 
 @cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@flags.wants
+@_JSON
+def recommend(directory: Path, as_json: bool, **options: Any) -> None:
+    """Say which variant of a run to ship, on which engine, from its ledger alone.
+
+    Of all variants, the original among them, on every engine that served them: those that meet
+    every limit beyond the noise; of these the one with the most output tokens a second at the
+    highest concurrency; of those not told apart there, the nearest to the original; of those as
+    near, the one that takes the least memory. Then: what the runner-up would cost, which limit
+    binds, and what the data cannot decide. Exit code 1 where nothing meets every limit.
+
+    Example:  quantkit recommend runs/mine --max-memory 6GiB --max-kld 0.05
+    """
+    from quantkit.recommend import command, show
+
+    ledger, found = command.run(directory, **options)
+    show.recommendation(ledger, found, as_json)
+    if found.pick is None:
+        sys.exit(1)
+
+
+@cli.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @flags.serving
 def serve(paths: tuple[str, ...], **options: Any) -> None:
@@ -232,46 +256,7 @@ def verify(path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-@cli.group()
-def engines() -> None:
-    """List, install or remove engines; each installed one has an environment of its own."""
-
-
-@engines.command("list")
-@_JSON
-def list_(as_json: bool) -> None:
-    """Say which engines are there, and where.
-
-    Example:  quantkit engines list
-    """
-    from quantkit import show, toolchains
-
-    show.engines(toolchains.listing(), as_json)
-
-
-@engines.command()
-@click.argument("name")
-@_FORCE
-def install(name: str, force: bool) -> None:
-    """Install an engine that needs an environment of its own.
-
-    Example:  quantkit engines install vllm
-    """
-    from quantkit import toolchains
-
-    toolchains.install(name, force=force)
-
-
-@engines.command()
-@click.argument("name")
-def remove(name: str) -> None:
-    """Remove an installed engine.
-
-    Example:  quantkit engines remove vllm
-    """
-    from quantkit import toolchains
-
-    toolchains.remove(name)
+cli.add_command(engines)
 
 
 def main() -> None:

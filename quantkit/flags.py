@@ -143,6 +143,46 @@ def serving(command: Command) -> Command:
     return command
 
 
+def wants(command: Command) -> Command:
+    """What ``quantkit recommend`` is asked for; each under its own name."""
+    for option in reversed((
+        click.option(
+            "--max-memory", metavar="SIZE", help="Peak of the server, measured, such as 6GiB."
+        ),
+        click.option(
+            "--max-kld",
+            type=click.FloatRange(0),
+            help="Mean KL divergence, nats a token. Default: 0.05, unless --max-drop is given.",
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 100),
+            metavar="POINTS",
+            help="Of accuracy, in each task.",
+        ),
+        click.option(
+            "--min-goodput",
+            type=click.FloatRange(0, min_open=True),
+            metavar="RATE",
+            help="Requests a second that meet --slo; by default the objective of the run.",
+        ),
+        click.option(
+            "--slo",
+            metavar="LIMITS",
+            help="Such as ttft_ms=500,itl_ms=50: of 95 % of the requests, at --concurrency "
+            "where no goodput is asked for.",
+        ),
+        click.option(
+            "--concurrency",
+            type=click.IntRange(1),
+            help="Requests at a time at which throughput counts. Default: the most in the run.",
+        ),
+        click.option("--engine", metavar="NAME", help="Only what this engine served."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _grouped(name: str, command: Command, *options: Callable[[Command], Command]) -> Command:
     """``command`` with ``options``, whose values it gets as the dict ``name``."""
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from quantkit.errors import RecipeError
 
 Arrivals = Literal["constant", "poisson"]
 """How requests of an open loop come: at equal distances, or independently of each other."""
@@ -44,6 +46,17 @@ class Slo(_Entry):
         if self.ttft_ms is None and self.itl_ms is None:
             raise ValueError("an objective needs ttft_ms or itl_ms, or both")
         return self
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``ttft_ms=500,itl_ms=50``, as a command line has it; raise RecipeError for others."""
+        pairs = [part.partition("=") for part in text.split(",")]
+        try:
+            return cls.model_validate({key.strip(): value for key, _, value in pairs})
+        except ValidationError as error:
+            raise RecipeError(
+                f"--slo {text!r}: {error.errors()[0]['msg']}; expected ttft_ms=500,itl_ms=50"
+            ) from error
 
     def met_by(self, ttft_ms: float, itl_ms: float) -> bool:
         """Whether a completed request with these times meets the objective."""

@@ -13,8 +13,9 @@ from quantkit.ledger import (
     SourceEntry,
     TextEntry,
 )
+from quantkit.load import MemoryBandwidth
 from quantkit.variant import CalibrationRecord
-from tests import drifts
+from tests import drifts, loads
 from tests.ledger_rows import reference, row
 
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[x](http://e.x)_*`\"'&amp;\n# heading"
@@ -94,6 +95,20 @@ def quickstart() -> Ledger:
             ),
         ],
     ))  # fmt: skip
+
+
+def swept() -> Ledger:
+    """Six variants and the original, on the engines that take them, at 1 to 32 requests at once."""
+    ledger = quickstart()
+    bandwidth = MemoryBandwidth(
+        read_bytes_per_s=2.1e10, copy_bytes_per_s=1.9e10, triad_bytes_per_s=2.0e10, threads=2,
+        array_bytes=268_435_456,
+    )  # fmt: skip
+    bench = {"concurrency": "auto", "prompt_tokens": 128, "output_tokens": 64, "repetitions": 3}
+    recipe = ledger.recipe | {"bench": bench | {"price_per_hour": 0.4}}
+    environment = ledger.environment.model_copy(update={"memory_bandwidth": bandwidth})
+    changed = {"variants": loads.swept(), "environment": environment, "recipe": recipe}
+    return with_pairs(ledger.model_copy(update=changed))
 
 
 def with_pairs(ledger: Ledger) -> Ledger:

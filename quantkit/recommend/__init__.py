@@ -17,11 +17,11 @@ from quantkit.ledger import Ledger
 from quantkit.recommend.candidates import Candidate, Nearness, candidates
 from quantkit.recommend.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommend.interval import Interval
-from quantkit.recommend.limits import MAX_KLD, Check, Limit, Wants, limits
+from quantkit.recommend.limits import MAX_KLD, Check, Limit, Wants, limits, said
 
 __all__ = [
     "MAX_KLD", "Assessed", "Candidate", "Check", "Interval", "Limit", "Loosened", "Missing",
-    "Nearness", "Reason", "Recommendation", "Wants", "recommend",
+    "Nearness", "Reason", "Recommendation", "Wants", "candidates", "recommend", "said",
 ]  # fmt: skip
 
 

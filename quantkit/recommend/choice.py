@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
 from quantkit.recommend.candidates import Candidate, Nearness
 from quantkit.recommend.interval import Interval
 from quantkit.recommend.limits import Check, Limit
 
-Reason = Literal["only", "throughput", "drift", "memory"]
+Reason = Literal["only", "throughput", "drift", "memory", "nothing"]
 """What decided: it alone meets all; it is faster than all others; of those as fast, it is nearer
-to the original than all others; of those as near, it takes the least memory."""
+to the original than all others; of those as near, it takes the least memory; nothing did, and its
+median is the highest."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Loosened:
     def share(self) -> float:
         """By which part of itself the bound moves."""
         bound = self.before.bound
-        return abs(self.limit.bound - bound) / bound if bound else float("inf")
+        return abs(self.limit.bound - bound) / bound if bound else math.inf
 
 
 def choose(assessed: Sequence[Assessed], nearness: Nearness) -> Choice | None:
@@ -91,7 +94,8 @@ def choose(assessed: Sequence[Assessed], nearness: Nearness) -> Choice | None:
     ]
     # Without paired tests 'nearer' may go round in a circle; then nobody is ahead.
     pick = min(near or fast, key=_memory)
-    by: Reason = "memory"
+    least = [one for one in near or fast if one.candidate.memory == pick.candidate.memory]
+    by: Reason = "memory" if len(least) == 1 else "nothing"
     if len(fitting) == 1:
         by = "only"
     elif len(fast) == 1:
@@ -105,19 +109,28 @@ def loosened(
     assessed: Sequence[Assessed], limits: Sequence[Limit], nearness: Nearness
 ) -> list[Loosened]:
     """What the pick depends on, the limit that needs the least change first."""
-    now = choose(assessed, nearness)
+    fitted = {one.candidate.key for one in assessed if one.fits}
     found = []
     for index, limit in enumerate(limits):
         needed = {one.checks[index].bound_to_meet for one in assessed}
         sign = -1 if limit.at_least else 1
         beyond = [one for one in needed if one is not None and sign * one > sign * limit.bound]
         for bound in sorted(beyond, key=lambda one: sign * one):
-            moved = replace(limit, bound=bound)
+            moved = replace(limit, bound=_rounded(bound, sign))
             then = choose([one.with_limit(moved) for one in assessed], nearness)
-            if then and (now is None or then.pick.candidate.key != now.pick.candidate.key):
+            # Who met the limit before may come out on top too, where a newcomer shifts who is tied
+            # with the fastest: that is not what the limit kept out.
+            if then and then.pick.candidate.key not in fitted:
                 found.append(Loosened(moved, limit, then.pick))
                 break
     return sorted(found, key=lambda one: one.share)
+
+
+def _rounded(bound: float, sign: int) -> float:
+    """To three digits, away from the limit: what is shown suffices."""
+    digits = 2 - math.floor(math.log10(abs(bound))) if bound else 0
+    step = Fraction(10) ** digits
+    return float(sign * math.ceil(sign * Fraction(bound) * step) / step)
 
 
 def _memory(one: Assessed) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from quantkit.errors import RecipeError
-from quantkit.ledger import ACCURACY, REFERENCE, Ledger
+from quantkit.ledger import REFERENCE, Ledger, is_accuracy
 from quantkit.load import Slo
 from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
@@ -112,9 +112,9 @@ def limits(ledger: Ledger, wants: Wants, concurrency: int) -> list[Limit]:
 
 
 def said(slo: Slo) -> str:
-    """``ttft_ms=500,itl_ms=50``, as it is written."""
-    given = (("ttft_ms", slo.ttft_ms), ("itl_ms", slo.itl_ms))
-    return ",".join(f"{name}={value:g}" for name, value in given if value is not None)
+    """``TTFT ≤ 500 ms, ITL ≤ 50 ms``."""
+    given = (("TTFT", slo.ttft_ms), ("ITL", slo.itl_ms))
+    return ", ".join(f"{name} ≤ {value:g} ms" for name, value in given if value is not None)
 
 
 def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
@@ -130,7 +130,7 @@ def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
         kld = Limit("max-kld", "KL divergence", "nats", bound, lambda one: one.divergence)
         found.append(replace(kld, is_default=default))
     if wants.max_drop is not None:
-        names = {name for row in ledger.variants for name in row.metrics if name.endswith(ACCURACY)}
+        names = {name for row in ledger.variants for name in row.metrics if is_accuracy(name)}
         if not names:
             raise RecipeError("max-drop: this run asked no questions; it needs evaluate.tasks")
         found += [_drop(ledger, name, wants.max_drop) for name in sorted(names)]
@@ -151,9 +151,9 @@ def _drop(ledger: Ledger, measure: str, points: float) -> Limit:
         one = pairs.get(candidate.row.id)
         if one is None or one.low is None or one.high is None:
             return None
-        return Interval(-one.drift, -one.high, -one.low)
+        return Interval(0.0 - one.drift, 0.0 - one.high, 0.0 - one.low)
 
-    task = measure.removesuffix(ACCURACY)
+    task = measure.removesuffix("_acc")
     return Limit(f"max-drop ({task})", f"drop in {task}", "points", points, lost)
 
 

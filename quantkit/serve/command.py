@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.errors import RecipeError
 from quantkit.ledger import Ledger, Row
+from quantkit.recommend import Candidate, candidates, recommend
 from quantkit.run import LEDGER
 from quantkit.serve.access_log import say
 from quantkit.serve.address import base_url, curl_example, is_loopback
@@ -17,8 +18,9 @@ from quantkit.serve.config import GatewayConfig, load_config, of_command_line
 from quantkit.serve.one import ServeRequest, serve
 from quantkit.variant import open_model
 
-BEST, FAST = "best", "fast"
-"""Other names of the variants of a run: nearest to the original, most tokens a second."""
+BEST, FAST, RECOMMENDED = "best", "fast", "recommended"
+"""Other names of the variants of a run: nearest to the original, most tokens a second, and what
+``quantkit recommend`` says without any limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,34 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
         return load_config(command.config, overrides)
     paths = _by_id(command.paths)
     aliases: dict[str, str] = {}
+    engines: dict[str, str] = {}
     if command.from_run is not None:
         ledger = Ledger.read(command.from_run / LEDGER)
-        paths |= _of_run(command.from_run, ledger)
-        aliases = {name: row.id for name, row in recommended(ledger).items()}
+        pick = recommended(ledger)
+        paths |= _of_run(command.from_run, ledger, pick)
+        aliases = {name: row.id for name, row in best_and_fast(ledger).items()}
+        if pick:
+            aliases[RECOMMENDED] = pick.row.id
+            engines[pick.row.id] = pick.engine
     if not paths:
         raise RecipeError("nothing to serve: give a PATH, --from-run DIR or --config FILE")
     given = {"engine": command.engine, "context": command.context, "slots": command.slots}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     settings |= {"preload": command.preload, "arguments": of_pairs(command.arguments)}
-    backends = {name: {"path": path, **settings} for name, path in paths.items()}
+    backends = {
+        name: {"path": path, **({"engine": engines[name]} if name in engines else {}), **settings}
+        for name, path in paths.items()
+    }
     return of_command_line(backends, command.aliases, aliases, overrides)
 
 
-def recommended(ledger: Ledger) -> dict[str, Row]:
+def recommended(ledger: Ledger) -> Candidate | None:
+    """What ``quantkit recommend`` picks; None where nothing was benched or nothing fits."""
+    pick = recommend(ledger).pick if candidates(ledger) else None
+    return pick.candidate if pick else None
+
+
+def best_and_fast(ledger: Ledger) -> dict[str, Row]:
     """``best``: the variant nearest to the original; ``fast``: that with the most tokens a second
     at the highest concurrency; as far as they were measured."""
     rows = [row for row in ledger.variants[1:] if row.failed is None]
@@ -132,11 +148,13 @@ def recommended(ledger: Ledger) -> dict[str, Row]:
     return found
 
 
-def _of_run(directory: Path, ledger: Ledger) -> dict[str, str]:
+def _of_run(directory: Path, ledger: Ledger, pick: Candidate | None) -> dict[str, str]:
+    """Paths by id; the original's own where it is the pick."""
     made = [row for row in ledger.variants[1:] if row.failed is None]
     if not made:
         raise RecipeError(f"{directory}: no variant of this run is whole")
-    return {row.id: str(directory / row.path) for row in made}
+    paths = {row.id: str(directory / row.path) for row in made}
+    return paths if pick is None else paths | {pick.row.id: str(directory / pick.row.path)}
 
 
 def _by_id(paths: Sequence[str]) -> dict[str, str]:

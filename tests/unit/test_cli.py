@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.cli import cli
+from tests import ledgers
 
 VERBS = (
     "run",
@@ -19,6 +20,7 @@ VERBS = (
     "convert",
     "evaluate",
     "bench",
+    "recommend",
     "serve",
     "report",
     "inspect",
@@ -99,6 +101,33 @@ def test_inspect_and_verify(variant: Path, tiny_llama: Path) -> None:
     assert ended.returncode == 1
     assert json.loads(ended.stdout)["problems"] == ["stray: not in the manifest"]
     (variant / "stray").unlink()
+
+
+def test_recommend_prints_and_exits_by_whether_anything_fits(tmp_path: Path) -> None:
+    ledgers.swept().write(tmp_path / "ledger.json")
+    ended = quantkit("recommend", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "Ship gptq-w4g64 on vllm."
+    assert any(
+        line.startswith("runner-up  awq-w4g64 on vllm: 319 instead of 329") for line in lines
+    )
+
+    ended = quantkit("recommend", tmp_path, "--max-memory", "1GB", "--min-goodput", "1.5", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["pick"]["variant"] == "gguf-Q4_K_M"
+    # 66.1 tokens/s x 3 x 32 / 34
+    assert found["pick"]["output_tokens_per_s"]["value"] == pytest.approx(186.64, abs=0.01)
+    assert [one["limit"] for one in found["binding"]] == ["max-memory", "max-kld"]
+    assert found["binding"][0]["loosened_to"] == 2.15e9
+
+    ended = quantkit("recommend", tmp_path, "--max-memory", "100MB")
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("Nothing can be recommended")
+    _fails(2, "--slo 'ttft=5': .*expected ttft_ms=500", "recommend", tmp_path, "--slo", "ttft=5")
+    _fails(2, "--max-memory: expected a size", "recommend", tmp_path, "--max-memory", "much")
+    _fails(2, "no such file", "recommend", tmp_path / "none")
 
 
 def test_evaluate_a_variant_against_its_source(variant: Path, tiny_llama: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from quantkit.cli import serve
 from quantkit.errors import RecipeError
+from quantkit.recommend import recommend
 from quantkit.serve.arguments import of_pairs, words
-from quantkit.serve.command import ServeCommand, gateway_config, recommended, run
+from quantkit.serve.command import ServeCommand, best_and_fast, gateway_config, run
 from quantkit.serve.config import GatewayConfig, load_config, parse_size
-from tests.ledgers import quickstart
+from tests.ledgers import quickstart, swept, with_row
 
 FILE = """\
 port: 9000
@@ -170,17 +171,51 @@ def test_one_path_needs_no_gateway() -> None:
     assert not ServeCommand(["x"], idle_timeout=1).is_one
 
 
-def test_what_a_run_recommends() -> None:
+def test_names_of_a_run() -> None:
     """Counted by hand over the rows of a ledger."""
     found = quickstart()
     rows = [row for row in found.variants[1:] if not row.failed]
-    names = recommended(found)
+    names = best_and_fast(found)
     assert names["best"].metrics["kld_mean"].value == min(
         row.metrics["kld_mean"].value for row in rows if "kld_mean" in row.metrics
     )
     level = max(bench.concurrency for row in rows for bench in row.bench)
     speeds = {b.output_tokens_per_s: r.id for r in rows for b in r.bench if b.concurrency == level}
     assert names["fast"].id == speeds[max(speeds)]
+
+
+def test_a_run_serves_what_is_recommended_on_its_engine(tmp_path: Path) -> None:
+    pick = recommend(swept()).pick
+    assert pick is not None
+    assert pick.candidate.key == ("gptq-w4g64", "vllm")
+    swept().write(tmp_path / "ledger.json")
+    for row in swept().variants[1:]:
+        variant(tmp_path / "variants", row.id)
+    config = gateway_config(ServeCommand(from_run=tmp_path))
+    assert config.aliases == {
+        "recommended": "gptq-w4g64", "best": "gguf-F16", "fast": "gptq-w4g64",
+    }  # fmt: skip
+    assert config.backends["gptq-w4g64"].engine == "vllm"
+    assert set(config.models) == {row.id for row in swept().variants[1:]}
+    # What the command line says of engines holds for all.
+    assert gateway_config(
+        ServeCommand(from_run=tmp_path, engine="llamacpp")
+    ).backends["gptq-w4g64"].engine == "llamacpp"  # fmt: skip
+
+
+def test_a_run_serves_the_original_only_where_that_is_recommended(tmp_path: Path) -> None:
+    source = Path(variant(tmp_path, "source"))
+    found = with_row(swept(), 0, path=str(source))
+    rows = [row if row.id == "reference" else row.model_copy(update={"bench": row.bench[:1]})
+            for row in found.variants]  # fmt: skip
+    recipe = found.recipe | {"bench": {"concurrency": [1, 32]}}
+    found = found.model_copy(update={"variants": rows, "recipe": recipe})
+    found.write(tmp_path / "ledger.json")
+    for row in found.variants[1:]:
+        variant(tmp_path / "variants", row.id)
+    config = gateway_config(ServeCommand(from_run=tmp_path))
+    assert config.aliases["recommended"] == "reference"
+    assert config.backends["reference"].path == str(source)
 
 
 def test_the_files_in_the_documentation_are_valid(tmp_path: Path) -> None:

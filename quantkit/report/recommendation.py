@@ -1,0 +1,288 @@
+"""The recommendation in words: what to ship, what the next one would cost, what stays open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quantkit.ledger import Ledger
+from quantkit.recommend import (
+    Assessed,
+    Candidate,
+    Check,
+    Interval,
+    Limit,
+    Loosened,
+    Recommendation,
+    candidates,
+    recommend,
+    said,
+)
+from quantkit.report.format import milliseconds, number, signed, size
+from quantkit.report.prose import Name, Prose
+
+RULE = (
+    "The rule: of all variants, the original among them, on every engine that served them, those "
+    "that meet every limit beyond the noise; of these the one with the most output tokens per "
+    "second at the highest concurrency; of those that repetitions cannot tell apart there, the one "
+    "nearest to the original; of those as near, the one that takes the least memory."
+)
+NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommendation, a sentence or two for each question; empty where there is no answer."""
+
+    ship: Prose
+    numbers: Prose
+    why: Prose
+    runner_up: Prose
+    limits: Prose
+    binds: list[Prose]
+    undecided: list[Prose]
+    excluded: list[Prose]
+    """A line for each that fails a limit: which, and by how much."""
+    missing: list[Prose]
+
+
+def advice_of(ledger: Ledger) -> Advice | None:
+    """Under no limit but the default one on drift; None where nothing was benched."""
+    return advice(ledger, recommend(ledger)) if candidates(ledger) else None
+
+
+def advice(ledger: Ledger, found: Recommendation) -> Advice:
+    """What a recommendation says."""
+    pick = found.pick
+    return Advice(
+        ship=("Ship ", *on_engine(pick.candidate), ".") if pick else NOTHING_FITS,
+        numbers=(*_numbers(pick, found.concurrency), ".") if pick else (),
+        why=_why(found),
+        runner_up=_runner_up(found),
+        limits=_limits(found),
+        binds=_binds(found),
+        undecided=_undecided(ledger, found),
+        excluded=[_excluded(one) for one in found.assessed if _failed(one)],
+        missing=[(Name(one.id), f" {one.reason}.") for one in found.missing],
+    )
+
+
+def on_engine(candidate: Candidate) -> Prose:
+    """``gguf-Q8_0 on llamacpp``, with the name set as one."""
+    return Name(candidate.row.id), f" on {candidate.engine}"
+
+
+def span(interval: Interval, say: Callable[[float], str] = number) -> str:
+    """``118 (111 to 125)``; ``2.5 (2.5 or more)``; the value alone where it has no error."""
+    if interval.low == interval.high:
+        return say(interval.value)
+    if math.isinf(interval.high):
+        return f"{say(interval.value)} or more"
+    return f"{say(interval.value)} ({say(interval.low)} to {say(interval.high)})"
+
+
+def _numbers(one: Assessed, concurrency: int) -> Prose:
+    candidate = one.candidate
+    requests = "request" if concurrency == 1 else "requests"
+    parts = []
+    if one.throughput:
+        parts.append(
+            f"{span(one.throughput)} output tokens/s with {concurrency} {requests} at a time"
+        )
+    if candidate.divergence:
+        parts.append(f"KL divergence {span(candidate.divergence)} nats")
+    parts += [
+        f"{check.limit.quantity} {_span(check)}"
+        for check in one.checks
+        if check.measured and check.limit.name not in ("max-kld", "max-memory")
+    ]
+    if all(check.limit.name != "min-goodput" for check in one.checks):
+        parts += [
+            f"goodput {number(good.rate_per_s)} requests/s at {said(good.slo)}"
+            for good in candidate.goodputs
+        ]
+    weights = candidate.row.bytes
+    of_weights = f", {size(weights)} of it weights" if weights else ""
+    parts.append(f"{size(round(candidate.memory.value))} of memory at peak{of_weights}")
+    return ("; ".join(parts),)
+
+
+def _why(found: Recommendation) -> Prose:
+    choice = found.choice
+    if choice is None:
+        return ()
+    if choice.by == "only":
+        return ("It alone is known to meet every limit." if found.limits else "It stands alone.",)
+    if choice.by == "throughput":
+        return ("It is faster than all others that meet the limits, beyond the noise.",)
+    tied: Prose = ("In throughput it cannot be told from ", *_listing(choice.tied))
+    if choice.by == "drift":
+        return (*tied, "; of these it is the nearest to the original.")
+    if choice.by == "memory":
+        return (*tied, "; of those as near to the original it takes the least memory.")
+    return (*tied, "; nor does drift or memory decide: it has the higher median.")
+
+
+def _listing(ones: Sequence[Assessed]) -> Prose:
+    text: Prose = ()
+    for index, one in enumerate(ones):
+        last = index == len(ones) - 1
+        text += ((" and " if last else ", ") if index else "", *on_engine(one.candidate))
+    return text
+
+
+def _runner_up(found: Recommendation) -> Prose:
+    """What the second would give and take, in throughput, drift and memory."""
+    pick, second = found.pick, found.runner_up
+    if second is None:
+        return ("No other is known to meet every limit.",) if pick else ()
+    if pick is None or pick.throughput is None or second.throughput is None:
+        return ()
+    a, b = pick.candidate, second.candidate
+    text: Prose = (*on_engine(b), ": ", _change(second.throughput, pick.throughput), "; ")
+    if a.row.id == b.row.id:
+        text += ("the same weights; ",)
+    elif a.divergence and b.divergence:
+        text += (
+            f"KL divergence {number(b.divergence.value)} instead of "
+            f"{number(a.divergence.value)} nats ({_nearer(found, a, b)}); ",
+        )
+    there, here = (round(one.memory.value) for one in (b, a))
+    return (*text, f"{size(there)} of memory instead of {size(here)}.")
+
+
+def _change(one: Interval, other: Interval) -> str:
+    """``131 instead of 118 tokens/s (+11 %, -2 to +26 %: not told apart)``."""
+    ratio = one.over(other)
+    ends = [signed(100 * (end - 1), 0) for end in (ratio.value, ratio.low, ratio.high)]
+    told = ": not told apart" if one.overlaps(other) else ""
+    return (
+        f"{number(one.value)} instead of {number(other.value)} tokens/s "
+        f"({ends[0]} %, {ends[1]} to {ends[2]} %{told})"
+    )
+
+
+def _nearer(found: Recommendation, a: Candidate, b: Candidate) -> str:
+    if found.nearness.nearer(b, a):
+        return "nearer to the original"
+    return "farther from the original" if found.nearness.nearer(a, b) else "not told apart"
+
+
+def _limits(found: Recommendation) -> Prose:
+    """What was asked for."""
+    said = [
+        f"{one.quantity} {bound(one)}" + (" (the default)" if one.is_default else "")
+        for one in found.limits
+    ]
+    return (f"{'; '.join(said)}." if said else "none.",)
+
+
+def _binds(found: Recommendation) -> list[Prose]:
+    """Each limit whose change alone changes the pick, the smallest change first."""
+    if not found.limits:
+        return []
+    if not found.loosened:
+        return [("Loosening any one limit alone would change nothing.",)]
+    return [_bind(one) for one in found.loosened]
+
+
+def _bind(one: Loosened) -> Prose:
+    verb = "lowered" if one.limit.at_least else "raised"
+    text: Prose = (
+        Name(one.limit.name),
+        f" {verb} from {value(one.limit, one.before.bound)} to "
+        f"{value(one.limit, one.limit.bound)} ({_far(one)}) would make it ",
+        *on_engine(one.pick.candidate),
+    )
+    if one.pick.throughput:
+        text += (f" with {number(one.pick.throughput.value)} tokens/s",)
+    return (*text, ".")
+
+
+def _far(one: Loosened) -> str:
+    """``+46 %``, ``12 times as much``."""
+    times = one.limit.bound / one.before.bound if one.before.bound else math.inf
+    if times > 2:
+        return f"{number(times, 2)} times as much" if math.isfinite(times) else "from nothing"
+    return f"{signed(100 * (times - 1), 0 if abs(times - 1) >= 0.1 else 1)} %"
+
+
+def _undecided(ledger: Ledger, found: Recommendation) -> list[Prose]:
+    """What would have to be measured longer to be known."""
+    text: list[Prose] = []
+    for one in found.assessed:
+        parts: Prose = ()
+        for check in one.open:
+            parts += ("; " if parts else "", f"{check.limit.quantity} {_span(check)}, ")
+            parts += (f"{bound(check.limit)}",)
+        if parts:
+            end = "; if it does, it is the one to ship." if one in found.open else "."
+            text.append(("Whether ", *on_engine(one.candidate), " meets the limit: ", *parts, end))
+    if found.choice and found.choice.tied:
+        text.append(
+            (
+                "Whether ", *on_engine(found.choice.pick.candidate), " or ",
+                *_listing(found.choice.tied), " is faster: their intervals overlap.",
+            )
+        )  # fmt: skip
+    client_bound = [
+        one
+        for one in found.assessed
+        if (bench := one.candidate.bench(found.concurrency)) and bench.client_bound
+    ]
+    if client_bound:
+        text.append(
+            (
+                "How fast ", *_listing(client_bound), " really is: the load generator was the "
+                "bottleneck.",
+            )
+        )  # fmt: skip
+    if ledger.environment.gpu:
+        text.append(("How much memory is used on the GPU: only the host's was measured.",))
+    return text
+
+
+def _failed(one: Assessed) -> list[Check]:
+    return [check for check in one.checks if check.state == "excluded"]
+
+
+def _excluded(one: Assessed) -> Prose:
+    """``memory 2.31 GB, 1.31 GB above 1.00 GB``."""
+    text: Prose = (*on_engine(one.candidate), ": ")
+    for index, check in enumerate(_failed(one)):
+        assert check.measured is not None
+        limit = check.limit
+        gap = value(limit, abs(check.measured.value - limit.bound))
+        text += ("; " if index else "", f"{limit.quantity} {_span(check)}, {gap} ")
+        text += (f"{'below' if limit.at_least else 'above'} {value(limit, limit.bound)}",)
+    return (*text, ".")
+
+
+def _span(check: Check) -> str:
+    """``0.0241 nats (0.0233 to 0.0249)``."""
+    limit, interval = check.limit, check.measured
+    assert interval is not None
+    if interval.low == interval.high:
+        return value(limit, interval.value)
+    if math.isinf(interval.high):
+        return f"{value(limit, interval.value)} or more"
+    ends = [value(limit, end).removesuffix(f" {limit.unit}") for end in
+            (interval.low, interval.high)]  # fmt: skip
+    return f"{value(limit, interval.value)} ({' to '.join(ends)})"
+
+
+def bound(limit: Limit) -> str:
+    """``at most 6.44 GB``."""
+    return f"{'at least' if limit.at_least else 'at most'} {value(limit, limit.bound)}"
+
+
+def value(limit: Limit, measured: float) -> str:
+    """In the limit's unit."""
+    if limit.unit == "bytes":
+        return size(round(measured))
+    if limit.unit == "ms":
+        return milliseconds(measured)
+    if limit.unit == "points":
+        return f"{number(measured)} points"
+    return f"{number(measured)} {limit.unit}"

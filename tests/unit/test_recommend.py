@@ -1,0 +1,282 @@
+"""What to ship: hand-made ledgers whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from quantkit.errors import EvaluationError, RecipeError
+from quantkit.ledger import Failure, Ledger, Row
+from quantkit.load import Slo
+from quantkit.recommend import Recommendation, Wants, recommend
+from quantkit.recommend.interval import Interval, of_repetitions
+from tests import ledgers, loads
+from tests.ledger_rows import LLAMACPP, VLLM
+
+MB = 10**6
+
+
+def row(
+    id_: str,
+    kld: float,
+    rates: Sequence[float],
+    *,
+    engine: str = LLAMACPP,
+    memory: int = 400 * MB,
+    error: float = 0.0001,
+    **load: Any,
+) -> Row:
+    """A variant with a divergence, and a bench at 4 requests at a time with these repetitions."""
+    like = ledgers.quickstart().variants[1]
+    mean = like.metrics["kld_mean"].model_copy(update={"value": kld, "stderr": error})
+    return like.model_copy(
+        update={
+            "id": id_,
+            "metrics": like.metrics | {"kld_mean": mean},
+            "bench": [loads.bench(engine, 4, rates, memory=memory, **load)],
+        }
+    )
+
+
+def ledger(*rows: Row) -> Ledger:
+    """The original, which was not benched, and these variants."""
+    found = ledgers.quickstart()
+    original = found.variants[0].model_copy(update={"bench": []})
+    return ledgers.with_pairs(found.model_copy(update={"variants": [original, *rows]}))
+
+
+def steady(rate: float) -> list[float]:
+    """Three repetitions that agree: their interval is 2 % to each side."""
+    return [rate, rate, rate]
+
+
+def picked(found: Recommendation) -> str | None:
+    return found.pick.candidate.row.id if found.pick else None
+
+
+def states(found: Recommendation, id_: str) -> dict[str, str]:
+    one = next(one for one in found.assessed if one.candidate.row.id == id_)
+    return {check.limit.name: check.state for check in one.checks}
+
+
+FAST = row("fast", 0.04, steady(200.0), memory=900 * MB)
+NEAR = row("near", 0.001, steady(100.0), memory=600 * MB)
+SMALL = row("small", 0.02, steady(50.0), memory=200 * MB)
+FAR = row("far", 0.3, steady(300.0), memory=300 * MB)
+FOUR = ledger(FAST, NEAR, SMALL, FAR)
+
+
+@pytest.mark.parametrize(
+    ("wants", "pick", "second"),
+    [
+        (Wants(), "fast", "near"),  # 0.05 nats are the default
+        (Wants(max_kld=1.0), "far", "fast"),
+        (Wants(max_kld=0.03), "near", "small"),
+        (Wants(max_kld=0.03, max_memory=500 * MB), "small", None),
+        (Wants(max_memory=300 * MB), "small", None),
+        (Wants(max_drop=100.0), "far", "fast"),  # then the default on drift is off
+        (Wants(max_drop=100.0, max_kld=0.05), "fast", "near"),
+        (Wants(min_goodput=1.0, slo=Slo(itl_ms=50.0)), "fast", "near"),
+        (Wants(min_goodput=4.0, slo=Slo(itl_ms=50.0)), None, None),  # 200 / 64 = 3.1 requests/s
+    ],
+)
+def test_the_fastest_of_those_that_meet_every_limit(
+    wants: Wants, pick: str | None, second: str | None
+) -> None:
+    found = recommend(FOUR, wants)
+    assert picked(found) == pick
+    assert (found.runner_up.candidate.row.id if found.runner_up else None) == second
+
+
+def test_the_limit_that_binds_is_the_one_that_needs_the_least_change() -> None:
+    found = recommend(FOUR, Wants(max_memory=500 * MB, max_kld=0.03))
+    assert picked(found) == "small"
+    memory, drift = found.loosened
+    # near needs 600 MB, a fifth more; far needs 0.3 + 1.96 * 0.0001 nats, ten times as much.
+    assert (memory.limit.name, memory.limit.bound) == ("max-memory", 600 * MB)
+    assert memory.pick.candidate.row.id == "near"
+    assert memory.share == pytest.approx(0.2)
+    assert (drift.limit.name, drift.pick.candidate.row.id) == ("max-kld", "far")
+    assert drift.limit.bound == 0.301  # rounded up: what is shown suffices
+    again = Wants(max_memory=500 * MB, max_kld=drift.limit.bound)
+    assert picked(recommend(FOUR, again)) == "far"
+
+
+def test_a_limit_that_keeps_nobody_better_out_does_not_bind() -> None:
+    assert recommend(FOUR, Wants(max_kld=1.0, max_memory=10**10)).loosened == ()
+
+
+def test_goodput_and_latency_bind_downwards_and_upwards() -> None:
+    late = row("late", 0.001, steady(200.0), ttft_p95=600.0)
+    soon = row("soon", 0.001, steady(100.0), ttft_p95=300.0)
+    found = recommend(ledger(late, soon), Wants(slo=Slo(ttft_ms=500.0)))
+    assert picked(found) == "soon"
+    # Repetitions that agree have 4 % / (2 - 4 %) to each side: 600 ms are at most 612.3 ms.
+    (binding,) = found.loosened
+    assert (binding.limit.name, binding.limit.bound) == ("slo (ttft_ms)", 613.0)
+    found = recommend(ledger(late, soon), Wants(slo=Slo(ttft_ms=500.0), min_goodput=1.0))
+    assert picked(found) == "soon"  # late reaches nothing within 500 ms, soon 100 / 64
+    found = recommend(ledger(late, soon), Wants(slo=Slo(ttft_ms=1000.0), min_goodput=2.0))
+    assert picked(found) == "late"
+    assert states(found, "soon") == {"max-kld": "met", "min-goodput": "undecided"}
+
+
+def test_a_goodput_that_was_searched_for_comes_before_what_loops_show() -> None:
+    one = row("one", 0.001, steady(100.0)).model_copy(
+        update={"goodput": [loads.goodput(LLAMACPP, 0.9, 1.1)]}
+    )
+    for least, state in ((0.9, "met"), (1.0, "undecided"), (1.2, "excluded")):
+        found = recommend(ledger(one), Wants(min_goodput=least))  # the ledger has one objective
+        assert states(found, "one")["min-goodput"] == state
+    # Another objective: 100 / 64 = 1.56 requests/s were completed within it.
+    found = recommend(ledger(one), Wants(min_goodput=1.5, slo=Slo(ttft_ms=400.0)))
+    assert states(found, "one")["min-goodput"] == "met"
+    with pytest.raises(RecipeError, match="this run has none"):
+        recommend(FOUR, Wants(min_goodput=1.0))
+
+
+def test_throughputs_inside_the_noise_are_decided_by_drift() -> None:
+    quick = row("quick", 0.03, [100.0, 104.0, 108.0])
+    nearer = row("nearer", 0.002, [98.0, 101.0, 104.0])
+    found = recommend(ledger(quick, nearer))
+    assert found.choice is not None
+    assert (picked(found), found.choice.by) == ("nearer", "drift")
+    assert [one.candidate.row.id for one in found.choice.tied] == ["quick"]
+    # With repetitions that agree the same medians would be told apart if they were 4 % apart.
+    sure = recommend(ledger(row("quick", 0.03, steady(106.0)), row("nearer", 0.002, steady(101.0))))
+    assert sure.choice is not None
+    assert (picked(sure), sure.choice.by) == ("quick", "throughput")
+
+
+def test_drifts_inside_the_noise_are_decided_by_memory() -> None:
+    rows = [
+        row(name, 0.02, [99.0, 100.0, 101.0], memory=memory, error=0.001)
+        for name, memory in (("large", 900 * MB), ("little", 300 * MB))
+    ]
+    rows = [rows[0], rows[1].model_copy(update={"metrics": rows[0].metrics})]
+    found = recommend(ledger(*rows))
+    assert found.choice is not None
+    assert (picked(found), found.choice.by) == ("little", "memory")
+
+
+def test_two_engines_of_one_variant_are_two_candidates() -> None:
+    both = FAST.model_copy(
+        update={"bench": [loads.bench(LLAMACPP, 4, steady(90)), loads.bench(VLLM, 4, steady(120))]}
+    )
+    found = recommend(ledger(both))
+    assert found.pick is not None
+    assert found.runner_up is not None
+    assert found.pick.candidate.key == ("fast", "vllm")
+    assert found.runner_up.candidate.key == ("fast", "llamacpp")
+    assert recommend(ledger(both), Wants(engine="llamacpp")).assessed[0].candidate.engine == (
+        "llamacpp"
+    )
+    with pytest.raises(RecipeError, match=r"engine 'vlm': .*did you mean 'vllm'"):
+        recommend(ledger(both), Wants(engine="vlm"))
+
+
+def test_a_limit_inside_an_interval_is_undecided_and_nobody_is_shipped_by_it() -> None:
+    unsure = row("unsure", 0.05, steady(300.0), error=0.002)  # 0.046 to 0.054
+    found = recommend(ledger(unsure, NEAR), Wants(max_kld=0.05))
+    assert states(found, "unsure") == {"max-kld": "undecided"}
+    assert picked(found) == "near"
+    assert [one.candidate.row.id for one in found.open] == ["unsure"]
+    alone = recommend(ledger(unsure), Wants(max_kld=0.05))
+    assert alone.pick is None
+    assert [one.candidate.row.id for one in alone.open] == ["unsure"]
+    slow = row("slow", 0.05, steady(30.0), error=0.002)
+    assert recommend(ledger(slow, NEAR), Wants(max_kld=0.05)).open == ()
+
+
+def test_nothing_fits_and_what_would_have_to_give() -> None:
+    found = recommend(FOUR, Wants(max_memory=100 * MB, max_kld=0.05))
+    assert found.pick is None
+    assert found.runner_up is None
+    (binding,) = found.loosened  # no bound on drift alone helps
+    assert (binding.limit.bound, binding.pick.candidate.row.id) == (200 * MB, "small")
+
+
+def test_the_original_is_a_candidate_with_no_drift() -> None:
+    found = ledgers.quickstart()
+    original = found.variants[0].model_copy(update={"bench": [loads.bench(VLLM, 4, steady(500.0))]})
+    made = ledgers.with_pairs(found.model_copy(update={"variants": [original, FAST]}))
+    assert picked(recommend(made, Wants(max_kld=0.0))) == "reference"
+
+
+def test_drop_is_the_paired_interval_of_each_task() -> None:
+    """gguf-Q8_0 lost 0 points of 282 questions, the interval is +-2.1."""
+    for points, state in ((1.0, "undecided"), (2.5, "met")):
+        found = recommend(ledgers.quickstart(), Wants(max_drop=points))
+        assert states(found, "gguf-Q8_0") == {"max-drop (mmlu)": state}
+    lost = [
+        pair.model_copy(update={"drift": -6.0, "low": -8.0, "high": -4.0})
+        if (pair.measure, pair.b) == ("mmlu_acc", "gguf-Q8_0") and pair.a == "reference"
+        else pair
+        for pair in ledgers.quickstart().comparisons
+    ]
+    made = ledgers.quickstart().model_copy(update={"comparisons": lost})
+    found = recommend(made, Wants(max_drop=3.9))
+    assert states(found, "gguf-Q8_0") == {"max-drop (mmlu)": "excluded"}
+
+
+def test_what_is_missing_is_named_and_not_recommended() -> None:
+    broken = FAST.model_copy(
+        update={"id": "broken", "failed": Failure(stage="bench", error="it died")}
+    )
+    unbenched = FAST.model_copy(update={"id": "unbenched", "bench": []})
+    unmeasured = FAST.model_copy(update={"id": "unmeasured", "metrics": {}})
+    lower = FAST.model_copy(
+        update={"id": "lower", "bench": [loads.bench(LLAMACPP, 1, steady(999.0))]}
+    )
+    found = recommend(ledger(broken, unbenched, unmeasured, lower, SMALL))
+    assert picked(found) == "small"
+    reasons = {one.id: one.reason for one in found.missing}
+    assert reasons == {
+        "reference": "was not benched",
+        "broken": "failed in bench",
+        "unbenched": "was not benched",
+        "unmeasured on llamacpp": "no KL divergence",
+        "lower on llamacpp": "no bench at 4 requests at a time",
+    }
+    with pytest.raises(EvaluationError, match="nothing to recommend"):
+        recommend(ledger(broken, unbenched))
+    with pytest.raises(RecipeError, match="concurrency 2: this run benched 1, 4 requests"):
+        recommend(ledger(lower, SMALL), Wants(concurrency=2))
+
+
+def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
+    bare = [one.model_copy(update={"metrics": {}}) for one in (FAST, NEAR)]
+    found = ledgers.quickstart()
+    original = found.variants[0].model_copy(update={"metrics": {}, "bench": []})
+    made = found.model_copy(update={"variants": [original, *bare], "comparisons": []})
+    assert picked(recommend(made)) == "fast"  # and no limit on drift, for there is none to know
+    assert recommend(made).limits == ()
+    for wants in (Wants(max_kld=0.1), Wants(max_drop=1.0)):
+        with pytest.raises(RecipeError, match="this run"):
+            recommend(made, wants)
+
+
+def test_a_sweep_that_levelled_off_counts_at_more_requests() -> None:
+    """Only a sweep that ended by itself: there, more requests bring no more tokens."""
+    early = row("early", 0.01, steady(100.0))
+    late = row("late", 0.01, steady(50.0)).model_copy(
+        update={"bench": [loads.bench(LLAMACPP, n, steady(30.0 + n)) for n in (4, 16)]}
+    )
+    made = ledger(early, late)
+    assert picked(recommend(made)) == "late"
+    swept = made.model_copy(update={"recipe": {"bench": {"concurrency": "auto"}}})
+    assert picked(recommend(swept)) == "early"
+
+
+def test_intervals_of_repetitions() -> None:
+    # Student's t at 2 degrees of freedom is 4.3027; s = 5, so 4.3027 * 5 / sqrt(3) = 12.42.
+    found = of_repetitions([95.0, 100.0, 105.0])
+    assert (found.low, found.high) == pytest.approx((87.58, 112.42), abs=0.01)
+    # One run: it touches another exactly where that is a tenth lower.
+    one, other = of_repetitions([100.0]), of_repetitions([90.0])
+    assert one.low == pytest.approx(other.high)
+    assert not of_repetitions([100.0]).overlaps(of_repetitions([89.9]))
+    ratio = Interval(100.0, 90.0, 110.0).over(Interval(50.0, 40.0, 60.0))
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 1.5, 2.75)
