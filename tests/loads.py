@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import median, stdev
 from typing import Any
 
-from quantkit.bench.summary import summary
 from quantkit.ledger import Row
-from quantkit.load import Bandwidth, Bench, Goodput, Percentiles, RateReading, Reading, Slo
+from quantkit.load import (
+    Bandwidth,
+    Bench,
+    Goodput,
+    Percentiles,
+    RateReading,
+    Reading,
+    Slo,
+    Spread,
+)
 from tests import ledger_rows
 from tests.ledger_rows import LLAMACPP, VLLM
 
@@ -50,8 +60,26 @@ def bench(
         **more,
     }  # fmt: skip
     return Bench(
-        engine=engine, concurrency=concurrency, peak_rss_bytes=memory, **summary(readings), **given
+        engine=engine,
+        concurrency=concurrency,
+        output_tokens_per_s=median(rates),
+        request_per_s=median(rates) / _OUTPUT,
+        ttft_ms=readings[0].ttft_ms,
+        itl_ms=readings[0].itl_ms,
+        throughput_spread=_spread(rates),
+        ttft_spread=_spread([one.ttft_ms.p50 for one in readings]),
+        itl_spread=_spread([one.itl_ms.p50 for one in readings]),
+        requests=8 * concurrency * len(readings),
+        errors=0,
+        peak_rss_bytes=memory,
+        repetitions=readings,
+        **given,
     )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 2 else None
+    return Spread(low=min(values), high=max(values), stderr=error)
 
 
 def goodput(engine: str, rate: float, above: float | None, slo: Slo = SLO) -> Goodput:
