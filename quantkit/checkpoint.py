@@ -114,9 +114,8 @@ class Checkpoint:
                 f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
                 "the model came from"
             )
-        tensors = {info.name: info for shard in _shards(path) for info in _index(shard)}
         # A snapshot's directory in the hub's cache is named after its commit.
-        return cls(id, path, path.name if hub else None, config, tensors, origin)
+        return cls(id, path, path.name if hub else None, config, tensors_in(path), origin)
 
     @property
     def scheme(self) -> str:
@@ -236,6 +235,12 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def tensors_in(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a directory's safetensors files, by name; raise CheckpointError where there
+    are none, or damaged ones."""
+    return {info.name: info for shard in _shards(path) for info in _index(shard)}
 
 
 def _shards(path: Path) -> list[Path]:

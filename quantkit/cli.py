@@ -94,6 +94,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to make them.")
 @flags.calibration
+@flags.producer
 @flags.gguf
 @click.option(
     "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."

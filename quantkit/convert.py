@@ -21,9 +21,9 @@ from quantkit.files import (
     sha256_file,
     sha256_json,
 )
-from quantkit.formats import load_format
 from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
+from quantkit.producers import load_maker
 from quantkit.spec import Spec
 from quantkit.variant import (
     MANIFEST,
@@ -49,7 +49,7 @@ def plan(checkpoint: Checkpoint, spec: Spec) -> Plan:
             f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
             "convert from the checkpoint"
         )
-    return load_format(spec.format).plan(checkpoint, spec)
+    return load_maker(spec).plan(checkpoint, spec)
 
 
 def convert(
@@ -90,7 +90,7 @@ def groups(specs: Sequence[Spec]) -> list[list[Spec]]:
     """The specs that are made in one pass over the source, together; the others alone."""
     found: dict[object, list[Spec]] = {}
     for spec in specs:
-        together = isinstance(load_format(spec.format), SharesReading)
+        together = isinstance(load_maker(spec), SharesReading)
         found.setdefault(spec.format if together else spec, []).append(spec)
     return list(found.values())
 
@@ -132,7 +132,7 @@ def _convert_group(
             used = calibration if plans[spec].needs_calibration else None
             cost = ConvertCost(
                 seconds=seconds,
-                peak_rss_bytes=memory.peak_bytes,
+                peak_rss_bytes=result.peak_rss_bytes or memory.peak_bytes,
                 device=devices.describe(used.device) if used else None,
                 peak_device_bytes=result.peak_device_bytes,
                 stage_seconds=result.stage_seconds,
@@ -149,7 +149,7 @@ def _convert_group(
 
 def _resume_key(checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None) -> str | None:
     """A hash of all that decides on the bits; None where an attempt begins anew."""
-    if calibration is None or not load_format(spec.format).resumes:
+    if calibration is None or not load_maker(spec).resumes:
         return None
     what = [
         quantkit.__version__,
@@ -167,11 +167,11 @@ def _write(
     if not targets:
         return {}
     spec, directory = next(iter(targets.items()))
-    format_ = load_format(spec.format)
-    if isinstance(format_, SharesReading):
-        return format_.convert_many(checkpoint, targets, calibration)
+    maker = load_maker(spec)
+    if isinstance(maker, SharesReading):
+        return maker.convert_many(checkpoint, targets, calibration)
     try:
-        return {spec: format_.convert(checkpoint, spec, calibration, directory)}
+        return {spec: maker.convert(checkpoint, spec, calibration, directory)}
     except Exception as error:  # the caller's to raise, after the others are made
         return {spec: error}
 
@@ -194,7 +194,7 @@ def _describe(
         spec={
             "format": planned.spec.format,
             "scheme": planned.spec.scheme,
-            "producer": "native",
+            "producer": planned.spec.producer,
             **planned.options,
             **converted.options,
         },

@@ -49,6 +49,26 @@ def calibration(command: Command) -> Command:
     )
 
 
+def producer(command: Command) -> Command:
+    """Who makes the weights, and what it is told: ``producer`` and ``producer_args``."""
+    return _grouped(
+        "producer",
+        command,
+        click.option(
+            "--producer",
+            metavar="NAME",
+            help="Of GPTQ and AWQ: native, or a package: auto-round, autoawq, auto-gptq.",
+        ),
+        click.option(
+            "--producer-arg",
+            "producer_args",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="The package's own option, such as iters=50. May be repeated.",
+        ),
+    )
+
+
 def verdicts(command: Command) -> Command:
     """When two models count as equivalent, and how many questions are asked to see it."""
     return _grouped(

@@ -189,7 +189,9 @@ def _other_origin(
     manifest = variant.manifest
     if manifest is None or manifest.source.sha256 != source.sha256:
         return "source"
-    asked = {"format": plan.spec.format, "scheme": plan.spec.scheme, **plan.options}
+    spec = plan.spec
+    own = {"format": spec.format, "scheme": spec.scheme, "producer": spec.producer}
+    asked = own | plan.options
     for key, value in asked.items():
         if manifest.spec.get(key) != value:
             return f"{key} ({manifest.spec.get(key)}, not {value})"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.formats import FORMATS
+from quantkit.producers import NATIVE, PRODUCERS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("reference",)
@@ -29,6 +30,8 @@ class Spec:
     """Keys and values, sorted by key; a mapping among the values is such pairs too, unsorted."""
     name: str | None = None
     """The variant's id and directory, where it is not to be ``directory``'s default."""
+    producer: str = NATIVE
+    """Who makes the weights: the format's own code, or a package in its toolchain."""
 
     @classmethod
     def parse(cls, text: str) -> Spec:
@@ -57,7 +60,8 @@ class Spec:
             raise RecipeError(
                 "expected format:scheme, or keys and values with a `spec: format:scheme` among them"
             )
-        options = {str(key): value for key, value in entry.items() if key not in ("spec", "name")}
+        own = ("spec", "name", "producer")
+        options = {str(key): value for key, value in entry.items() if key not in own}
         name = entry.get("name")
         if name is not None and (
             not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN
@@ -66,31 +70,44 @@ class Spec:
                 f"name {name!r}: it becomes a directory: letters, digits, '.', '_' and '-', "
                 f"and not {', '.join(_TAKEN)}"
             )
-        return cls.parse(entry["spec"]).having(options, name)
+        return cls.parse(entry["spec"]).by(entry.get("producer", NATIVE)).having(options, name)
+
+    def by(self, producer: str) -> Spec:
+        """The same, made by another producer; raise RecipeError where there is no such one."""
+        known = (NATIVE, *PRODUCERS)
+        if producer not in known:
+            raise RecipeError(
+                f"spec {self}: unknown producer {producer!r}; producers are {', '.join(known)}"
+                + did_you_mean(str(producer), known)
+            )
+        return replace(self, producer=producer)
 
     def having(self, options: Mapping[str, Any], name: str | None = None) -> Spec:
         """The same with these options and this name."""
         pairs = tuple(sorted((key, _frozen(value)) for key, value in options.items()))
-        return Spec(self.format, self.scheme, pairs, name)
+        return replace(self, options=pairs, name=name)
 
     @property
     def directory(self) -> str:
         """Name of the variant's directory, and its id in a ledger: ``gguf-Q4_K_M``."""
-        return self.name or f"{self.format}-{self.scheme}"
+        maker = "" if self.producer == NATIVE else f"-{self.producer}"
+        return self.name or f"{self.format}-{self.scheme}{maker}"
 
     def known_options(self, known: Sequence[str]) -> dict[str, Any]:
         """The options by key; raise RecipeError for one that is not among ``known``."""
         for key, _ in self.options:
             if key not in known:
                 takes = f"takes {', '.join(known)}" if known else "takes no options"
+                maker = self.format if self.producer == NATIVE else self.producer
                 raise RecipeError(
-                    f"spec {self}: unknown option {key!r}; {self.format} {takes}"
+                    f"spec {self}: unknown option {key!r}; {maker} {takes}"
                     + did_you_mean(key, known)
                 )
         return dict(self.options)
 
     def __str__(self) -> str:
-        return f"{self.format}:{self.scheme}"
+        maker = "" if self.producer == NATIVE else f" by {self.producer}"
+        return f"{self.format}:{self.scheme}{maker}"
 
 
 def _frozen(value: Any) -> Hashable:

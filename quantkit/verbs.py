@@ -19,6 +19,7 @@ from quantkit.load import Bench
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.spec import Spec
+from quantkit.spec_arguments import by_producer, with_gguf_options
 from quantkit.variant import (
     MANIFEST,
     Model,
@@ -41,19 +42,22 @@ def convert(
     *,
     force: bool,
     calibration: Mapping[str, Any],
+    producer: Mapping[str, Any],
     gguf: Mapping[str, Any],
     allow_requantize: bool = False,
 ) -> list[Variant]:
     """Make each spec of the model in ``out``; all are planned before the first is made.
 
     ``calibration`` holds the keys of a recipe's section, ``gguf`` options of all GGUF specs, None
-    where not given. Raise the first error, after all others are made.
+    where not given, ``producer`` who makes the others. Raise the first error, after all others are
+    made.
     """
     from quantkit.calibration import calibrate
     from quantkit.convert import convert_many
     from quantkit.texts import load_text
 
-    parsed = _with_options([Spec.parse(spec) for spec in dict.fromkeys(specs)], gguf)
+    parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
+    parsed = by_producer(with_gguf_options(parsed, gguf), **producer)
     source, plans = _planned(model, parsed, allow_requantize)
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
@@ -100,18 +104,6 @@ def _open_source(model: str, allow_requantize: bool) -> Checkpoint:
 
             return GGUFSource.of_file(variant.weights, allow_requantize=allow_requantize)
     return Checkpoint.open(model)
-
-
-def _with_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
-    given = {key: value for key, value in gguf.items() if value not in (None, ())}
-    if "tensor_types" in given:
-        given["tensor_types"] = [pair.partition("=")[::2] for pair in given["tensor_types"]]
-    if given.get("imatrix") == "auto":
-        given["imatrix"] = True
-    if given and all(spec.format != "gguf" for spec in specs):
-        flag = f"--{next(iter(given)).replace('_', '-')}"
-        raise RecipeError(f"{flag}: only gguf takes it, and no --to asks for gguf")
-    return [spec.having(given) if spec.format == "gguf" else spec for spec in specs]
 
 
 def evaluate(

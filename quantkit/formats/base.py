@@ -50,14 +50,15 @@ class Converted:
     """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
     peak_device_bytes: int | None = None
     """The most memory held on the GPU; None where none was used."""
+    peak_rss_bytes: int | None = None
+    """Of the process that did the work, where that was not this one."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Digests of files by name, of those that were hashed on the way."""
 
 
-class Format(Protocol):
-    """One on-disk layout. Register a new one in ``quantkit.formats.FORMATS``."""
+class Maker(Protocol):
+    """What makes variants of a format: the format itself, or a package (``quantkit.producers``)."""
 
-    name: str
     resumes: bool
     """Whether ``convert`` goes on with what an interrupted attempt left in its directory."""
 
@@ -79,6 +80,12 @@ class Format(Protocol):
         the caller (``quantkit.convert``).
         """
         ...
+
+
+class Format(Maker, Protocol):
+    """One on-disk layout. Register a new one in ``quantkit.formats.FORMATS``."""
+
+    name: str
 
     def inspect(self, variant: Variant) -> dict[str, Any]:
         """Facts about weights of this format on disk, ours or others', as JSON values."""

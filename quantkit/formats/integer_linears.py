@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from quantkit.errors import (
     IncompatibleVariant,
 )
 from quantkit.formats.base import Plan
+from quantkit.formats.packed import linears_of, tensor_bytes
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """What the native quantizers make, and vLLM was seen to load."""
-
-_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I32": 4}
 
 
 @dataclass(frozen=True)
@@ -167,11 +165,7 @@ def packed_facts(directory: Path) -> dict[str, Any]:
         "architecture": packed.architecture,
         "context_length": packed.config.get("max_position_embeddings"),
         "tensors": len(packed.tensors),
-        "quantized_linears": sum(name.endswith(".qweight") for name in packed.tensors),
-        "bytes": sum(_tensor_bytes(info.dtype, info.shape) for info in packed.tensors.values()),
+        "quantized_linears": len(linears_of(packed.tensors)),
+        "bytes": tensor_bytes(packed.tensors.values()),
         "quantization_config": packed.config["quantization_config"],
     }
-
-
-def _tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * _BYTES[dtype]

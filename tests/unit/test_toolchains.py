@@ -13,7 +13,7 @@ import pytest
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.formats.gguf import fallback
-from quantkit.toolchain_recipes import Recipe
+from quantkit.toolchain_recipes import RECIPES, Recipe
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_find_names_the_command_that_installs(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vlm", "vlm: unknown toolchain; there is vllm, llamacpp-converter; did you mean 'vllm'?"),
+        ("vlm", f"vlm: unknown toolchain; there is {', '.join(RECIPES)}; did you mean 'vllm'?"),
         ("llamacpp", "llamacpp: is part of quantkit's own environment"),
     ],
 )
@@ -179,9 +179,10 @@ def test_one_installation_at_a_time(cache: Path) -> None:
 
 def test_listing_names_every_engine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantkit.engines import ENGINES
+    from quantkit.producers import PRODUCERS
 
     rows = {row.name: row for row in toolchains.listing()}
-    assert list(rows) == [*ENGINES, "llamacpp-converter"]
+    assert list(rows) == [*ENGINES, *PRODUCERS, "llamacpp-converter"]
     assert rows["transformers"].version is not None
     assert rows["vllm"].version is None
     assert rows["vllm"].install == "quantkit engines install vllm"
