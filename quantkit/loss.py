@@ -49,10 +49,13 @@ class Loss(_Entry):
 
 
 class NoiseFloor(_Entry):
-    """The source itself on another engine, against the reference engine: a drift that no
-    quantization caused, and below which a variant's says nothing of its weights."""
+    """The source itself on another engine, or in other batches, against the reference engine: a
+    drift that no quantization caused, and below which a variant's says nothing of its weights."""
 
     engine: str
+    batch: int = 1
+    """How many times as many windows were computed at once as in the reference; above 1 on the
+    reference engine itself."""
     weights: str
     """What was run there: ``safetensors:bf16``, ``gguf:BF16``."""
     nll: Part

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OTHER_BATCH = 2
+"""How many times as many windows at once show what a batch's size changes."""
+
 
 def split_losses(
     count: int | None, evaluation: Evaluation, source: Checkpoint, rows: Sequence[RowBuilder]
@@ -44,7 +47,8 @@ def split_losses(
         row.loss = row.attempt("split", partial(splitting.split, model, row.evaluated))
     engines = {serving_engine(model).name: serving_engine(model) for model in models}
     floors = [
-        base.attempt("noise floor", partial(splitting.floor, engine)) for engine in engines.values()
+        base.attempt("noise floor", splitting.batch_floor),
+        *(base.attempt("noise floor", partial(splitting.floor, one)) for one in engines.values()),
     ]
     return [floor for floor in floors if floor]
 
@@ -131,24 +135,39 @@ class Splitting:
         """
         return _unless([], "noise floor", partial(self._floor, engine))
 
+    def batch_floor(self) -> NoiseFloor:
+        """The source in the reference engine once more, more windows at once."""
+        from quantkit.engines.transformers import Transformers
+
+        engine = Transformers(_OTHER_BATCH)
+        make = partial(self._measure, self.source, engine)
+        key = self._key(engine) | {"batch": _OTHER_BATCH}
+        found = self.directory.result("again", self.source, key, make, Evaluated)
+        return self._of_source(engine, found, self._plain, batch=_OTHER_BATCH)
+
     def _floor(self, engine: Engine) -> NoiseFloor:
+        if FORMAT in engine.capabilities.formats:
+            nll = self._likelihoods(self.source, engine)
+            return self._of_source(engine, Evaluated(windows={"ppl": nll}), self._plain)
+        return self._of_source(engine, self._unquantized, str(self._unquantized_spec))
+
+    @property
+    def _plain(self) -> str:
+        return f"{FORMAT}:{self.source.scheme}"
+
+    def _of_source(
+        self, engine: Engine, found: Evaluated, weights: str, batch: int = 1
+    ) -> NoiseFloor:
         from quantkit.evaluate.split import part, parts
 
-        kld, agreement = None, None
-        if FORMAT in engine.capabilities.formats:
-            weights = f"{FORMAT}:{self.source.scheme}"
-            nll = self._likelihoods(self.source, engine)
-        else:
-            weights, plain = str(self._unquantized_spec), self._unquantized
-            nll, kld = plain.windows["ppl"], part(plain.windows["kld_mean"])
-            same = plain.metrics["top1_agreement"]
-            agreement = Part(value=same.value, stderr=same.stderr)
+        kld, same = found.windows.get("kld_mean"), found.metrics.get("top1_agreement")
         return NoiseFloor(
             engine=label(engine),
+            batch=batch,
             weights=weights,
-            nll=parts(self.base, None, nll, None)["total"],
-            kld=kld,
-            top1_agreement=agreement,
+            nll=parts(self.base, None, found.windows["ppl"], None)["total"],
+            kld=part(kld) if kld else None,
+            top1_agreement=Part(value=same.value, stderr=same.stderr) if same else None,
             windows=len(self.base),
             protocol=self._protocol,
         )
@@ -195,7 +214,8 @@ class Splitting:
         from quantkit.evaluate.text import measure_text
 
         engine.check(model)
-        return measure_text(model, engine, self.windows, self.reference, self.plan, None)
+        given = (model, engine, self.windows, self.reference, self.plan, None)
+        return measure_text(*given, anew=True)
 
     @property
     def _protocol(self) -> dict[str, Any]:

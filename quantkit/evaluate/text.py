@@ -42,10 +42,13 @@ def measure_text(
     reference: Reference | None,
     plan: EvaluationPlan,
     details: Path | None,
+    *,
+    anew: bool = False,
 ) -> Evaluated:
     """Perplexity, and the drift from a ``reference`` that was built on the same windows.
 
-    Raise EvaluationError for another text, another vocabulary, or non-finite logits.
+    ``anew``: run the model even where it is the reference's own, whose logits are known. Raise
+    EvaluationError for another text, another vocabulary, or non-finite logits.
     """
     from quantkit.evaluate.profile import profile
 
@@ -55,7 +58,8 @@ def measure_text(
     if reference is not None:
         # Some tokenizers know more tokens than the model has rows.
         vocabulary = min(vocabulary, reference.vocabulary)
-    values = _score(model, engine, windows, reference, vocabulary)
+    own = reference is not None and reference.is_of(model)
+    values = _score(model, engine, windows, reference, vocabulary, run=anew or not own)
     if values.non_finite:
         raise EvaluationError(
             f"{model.path}: non-finite logits at {values.non_finite} of {values.nll.numel()} "
@@ -63,7 +67,7 @@ def measure_text(
         )
     if details is not None:
         _write_positions(values, len(windows.ids), details)
-    version = reference.engine if reference and reference.is_of(model) else label(engine)
+    version = reference.engine if reference and own else label(engine)
     protocol = {
         **windows.protocol(),
         "vocabulary": vocabulary,
@@ -84,9 +88,7 @@ def measure_text(
     means = {"ppl": values.nll} | ({"kld_mean": values.drift.kld} if values.drift else {})
     return Evaluated(
         metrics=metrics,
-        profile=None
-        if reference is None or reference.is_of(model)
-        else profile(values, windows, plan.tokenizer),
+        profile=None if reference is None or own else profile(values, windows, plan.tokenizer),
         windows={
             name: column.reshape(len(windows.ids), -1).mean(-1).tolist()
             for name, column in means.items()
@@ -100,8 +102,11 @@ def _score(
     windows: Windows,
     reference: Reference | None,
     vocabulary: int,
+    *,
+    run: bool,
 ) -> Positions:
-    """One pass over the windows: each window's logits are scored and dropped."""
+    """One pass over the windows: each window's logits are scored and dropped. Unless ``run``, they
+    are the reference's."""
     from quantkit.evaluate import divergence
 
     def scored(
@@ -119,7 +124,7 @@ def _score(
             )
         return divergence.join(found)
 
-    if reference is not None and reference.is_of(model):
+    if reference is not None and not run:
         own = (reference.logits(index) for index in range(len(windows.ids)))
         return scored(own, lambda _, logits: logits)
     with engine.scorer(model, windows.context) as scorer:

@@ -108,7 +108,7 @@ def _other_engine(ledger: Ledger) -> list[Prose]:
 
 
 def _noise_floor(ledger: Ledger) -> list[Prose]:
-    """Drifts that the engine causes alone."""
+    """Drifts that the engine, or the size of its batches, causes alone."""
     found = [
         f"{row.id}: {name}"
         for row in ledger.variants[1:]
@@ -119,8 +119,8 @@ def _noise_floor(ledger: Ledger) -> list[Prose]:
         return []
     return [
         (
-            "Below the noise floor, which is what the serving engine does to the unquantized model "
-            "itself, and so no sign of what quantization did: ",
+            "Below the noise floor, which is what the serving engine, or another batch size, does "
+            "to the unquantized model itself, and so no sign of what quantization did: ",
             *listing(found),
             ".",
         )

@@ -14,7 +14,6 @@ from quantkit.drift import Comparison
 from quantkit.evaluate.compare import groups
 from quantkit.ledger import REFERENCE, Ledger, Metric, Row
 from quantkit.load import Bench
-from quantkit.loss import NoiseFloor
 
 Z95 = 1.959964
 THROUGHPUT_MARGIN = 0.10
@@ -70,14 +69,14 @@ def tiers(ledger: Ledger, measure: str) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class AgainstFloor:
-    """A variant's drift as a multiple of what its serving engine does to the source unquantized.
+    """A variant's drift as a multiple of what happens to the source unquantized: on the engine that
+    serves the variant, or in other batches, whichever is more.
 
     ``kld``: of the divergences, None where the engine does not give them. ``loss``: of the loss in
     nats per token, against the largest that the data allow for the source. 1 and less is no more
     than noise.
     """
 
-    floor: NoiseFloor
     kld: float | None
     loss: float
 
@@ -89,17 +88,23 @@ class AgainstFloor:
 
 
 def against_floor(ledger: Ledger, row: Row) -> AgainstFloor | None:
-    """None where the loss was not split, or its engine's floor was not or otherwise measured."""
+    """None where the loss was not split, or no floor of its protocol was measured for it."""
     loss = row.loss
-    floors = {floor.engine: floor for floor in ledger.noise_floor}
-    floor = floors.get(loss.serving_engine or "") if loss else None
-    if loss is None or floor is None or floor.protocol != loss.protocol:
+    if loss is None:
         return None
-    limit = abs(floor.nll.value) + Z95 * (floor.nll.stderr or 0.0)
-    kld = None
-    if loss.kld is not None and floor.kld is not None:
-        kld = _share(loss.kld.value, floor.kld.value)
-    return AgainstFloor(floor, kld, _share(abs(loss.total.value), limit))
+    floors = [
+        floor
+        for floor in ledger.noise_floor
+        if floor.protocol == loss.protocol
+        and (floor.batch > 1 or floor.engine == loss.serving_engine)
+    ]
+    if not floors:
+        return None
+    limit = max(abs(floor.nll.value) + Z95 * (floor.nll.stderr or 0.0) for floor in floors)
+    measured = loss.kld if loss.serving_engine else loss.kld_quantization
+    klds = [floor.kld.value for floor in floors if floor.kld is not None]
+    kld = _share(measured.value, max(klds)) if measured is not None and klds else None
+    return AgainstFloor(kld, _share(abs(loss.total.value), limit))
 
 
 def _share(value: float, floor: float) -> float:

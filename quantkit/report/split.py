@@ -78,7 +78,7 @@ def _line(id_: str, loss: Loss, floor: AgainstFloor | None) -> Line:
 def _floor_line(floor: NoiseFloor) -> Line:
     top = floor.top1_agreement
     return Line(
-        f"{_FLOOR}: {floor.weights}",
+        f"{_floor_name(floor)}: {floor.weights}",
         True,
         floor.engine,
         (_signed(None),) * len(PARTS),
@@ -91,6 +91,10 @@ def _floor_line(floor: NoiseFloor) -> Line:
     )
 
 
+def _floor_name(floor: NoiseFloor) -> str:
+    return _FLOOR if floor.batch == 1 else f"{_FLOOR}, batch × {floor.batch}"
+
+
 def _against(found: AgainstFloor | None) -> str:
     """``KLD 55 × the floor``, or what is below it."""
     if found is None:
@@ -98,6 +102,8 @@ def _against(found: AgainstFloor | None) -> str:
     if found.below:
         return f"below the noise floor: {' and '.join(found.below)}"
     name, ratio = ("KLD", found.kld) if found.kld is not None else ("loss", found.loss)
+    if math.isinf(ratio):
+        return f"{name} above the floor, which is 0"
     return f"{name} {number(ratio, 2)} × the floor"
 
 
@@ -115,7 +121,7 @@ def _percent(part: Part) -> str:
 
 
 def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | None:
-    names = [(_FLOOR, floor.engine) for floor in floors]
+    names = [(_floor_name(floor), floor.engine) for floor in floors]
     names += [(row.id, loss.serving_engine or loss.reference_engine) for row, loss in split]
     return lay_out(
         names,
@@ -124,7 +130,7 @@ def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | 
                 "Loss",
                 ("nats per token: the logarithm of the ratio of perplexities", "← better"),
                 [
-                    *([_total(_FLOOR, floor.nll)] for floor in floors),
+                    *([_total(_floor_name(floor), floor.nll)] for floor in floors),
                     *([*_stack(row.id, loss), _total(row.id, loss.total)] for row, loss in split),
                 ],
                 around,
@@ -135,7 +141,7 @@ def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | 
                 "KL divergence",
                 ("nats per token, log scale", "← nearer"),
                 [
-                    *(_divergence(_FLOOR, floor.kld, None) for floor in floors),
+                    *(_divergence(_floor_name(floor), floor.kld, None) for floor in floors),
                     *(_divergence(row.id, loss.kld, loss.kld_quantization) for row, loss in split),
                 ],
                 logarithmic,
@@ -150,7 +156,7 @@ def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | 
         ],
         summary="The loss of each variant in nats per token, as a stack of conversion, "
         "quantization and engine, and its divergence; the noise floor is the unquantized source "
-        "on the same engines. "
+        "on the same engines, and in larger batches. "
         "The table has the same numbers.",
     )
 

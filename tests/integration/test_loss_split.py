@@ -121,7 +121,12 @@ def test_a_run_splits_every_loss(
     whole = ledger.variants[3].metrics["kld_mean"].value
     assert gptq.kld_quantization.value == pytest.approx(whole, rel=0.3)
 
-    llamacpp, vllm = ledger.noise_floor
+    batches, llamacpp, vllm = ledger.noise_floor
+    assert (batches.batch, batches.weights) == (2, vllm.weights)
+    assert batches.engine == ledger.reference.metrics["ppl"].engine
+    assert batches.kld is not None
+    assert 0 <= batches.kld.value < 1e-9  # float32 on a CPU
+    assert batches.nll.value == pytest.approx(0, abs=1e-7)
     assert llamacpp.engine.startswith("llamacpp")
     assert llamacpp.nll == full.conversion
     assert llamacpp.kld is not None
@@ -154,7 +159,7 @@ def test_without_the_serving_engine_the_row_says_so(
     monkeypatch.setattr(VLLM, "check", missing)
     ledger = pipeline.run(_recipe(tiny_llama, "convert=[gptq:w4g64]"), tmp_path / "run")
     assert not ledger.failed
-    assert ledger.noise_floor == []
+    assert [floor.batch for floor in ledger.noise_floor] == [2]
     loss = ledger.variants[1].loss
     assert loss is not None
     assert (loss.engine, loss.serving_engine) == (None, None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from html.parser import HTMLParser
 
 import pytest
@@ -51,10 +52,11 @@ def loss(
     )
 
 
-def floor(engine: str, nll: Part, kld: float | None) -> NoiseFloor:
+def floor(engine: str, nll: Part, kld: float | None, batch: int = 1) -> NoiseFloor:
     return NoiseFloor(
         engine=engine,
-        weights="gguf:BF16" if kld else "safetensors:bf16",
+        batch=batch,
+        weights="gguf:BF16" if engine == LLAMACPP else "safetensors:bf16",
         nll=nll,
         kld=None if kld is None else part(kld),
         top1_agreement=None if kld is None else part(0.994),
@@ -142,6 +144,42 @@ def test_a_drift_below_the_floor_says_so() -> None:
     (caution,) = [plain(one) for one in cautions(ledger) if "noise floor" in plain(one)]
     assert caution.endswith("gguf-Q8_0: KL divergence, gguf-Q8_0: perplexity and "
                             "awq-w4g64: perplexity.")  # fmt: skip
+
+
+def _with_floor(nll: float, kld: float) -> Ledger:
+    """Beside the other engines' floors, one of the reference engine in other batches."""
+    batches = floor("transformers 5.19.0", part(nll, 0.0), kld, batch=2)
+    ledger = split()
+    return ledger.model_copy(update={"noise_floor": [batches, *ledger.noise_floor]})
+
+
+def test_a_floor_by_another_batch_size_that_is_nothing_changes_nothing() -> None:
+    """As on a CPU. What no other engine served has at least this one."""
+    before, after = (
+        [against_floor(ledger, row) for row in ledger.variants]
+        for ledger in (split(), _with_floor(0.0, 0.0))
+    )
+    unserved = after[4]
+    assert unserved is not None
+    assert (unserved.kld, unserved.below) == (math.inf, ())
+    assert [*after[:4], None, after[5]] == before
+    found = losses(_with_floor(0.0, 0.0))
+    assert found is not None
+    said = {line.id: line for line in found.lines}
+    line = said["noise floor, batch × 2: safetensors:bf16"]
+    assert (line.engine, line.total, line.ppl) == ("transformers 5.19.0", ("0", ""), "0.00 %")
+    assert said["gptq-w4g64"].against_floor == "KLD above the floor, which is 0"
+
+
+def test_the_larger_floor_counts() -> None:
+    """As on a GPU that rounds to bfloat16."""
+    ledger = _with_floor(0.03, 0.025)
+    below = [found.below for row in ledger.variants if (found := against_floor(ledger, row))]
+    both = ("KL divergence", "perplexity")
+    assert below == [both, ("perplexity",), (), ("KL divergence",), ("perplexity",)]
+    found = losses(ledger)
+    assert found is not None
+    assert found.lines[-2].against_floor == "below the noise floor: KL divergence"
 
 
 def test_a_floor_by_another_protocol_is_not_taken() -> None:

@@ -85,6 +85,26 @@ def test_batches_keep_the_order_and_the_budget() -> None:
     assert batches == [[0, 1, 2], [3], [4, 5]]
 
 
+def test_larger_batches_give_the_same_logits(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = torch.randint(VOCABULARY, (5, 300), generator=torch.Generator().manual_seed(0))
+    sequences, shapes = drawn.tolist(), []
+    monkeypatch.setattr(engine, "_TOKENS_PER_BATCH", {"cpu": 512, "cuda": 512})
+    body = TransformersScorer._body
+    monkeypatch.setattr(
+        TransformersScorer, "_body", lambda s, ids: (shapes.append(len(ids)), body(s, ids))[1]
+    )
+    found = []
+    for batch in (1, 2):
+        with Transformers(batch).scorer(Checkpoint.open(tiny_llama), 300) as scorer:
+            shapes.clear()
+            found.append(list(scorer.logits(sequences, [150] * 5)))
+        assert shapes == {1: [1] * 5, 2: [3, 2]}[batch]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_a_sequence_longer_than_the_context_is_refused(tiny_llama: Path) -> None:
     with (
         TransformersScorer(Checkpoint.open(tiny_llama), 16) as scorer,

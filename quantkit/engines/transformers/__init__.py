@@ -17,7 +17,10 @@ __all__ = ["Transformers", "TransformersScorer"]
 
 
 class Transformers:
-    """Runs safetensors, GPTQ and AWQ in this process; does not serve."""
+    """Runs safetensors, GPTQ and AWQ in this process; does not serve.
+
+    ``batch``: computes so many times as many tokens at once as it does by itself.
+    """
 
     name = "transformers"
     capabilities = Capabilities(
@@ -26,6 +29,9 @@ class Transformers:
         serves=False,
         devices=("cpu", "cuda"),
     )
+
+    def __init__(self, batch: int = 1) -> None:
+        self._batch = batch
 
     def version(self) -> str | None:
         """The installed version, or None."""
@@ -43,7 +49,7 @@ class Transformers:
     def scorer(self, model: Model, context: int) -> TransformersScorer:
         """Load ``model``; ``context`` costs nothing here."""
         self.check(model)
-        return TransformersScorer(model, context)
+        return TransformersScorer(model, context, self._batch)
 
     def language_model(self, model: Model, context: int) -> TransformersScorer:
         """The scorer: it writes as well."""

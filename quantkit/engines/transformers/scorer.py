@@ -29,11 +29,15 @@ _TOKENS_ANSWERED = {"cpu": 8192, "cuda": 65536}
 
 
 class TransformersScorer(Scorer):
-    """A model in float32 on the CPU, in bfloat16 on a GPU that has it, loaded within ``with``."""
+    """A model in float32 on the CPU, in bfloat16 on a GPU that has it, loaded within ``with``.
 
-    def __init__(self, model: Model, context: int) -> None:
+    ``batch``: of sequences that share nothing, so many times as many together as usual.
+    """
+
+    def __init__(self, model: Model, context: int, batch: int = 1) -> None:
         self._source = model
         self._context = context
+        self._batch = batch
 
     def __enter__(self) -> TransformersScorer:
         import torch
@@ -132,6 +136,8 @@ class TransformersScorer(Scorer):
         import torch
 
         together = 0 if self._scaled else _TOKENS_PER_BATCH[self._device.type]
+        if self._batch > 1:
+            together = self._batch * max(together, self._context)
         for batch in _batches(sequences, together):
             longest = max(len(sequences[i]) for i in batch)
             # Padded on the right: causal attention never looks there, so no mask is needed.
