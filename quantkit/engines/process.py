@@ -142,7 +142,7 @@ def check_port(host: str, port: int) -> None:
 
 def last_words(log: Path) -> str:
     """What a log says about its end, in one line: its first and last exceptions where it has
-    some, else its last complaints, else its last lines."""
+    some, else its first and last complaints, else its last lines."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
@@ -152,8 +152,10 @@ def last_words(log: Path) -> str:
     complaints = list(dict.fromkeys(line for line in lines if _COMPLAINT.search(line)))
     if exceptions:
         chosen = [exceptions[0], *exceptions[1:][-1:]]
+    elif complaints:
+        chosen = [complaints[0], *complaints[1:][-_TAIL_LINES + 1 :]]
     else:
-        chosen = (complaints or lines)[-_TAIL_LINES:]
+        chosen = lines[-_TAIL_LINES:]
     return " | ".join(line[:300] for line in chosen) or "it said nothing"
 
 

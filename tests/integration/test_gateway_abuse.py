@@ -1,42 +1,44 @@
-"""Bad requests by the hundred beside good streams: nobody who behaves notices."""
+"""Bad requests by the thousand beside good streams: nobody who behaves notices."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.spec import Spec
-from tests.integration.gateways import KEY, STREAM, Running, gateway
+from tests.integration.gateways import KEY, Running, gateway
+from tests.integration.servers import PATIENCE
 
 BODY_LIMIT = 64 << 10
-CLIENT_SECONDS = 3
-GOOD, BAD = 8, 400
+CLIENT_SECONDS = 5
+GOOD, BAD = 8, 1000
+MORE_MEMORY = 64 << 20
+"""Bytes that the gateway may take for them."""
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    work = tmp_path_factory.mktemp("abuse")
-    path = convert(Checkpoint.open(tiny_llama), Spec("gguf", "Q8_0"), None, work).path
+def served(
+    patient_llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    path = str(patient_llama["Q8_0"])
     config = {
-        "backends": {"m": {"path": str(path), "context": 2048, "slots": GOOD, "preload": True}},
+        "backends": {"m": {"path": path, "context": 2048, "slots": GOOD, "preload": True}},
         "limits": {
             "body": BODY_LIMIT,
             "bodies": 8 * BODY_LIMIT,
             "client_seconds": CLIENT_SECONDS,
-            "connections": 2000,
+            "connections": 2 * BAD,
         },
     }
-    with gateway(work, config) as found:
+    with gateway(tmp_path_factory.mktemp("abuse"), config) as found:
         found.wait_for("engine ready")
         yield found
 
@@ -76,87 +78,131 @@ BAD_REQUESTS: dict[str, tuple[bytes, int | None]] = {
 """What is sent, and the status that must come; None: the connection is closed."""
 
 
+DRIPS: dict[str, tuple[bytes, bytes, int | None]] = {
+    "slow head": (b"GET /v1/models HTTP/1.1\r\n", b"X: y\r\n", None),
+    "slow body": (head(f"Content-Length: {BODY_LIMIT}\r\n"), b" ", 408),
+}
+"""What is sent first, and then again and again; and the same."""
+
+
+async def status_of(reader: asyncio.StreamReader) -> int | None:
+    """Of the answer; None where the connection is closed without one."""
+    line = b""
+    with contextlib.suppress(ConnectionError):
+        line = await asyncio.wait_for(reader.readline(), PATIENCE)
+    return int(line.split()[1]) if line else None
+
+
 async def send(port: int, data: bytes) -> int | None:
-    """The status of the answer, None where the connection is closed without one."""
+    """The status that comes back for ``data``."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         with contextlib.suppress(ConnectionError):
             writer.write(data)
             await writer.drain()
-        line = b""
-        with contextlib.suppress(ConnectionError):
-            line = await asyncio.wait_for(reader.readline(), 60)
-        return int(line.split()[1]) if line else None
+        return await status_of(reader)
     finally:
         writer.close()
 
 
-async def drip(port: int) -> int | None:
-    """A head that arrives byte by byte and never ends."""
+async def drip(port: int, first: bytes, then: bytes) -> int | None:
+    """The status that comes back for what would go on for ever."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def go_on() -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(then)
+                await writer.drain()
+                await asyncio.sleep(0.1)
+
+    writer.write(first)
+    dripping = asyncio.create_task(go_on())
     try:
-        writer.write(b"GET /v1/models HTTP/1.1\r\n")
-        for _ in range(10 * CLIENT_SECONDS * 10):
-            writer.write(b"X: y\r\n")
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(0.1):
-                    if not await reader.read(1):
-                        return None
-            if writer.is_closing():
-                return None
-        return -1
+        return await status_of(reader)
     finally:
+        dripping.cancel()
         writer.close()
+
+
+async def attack(port: int) -> Counter[tuple[str, int | None]]:
+    """So many bad requests at once, and what became of each."""
+    kinds: dict[str, Callable[[], Coroutine[None, None, int | None]]] = {
+        **{name: lambda d=data: send(port, d) for name, (data, _) in BAD_REQUESTS.items()},  # type: ignore[misc]
+        **{name: lambda f=f, t=t: drip(port, f, t) for name, (f, t, _) in DRIPS.items()},  # type: ignore[misc]
+    }
+    names = [list(kinds)[number % len(kinds)] for number in range(BAD)]
+    statuses = await asyncio.gather(*(kinds[name]() for name in names))
+    return Counter(zip(names, statuses, strict=True))
 
 
 def good_stream(served: Running) -> str:
+    body = {"model": "m", "prompt": "the list", "max_tokens": 500, "stream": True}
     with served.http() as http:
-        return http.post("/v1/completions", json=STREAM | {"model": "m"}).text
+        return http.post("/v1/completions", json=body | {"ignore_eos": True}).text
+
+
+def good_streams(served: Running, over: threading.Event) -> list[str]:
+    """One after the other as long as the attack lasts."""
+    texts = []
+    while not over.is_set():
+        texts.append(good_stream(served))
+    return texts
+
+
+def largest(process: psutil.Process, over: threading.Event) -> int:
+    """The most resident memory that a process was seen with."""
+    found = 0
+    while not over.wait(0.05):
+        found = max(found, process.memory_info().rss)
+    return found
 
 
 def test_good_streams_among_bad_requests(served: Running) -> None:
     process = psutil.Process(served.process.pid)
+    good_stream(served)
     before = process.memory_info().rss
-    peak = 0
-
-    async def attack() -> Counter[tuple[str, int | None]]:
-        names = [list(BAD_REQUESTS)[number % len(BAD_REQUESTS)] for number in range(BAD)]
-        asked: list[Callable[[], Awaitable[int | None]]] = [
-            lambda data=BAD_REQUESTS[name][0]: send(served.port, data)  # type: ignore[misc]
-            for name in names
-        ]
-        results = await asyncio.gather(*(one() for one in asked), drip(served.port))
-        return Counter(zip([*names, "drip"], results, strict=True))
-
-    with ThreadPoolExecutor(GOOD) as pool:
-        streams = [pool.submit(good_stream, served) for _ in range(GOOD)]
-        served_well = asyncio.run(attack())
-        peak = process.memory_info().rss
-        texts = [stream.result() for stream in streams]
-    expected = {(name, status) for name, (_, status) in BAD_REQUESTS.items()} | {("drip", None)}
-    crowded = {(name, 429) for name in BAD_REQUESTS}  # too many bodies at once
-    assert set(served_well) - crowded == expected
-    assert sum(served_well.values()) == BAD + 1
-    for text in texts:
-        assert '"predicted_n":1900' in text
-        assert text.endswith("data: [DONE]\n\n")
-        assert '"error"' not in text
-    assert peak - before < 64 << 20
+    over = threading.Event()
+    with ThreadPoolExecutor(GOOD + 1) as pool:
+        streams = [pool.submit(good_streams, served, over) for _ in range(GOOD)]
+        peak = pool.submit(largest, process, over)
+        try:
+            results = asyncio.run(attack(served.port))
+        finally:
+            over.set()
+    expected = {(name, status) for name, (*_, status) in (BAD_REQUESTS | DRIPS).items()}
+    crowded = {(name, 429) for name in BAD_REQUESTS | DRIPS}  # too many bodies at once
+    assert set(results) - crowded == expected
+    assert sum(results.values()) == BAD
+    for stream in streams:
+        assert stream.result()
+        for text in stream.result():
+            assert '"predicted_n":500' in text
+            assert text.endswith("data: [DONE]\n\n")
+            assert '"error"' not in text
+    assert peak.result() - before < MORE_MEMORY
     assert good_stream(served).endswith("data: [DONE]\n\n")
     assert served.events("fault") == []
 
 
-def test_more_connections_than_allowed(served: Running) -> None:
+def test_more_connections_than_allowed(tmp_path: Path) -> None:
     """Those beyond the limit are turned away; when the others leave there is room again."""
+    config = {
+        "backends": {"m": {"url": "http://127.0.0.1:9/v1"}},
+        "limits": {"connections": 16, "client_seconds": PATIENCE},
+    }
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
-    async def crowd() -> Counter[int | None]:
-        idle = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(2000)]
+    async def crowd(port: int) -> None:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(16)]
         try:
-            request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-            return Counter([await send(served.port, request) for _ in range(5)])
+            refused = [await send(port, request) for _ in range(5)]
         finally:
             for _, writer in idle:
                 writer.close()
+        assert set(refused) <= {503, None}
+        while await send(port, request) != 200:
+            await asyncio.sleep(0.02)
 
-    assert set(asyncio.run(crowd())) <= {503, None}
-    assert good_stream(served).endswith("data: [DONE]\n\n")
+    with gateway(tmp_path, config) as served:
+        asyncio.run(asyncio.wait_for(crowd(served.port), PATIENCE))

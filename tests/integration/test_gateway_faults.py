@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.llamacpp.server import find_llama_server
-from quantkit.spec import Spec
-from tests.integration.gateways import QUANTKIT, STREAM, Running, gateway
-from tests.integration.servers import tree, wait_until_gone
+from tests.integration.gateways import CONTEXT, ENDLESS, LENGTH, QUANTKIT, Running, gateway
+from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
 PROGRAM = """#!/bin/bash
-# llama-server, but for some names: one hangs, one finds its port taken when it starts first.
+# llama-server, but for some names: one hangs; one finds its port taken, and one too little memory
+# for its cache, when they start first.
+first() {{ [ ! -e "$0.$1" ] && touch "$0.$1"; }}
 case " $* " in
 *" --alias hangs "*) exec sleep 600 ;;
-*" --alias taken "*) if [ ! -e "$0.taken" ]; then touch "$0.taken"; set -- "$@" --port {port}; fi ;;
+*" --alias taken "*) if first taken; then set -- "$@" --port {port}; fi ;;
+*" --alias starved "*) if first starved; then ulimit -v 800000; fi ;;
 esac
 export LD_LIBRARY_PATH="{libraries}"
 exec "{server}" "$@"
@@ -37,9 +34,8 @@ exec "{server}" "$@"
 
 
 @pytest.fixture(scope="module")
-def variant(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("variants")
-    return convert(Checkpoint.open(tiny_llama), Spec("gguf", "Q8_0"), None, out).path
+def variant(patient_llama: dict[str, Path]) -> Path:
+    return patient_llama["Q8_0"]
 
 
 @pytest.fixture(scope="module")
@@ -68,188 +64,132 @@ def served(
     work = tmp_path_factory.mktemp("faults")
     removed = work / "removed.gguf"
     shutil.copy(next(variant.glob("*.gguf")), removed)
+    one = {"path": str(variant), "context": CONTEXT, "slots": 1}
     config = {
         "backends": {
-            "good": {"path": str(variant), "context": 2048, "slots": 1, "queue": 1},
-            **{n: {"path": str(variant), "context": 2048} for n in ("killed", "taken")},
+            "good": one | {"queue": 1},
+            "killed": one | {"slots": 2},
+            "taken": one,
+            "starved": one | {"slots": 8},
             "removed": {"path": str(removed)},
         },
+        "limits": {"client_seconds": PATIENCE},
     }
     with gateway(work, config, QUANTKIT_LLAMA_SERVER=str(program)) as found:
         removed.unlink()
         yield found
 
 
-def post(served: Running, model: str, **extra: Any) -> httpx.Response:
-    with served.http() as http:
-        body = {"model": model, "prompt": "x", "max_tokens": 2, **extra}
-        return http.post("/v1/completions", json=body)
-
-
 def test_engine_killed_while_it_answers(served: Running) -> None:
     """A stream ends with an error event, a whole answer is 502, the next request is answered."""
+    restarts = served.metric("quantkit_engine_restarts_total", backend="killed")
     stream = served.openai().completions.create(
-        model="killed", prompt="x", max_tokens=1900, stream=True, extra_body={"ignore_eos": True}
+        model="killed", prompt="x", max_tokens=LENGTH, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     with ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(post, served, "killed", **(STREAM | {"stream": False}))
+        whole = pool.submit(served.post, "killed", **ENDLESS)
         served.until("llamacpp:requests_processing", 2, backend="killed")
         served.engines()["killed"].kill()
         with pytest.raises(openai.APIError, match="broke off while it worked on this"):
             list(stream)
         assert whole.result().status_code == 502
         assert whole.result().json()["error"]["type"] == "engine_error"
-    assert post(served, "killed").status_code == 200
-    assert served.metric("quantkit_engine_restarts_total", backend="killed") == 1
-    assert "exit code 137" in served.events("engine died")[0]["error"]
+    assert served.post("killed").status_code == 200
+    assert served.metric("quantkit_engine_restarts_total", backend="killed") == restarts + 1
+    died = [e["error"] for e in served.events("engine died") if e["backend"] == "killed"]
+    assert "exit code 137" in died[-1]
 
 
 def test_a_broken_stream_is_well_formed(served: Running) -> None:
-    post(served, "killed")
-    with served.http() as http:
-        body = STREAM | {"model": "killed"}
-        with http.stream("POST", "/v1/completions", json=body) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            served.engines()["killed"].kill()
-            rest = [line for line in lines if line]
-    assert rest[-1] == "data: [DONE]"
-    assert '"engine_error"' in rest[-2]
-    served.wait_for("request", 3, backend="killed", status=502)
-    assert all(line.startswith("data: ") for line in rest)
-    post(served, "killed")
+    with served.streaming("killed") as stream:
+        served.engines()["killed"].kill()
+        lines = stream.rest()
+    assert len(lines) < LENGTH
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    assert '"engine_error"' in lines[-2]
+    assert served.wait_for("request", id=stream.id)["status"] == 502
+    assert served.post("killed").status_code == 200
 
 
 def test_port_of_the_engine_is_taken(served: Running) -> None:
-    refused = post(served, "taken")
+    refused = served.post("taken")
     assert refused.status_code == 503
     time.sleep(int(refused.headers["Retry-After"]))
-    assert post(served, "taken").status_code == 200
+    assert served.post("taken").status_code == 200
+
+
+def test_engine_out_of_memory(served: Running) -> None:
+    """Its cache cannot be allocated: told in one line, others are served, later it is as well."""
+    refused = served.post("starved")
+    assert refused.status_code == 503
+    failed = [e["error"] for e in served.events("engine failed") if e["backend"] == "starved"]
+    assert "alloc" in failed[0]
+    assert served.post("good").status_code == 200
+    time.sleep(int(refused.headers["Retry-After"]))
+    assert served.post("starved").status_code == 200
 
 
 def test_model_file_is_removed(served: Running) -> None:
-    refused = post(served, "removed")
+    refused = served.post("removed")
     assert refused.status_code == 503
     assert "/" not in refused.json()["error"]["message"]  # no paths for clients
     failed = [e for e in served.events("engine failed") if e["backend"] == "removed"]
     assert "removed.gguf" in failed[0]["error"]
-    assert post(served, "good").status_code == 200
+    assert served.post("good").status_code == 200
 
 
 def test_more_than_the_queue_holds(served: Running) -> None:
-    """One slot and one place to wait: of four, two are refused at once and told when to return."""
-    post(served, "good")
-    with ThreadPoolExecutor(4) as pool:
-        extra = {"max_tokens": 1000, "ignore_eos": True}
-        answers = list(pool.map(lambda _: post(served, "good", **extra), range(4)))
-    assert sorted(a.status_code for a in answers) == [200, 200, 429, 429]
-    assert all(1 <= int(a.headers["Retry-After"]) <= 30 for a in answers if a.status_code == 429)
+    """One slot and one place to wait: the third is refused at once and told when to return."""
+    with ThreadPoolExecutor(1) as pool:
+        with served.streaming("good") as stream:
+            waiting = pool.submit(served.post, "good")
+            served.until("quantkit_requests_queued", 1, backend="good")
+            refused = served.post("good")
+            assert refused.status_code == 429
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(refused.headers["Retry-After"]) <= 30
+            stream.until_more()  # and nobody was disturbed
+        assert waiting.result().status_code == 200
+    assert served.post("good").status_code == 200
 
 
 def test_own_port_is_taken(variant: Path, taken_port: int) -> None:
     done = subprocess.run(
         [*QUANTKIT, "serve", str(variant), "--preload", "--port", str(taken_port)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{taken_port}" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def pair(variant: Path) -> dict[str, Any]:
-    """Two engines of which the memory budget holds one."""
-    backend = {"path": str(variant), "context": 2048, "memory": "1GiB"}
-    return {
-        "memory_budget": "1.5GiB",
-        "idle_timeout_seconds": 1.5,
-        "backends": {"a": backend, "b": backend},
-    }
-
-
-def test_who_is_idle_makes_room_and_is_unloaded_later(pair: dict[str, Any], tmp_path: Path) -> None:
-    with gateway(tmp_path, pair) as served:
-        for name in ("a", "b", "a"):
-            assert post(served, name).status_code == 200
-            assert set(served.engines()) == {name}
-        served.wait_for("engine unloaded", backend="a", why="idle")
-        wait_until_gone(list(served.engines().values()))
-        assert served.metric("quantkit_engine_up") == 0
-        assert post(served, "a").status_code == 200
-
-
-def test_an_engine_in_use_is_never_unloaded(pair: dict[str, Any], tmp_path: Path) -> None:
-    """b waits for the stream of a, and then gets its turn before the next one of a."""
-    with gateway(tmp_path, pair | {"limits": {"room_seconds": 20}}) as served:
-        post(served, "a")
-        with ThreadPoolExecutor(3) as pool:
-            first = pool.submit(post, served, "a", **STREAM)
-            served.until("quantkit_requests_running", 1, backend="a")
-            other = pool.submit(post, served, "b")
-            served.until("quantkit_requests_queued", 1, backend="b")
-            second = pool.submit(post, served, "a")
-            assert '"predicted_n":1900' in first.result().text
-            assert other.result().status_code == 200
-            assert second.result().status_code == 200
-        order = [e["backend"] for e in served.events("request") if e["method"] == "POST"]
-        assert order == ["a", "a", "b", "a"]
-
-
-def test_no_room_in_time(pair: dict[str, Any], tmp_path: Path) -> None:
-    limits = {"limits": {"room_seconds": 0.2}}
-    with gateway(tmp_path, pair | limits) as served, ThreadPoolExecutor(1) as pool:
-        post(served, "a")
-        first = pool.submit(post, served, "a", **STREAM)
-        served.until("quantkit_requests_running", 1, backend="a")
-        refused = post(served, "b")
-        assert refused.status_code == 503
-        assert "no memory for its engine now" in refused.json()["error"]["message"]
-        assert "Retry-After" in refused.headers
-        assert '"predicted_n":1900' in first.result().text
-
-
-@contextlib.contextmanager
-def streaming(served: Running, model: str) -> Iterator[list[str]]:
-    """The lines of a stream, which is read beside; complete when the block has ended."""
-    lines: list[str] = []
-    begun = threading.Event()
-
-    def read() -> None:
-        with served.http() as http:
-            body = STREAM | {"model": model}
-            with http.stream("POST", "/v1/completions", json=body) as answer:
-                for line in answer.iter_lines():
-                    lines.append(line)
-                    begun.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(read)
-        assert begun.wait(30)
-        yield lines
-        done.result(60)
-
-
 @pytest.mark.parametrize(("seconds", "whole"), [(30, True), (0.3, False)])
 def test_drains_when_asked_to_end(
     variant: Path, tmp_path: Path, seconds: float, whole: bool
 ) -> None:
+    """What is not over in time ends with an error; the engine stands still until it is asked to."""
     config = {
-        "backends": {"a": {"path": str(variant), "context": 2048}},
+        "backends": {"a": {"path": str(variant), "context": CONTEXT, "slots": 1, "preload": True}},
         "limits": {"drain_seconds": seconds},
     }
     with gateway(tmp_path, config) as served:
+        served.wait_for("engine ready")
+        engine = served.engines()["a"]
         family = tree(served.process.pid)
-        with streaming(served, "a") as lines:
-            family = tree(served.process.pid)
+        with served.streaming("a", max_tokens=1000 if whole else LENGTH) as stream:
+            engine.suspend()
             served.process.send_signal(signal.SIGTERM)
             served.wait_for("draining")
             with pytest.raises(httpx.ConnectError):
-                post(served, "a")
-        assert lines[-2] == "data: [DONE]"
-        assert ('"predicted_n":1900' in lines[-4]) == whole
-        assert ("the server is stopping" in lines[-4]) != whole
-        assert served.process.wait(30) == 0
+                served.post("a")
+            engine.resume()
+            lines = stream.rest()
+        assert lines[-1] == "data: [DONE]"
+        assert ('"predicted_n":1000' in lines[-2]) == whole
+        assert ("the server is stopping" in lines[-2]) != whole
+        assert served.process.wait(PATIENCE) == 0
         wait_until_gone(family)
 
 
@@ -276,13 +216,13 @@ def test_engine_that_never_gets_ready(variant: Path, program: Path, tmp_path: Pa
         with served.http() as http:
             assert http.get("/health/ready").status_code == 503
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(post, served, "hangs")
-            assert post(served, "good").status_code == 200
+            waiting = pool.submit(served.post, "hangs")
+            assert served.post("good").status_code == 200
             assert waiting.result().status_code == 504
         assert "not done after 3 s" in waiting.result().json()["error"]["message"]
         family = tree(served.process.pid)
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(30) == 0
+        assert served.process.wait(PATIENCE) == 0
         wait_until_gone(family)
 
 
@@ -292,6 +232,6 @@ def test_disk_full_for_logs(variant: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full, gateway(tmp_path, config, stderr=full) as served:
         logs = tmp_path / "home" / "logs" / f"serve-{served.port}"
         (logs / "a.log").symlink_to("/dev/full")
-        assert [post(served, "a").status_code for _ in range(3)] == [200] * 3
+        assert [served.post("a").status_code for _ in range(3)] == [200] * 3
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(30) == 0
+        assert served.process.wait(PATIENCE) == 0

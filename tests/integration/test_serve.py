@@ -21,7 +21,7 @@ from quantkit.convert import convert
 from quantkit.engines.process import free_port
 from quantkit.spec import Spec
 from quantkit.variant import Variant
-from tests.integration.servers import tree, wait_until_gone
+from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
 QUANTKIT = [sys.executable, "-c", "from quantkit.cli import main; main()"]
 
@@ -85,7 +85,7 @@ def test_serves_until_ctrl_c(variant: Variant) -> None:
         family = server.family()
         assert any("llama-server" in p.name() for p in family)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE) == 0
         wait_until_gone(family)
 
 
@@ -105,7 +105,7 @@ def test_when_the_engine_dies_so_does_serve(variant: Variant) -> None:
     with serving(variant) as server:
         engine = next(p for p in server.family() if "llama-server" in p.name())
         engine.kill()
-        assert server.process.wait(30) == 128 + signal.SIGKILL
+        assert server.process.wait(PATIENCE) == 128 + signal.SIGKILL
 
 
 def test_nothing_is_left_when_serve_is_killed(variant: Variant) -> None:
@@ -121,7 +121,7 @@ def refused(variant: Variant, *options: str) -> str:
         [*QUANTKIT, "serve", str(variant.path), *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -217,6 +217,13 @@ def test_last_words_are_the_root_cause_and_the_end(tmp_path: Path) -> None:
         "ValueError: group_size 48 is odd | "
         "RuntimeError: Engine core initialization failed. See root cause above."
     )
+    log.write_text(
+        "alloc: failed to allocate 9 bytes\ngraph: failed\nstill here\ncontext: failed to be made\n"
+        "model: failed to load\nexiting due to an error\n"
+    )
+    assert last_words(log) == (
+        "alloc: failed to allocate 9 bytes | model: failed to load | exiting due to an error"
+    )
     log.write_text("one\n\ntwo\nthree\nfour\n")
     assert last_words(log) == "two | three | four"
     log.write_text("")
