@@ -19,6 +19,7 @@ class Events:
         self.first: float | None = None
         """Seconds from ``began`` to the first event."""
         self.count = 0
+        """Of events, the end of the stream apart."""
         self._began = self._last = began
         self._meters = meters
         self._rest = b""
@@ -31,10 +32,11 @@ class Events:
         if end == 1:
             end = len(data) if len(data) > _LONGEST_EVENT else 0
         self._rest, whole = data[end:], data[:end]
-        count = whole.count(b"\ndata: ") + whole.startswith(b"data: ")
-        if count:
-            self._time(now, count)
+        events = whole.count(b"\ndata: ") + whole.startswith(b"data: ")
+        if events:
             self._before, self._latest = self._latest, whole
+            if count := events - whole.rstrip().endswith(END.strip()):
+                self._time(now, count)
         return whole
 
     @property
