@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from quantkit.convert import convert
 from quantkit.engines.base import LanguageModel
 from quantkit.engines.transformers import Transformers
 from quantkit.engines.vllm import VLLM
+from quantkit.engines.vllm.completions import HOST
+from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import ToolchainError
 from quantkit.evaluate import EvaluationPlan, evaluate
 from quantkit.ledger import require_comparable
@@ -77,6 +80,36 @@ def test_likelihoods_and_answers_differ_by_rounding_only(
     starts = [ours[:4] == theirs[:4] for ours, theirs in zip(written, answers, strict=True)]
     assert sum(starts) >= 3
     assert all(len(answer) <= 12 for answer in written)
+
+
+def _read_and_cached(served: ServedModel) -> tuple[float, float]:
+    """Tokens of all prompts that vLLM looked up in its prefix cache, and found there."""
+    url = f"http://{HOST}:{served._completions.port}/metrics"
+    with urlopen(url) as response:
+        lines = response.read().decode().splitlines()
+    return tuple(  # type: ignore[return-value]
+        sum(
+            float(line.split()[-1])
+            for line in lines
+            if line.startswith(f"vllm:prefix_cache_{name}")
+        )
+        for name in ("queries_total", "hits_total")
+    )
+
+
+def test_choices_of_several_tokens_compute_their_context_once(
+    served: ServedModel, demo: Checkpoint
+) -> None:
+    """By vLLM's own metrics: four choices of three tokens each after a context of 300."""
+    ids = demo.tokenizer(load_text("pydoc:evaluation").text[8000:16000]).input_ids
+    choices = [[*ids[:300], *ids[start : start + 3]] for start in (400, 500, 600, 700)]
+    before = _read_and_cached(served)
+    list(served.likelihoods(choices, [300] * 4))
+    read, cached = (b - a for a, b in zip(before, _read_and_cached(served), strict=True))
+    # Once the context, and each of the eight longer prompts: nine blocks of 32 of them are cached.
+    assert read == 300 + 4 * 301 + 4 * 302
+    assert read - cached <= 300 + 4 * 13 + 4 * 14
+    assert read - cached < 4 * 302 / 2
 
 
 def test_a_task_gives_nearly_the_same_on_every_engine(

@@ -29,6 +29,9 @@ class _InProcess(Scorer):
             yield torch.tensor([log_probs(ids[: at + 1]) for at in range(start, len(ids))])
 
 
+BLOCK = 4
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
@@ -41,7 +44,8 @@ def _served(tmp_path: Path, program: str = "tests.fake_vllm") -> Iterator[Served
         argv = (sys.executable, "-m", program, str(port), key, str(tmp_path / "written"))
         return ServerCommand(argv)
 
-    with ServedModel(Variant("v", tmp_path, "gptq", "w4g64", None), command, 40, 3) as model:
+    variant = Variant("v", tmp_path, "gptq", "w4g64", None)
+    with ServedModel(variant, command, 40, 3, BLOCK) as model:
         yield model
 
 

@@ -23,6 +23,10 @@ from quantkit.variant import Model
 
 _KV_BLOCK = 128
 """Tokens in a block of vLLM's cache on the CPU."""
+_SMALL_BLOCK = {"cpu": 32, "cuda": 16}
+"""Likewise, where a model is asked for likelihoods: the prefix cache keeps whole blocks, and what
+follows a question is in the middle of one. Smaller ones are slow; on a GPU it is vLLM's own size.
+"""
 _KV_BYTES = 2
 """Of one element of the cache, bf16."""
 _REQUESTS = {"cpu": 8, "cuda": 64}
@@ -66,18 +70,21 @@ class VLLM:
         """vLLM's own server, which runs while the ``with`` block does."""
         self.check(model)
         device = toolchains.find(self.name).device
-        slots = _REQUESTS[device]
+        slots, block = _REQUESTS[device], _SMALL_BLOCK[device]
 
         def command(port: int, api_key: str, name: str) -> ServerCommand:
             # Beside what is read there is always one token that is written.
             options = ServeOptions(port, api_key=api_key, context=context + 1, slots=slots)
             found = self.server(model, replace(options, model_name=name))
-            step = ("--max-num-batched-tokens", str(max(_TOKENS_PER_STEP[device], slots)))
+            step = ["--max-num-batched-tokens", str(max(_TOKENS_PER_STEP[device], slots))]
+            if device == "cpu":
+                step += ["--block-size", str(block)]
             # The one token after a prompt of the model's own maximum is never read.
             longer = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-            return replace(found, argv=found.argv + step, env={**found.env, **longer})
+            return replace(found, argv=(*found.argv, *step), env={**found.env, **longer})
 
-        served: AbstractContextManager[LanguageModel] = ServedModel(model, command, context, slots)
+        served: AbstractContextManager[LanguageModel]
+        served = ServedModel(model, command, context, slots, block)
         return served
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:

@@ -1,9 +1,7 @@
 """A model in vLLM's server, asked for the likelihoods of given tokens and for greedy answers.
 
-Over ``/v1/completions``, in token ids. What follows the last token of a prompt is asked for by id
-(``logprob_token_ids``), several ids at once: so the choices of a question are one request, and
-vLLM takes what it begins with from its cache. Only what lies inside a prompt costs all of it again
-(``prompt_logprobs`` does not read the cache). https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+Over ``/v1/completions``, in token ids; what is asked in which request: ``requests.py``.
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 """
 
 from __future__ import annotations
@@ -11,10 +9,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,6 +20,7 @@ from quantkit.engines import greedy
 from quantkit.engines.base import LanguageModel, ServerCommand, TokenScores
 from quantkit.engines.process import free_port, launched
 from quantkit.engines.vllm.completions import HOST, Completions
+from quantkit.engines.vllm.requests import Answer, Request, questions
 from quantkit.errors import EngineError
 from quantkit.home import home
 from quantkit.progress import say
@@ -31,32 +29,16 @@ from quantkit.variant import Model
 T = TypeVar("T")
 
 _NAME = "model"
-_IDS = 128
-"""The most that vLLM takes as ``logprob_token_ids``."""
-_ZERO = -9999.0
-"""What vLLM writes for the logarithm of 0."""
 _GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "ignore_eos": True}
 """Said in full: vLLM takes what is left out from the model's generation_config.json."""
-
-
-@dataclass(frozen=True)
-class _Question:
-    """Sequences that differ in their last token only, asked together.
-
-    ``inputs``: what they have in common; ``lasts``: the last token of each; ``first``: from where
-    on each is scored.
-    """
-
-    inputs: tuple[int, ...]
-    lasts: tuple[int, ...]
-    first: tuple[int, ...]
 
 
 class ServedModel(LanguageModel):
     """Starts the server on entering and stops it on leaving.
 
     ``command``: of the port, the key and the model's name; it must allow one token more than
-    ``context``, which is how many are read, and ``slots`` requests at the same time.
+    ``context``, which is how many are read, and ``slots`` requests at the same time. ``block``:
+    tokens of a block of the server's prefix cache.
     """
 
     def __init__(
@@ -65,11 +47,13 @@ class ServedModel(LanguageModel):
         command: Callable[[int, str, str], ServerCommand],
         context: int,
         slots: int,
+        block: int,
     ) -> None:
         self._model = model
         self._command = command
         self._context = context
         self._slots = slots
+        self._block = block
         self._stack = ExitStack()
 
     def __enter__(self) -> ServedModel:
@@ -105,8 +89,10 @@ class ServedModel(LanguageModel):
                 f"vllm: a sequence of {longest} tokens and the one that follows; the model was "
                 f"opened for {self._context} ({self._model.path})"
             )
-        for scores in self._side_by_side(self._ask, _questions(sequences, first)):
-            yield from scores
+        asked = list(questions(sequences, first, self._block))
+        answers = self._side_by_side(self._ask, [one for q in asked for one in q.requests])
+        for question in asked:
+            yield from question.scores([next(answers) for _ in question.requests])
 
     def generate(
         self,
@@ -118,22 +104,21 @@ class ServedModel(LanguageModel):
         greedy.check_lengths("vllm", prompts, max_tokens, self._context)
         return self._side_by_side(partial(self._write, max_tokens, ends), prompts)
 
-    def _ask(self, question: _Question) -> list[TokenScores]:
-        inside = min(question.first) < len(question.inputs)
+    def _ask(self, request: Request) -> Answer:
         answer = self._completions.ask(
             _GREEDY
             | {
-                "prompt": question.inputs,
+                "prompt": request.prompt,
                 "max_tokens": 1,
-                "logprobs": len(question.lasts),
-                "logprob_token_ids": question.lasts,
+                "logprobs": len(request.ids),
+                "logprob_token_ids": request.ids,
                 "return_tokens_as_token_ids": True,
                 # One beside the token itself: the likeliest there.
-                "prompt_logprobs": 1 if inside else None,
+                "prompt_logprobs": 1 if request.inside else None,
             }
         )
         try:
-            return _scores(question, answer["choices"][0])
+            return Answer.of(request, answer["choices"][0])
         except (KeyError, IndexError, TypeError) as error:
             raise EngineError(
                 f"vllm answered without the log-probabilities that it was asked for ({error!r}); "
@@ -169,49 +154,3 @@ class ServedModel(LanguageModel):
             finally:
                 for future in waiting:
                     future.cancel()
-
-
-def _questions(sequences: Sequence[Sequence[int]], first: Sequence[int]) -> list[_Question]:
-    """Neighbours that differ in their last token only become one."""
-    groups: list[tuple[tuple[int, ...], list[int]]] = []
-    for i, sequence in enumerate(sequences):
-        inputs = tuple(sequence[:-1])
-        if groups and groups[-1][0] == inputs and len(groups[-1][1]) < _IDS:
-            groups[-1][1].append(i)
-        else:
-            groups.append((inputs, [i]))
-    return [
-        _Question(
-            inputs,
-            tuple(int(sequences[i][-1]) for i in members),
-            tuple(first[i] for i in members),
-        )
-        for inputs, members in groups
-    ]
-
-
-def _scores(question: _Question, choice: Mapping[str, Any]) -> list[TokenScores]:
-    """Of each of the question's sequences: inside what they share, and its last token."""
-    import torch
-
-    known: dict[str, float] = choice["logprobs"]["top_logprobs"][0]
-    best = max(known.values())  # the token that vLLM wrote is among them
-    start = min(question.first)
-    log_probs, is_top = [], []
-    for token, found in zip(
-        question.inputs[start:], (choice["prompt_logprobs"] or [])[start:], strict=True
-    ):
-        here = {name: entry["logprob"] for name, entry in found.items()}
-        log_probs.append(_log_prob(here[str(token)]))
-        is_top.append(here[str(token)] >= max(here.values()))
-    scores = []
-    for last, first in zip(question.lasts, question.first, strict=True):
-        value = known[f"token_id:{last}"]
-        own = [*log_probs[first - start :], _log_prob(value)]
-        top = [*is_top[first - start :], value >= best]
-        scores.append(TokenScores(torch.tensor(own), torch.tensor(top)))
-    return scores
-
-
-def _log_prob(value: float) -> float:
-    return float("-inf") if value <= _ZERO else value
