@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
 from quantkit.files import sha256_file
+from quantkit.formats.packed import Quantization
 from quantkit.spec import Spec
 
 MANIFEST = "quantkit.json"
@@ -136,9 +136,10 @@ def tokenizer_directory(model: Model) -> Path:
 
 
 def open_variant(path: Path) -> Variant:
-    """Open a variant's directory, a bare GGUF file, or a GPTQ or AWQ checkpoint of others.
+    """Open a variant's directory, a bare GGUF file, or a packed checkpoint of others.
 
-    Raise CheckpointError where ``path`` is none of these or its manifest is unreadable.
+    Raise CheckpointError where ``path`` is none of these or its manifest is unreadable,
+    IncompatibleVariant where it is quantized in a way that is not read.
     """
     path = path.expanduser().absolute()
     if path.suffix == ".gguf" and not path.exists():
@@ -151,19 +152,19 @@ def open_variant(path: Path) -> Variant:
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path / MANIFEST)
         return Variant(path.name, path, manifest.spec["format"], manifest.spec["scheme"], manifest)
-    quantization = _quantization_config(path)
+    quantization = Quantization.of(path)
     if quantization is None:
         raise CheckpointError(
-            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no GPTQ or AWQ config.json)"
+            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no config.json that speaks of a "
+            "quantization)"
         )
-    scheme = f"w{quantization.get('bits')}g{quantization.get('group_size')}"
-    return Variant(path.name, path, str(quantization["quant_method"]), scheme, None)
+    return Variant(path.name, path, quantization.format, quantization.scheme, None)
 
 
 def open_model(source: str | Path) -> Model:
     """Open a variant where ``source`` is one, else a checkpoint."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" or (path / MANIFEST).is_file() or _quantization_config(path):
+    if path.suffix == ".gguf" or (path / MANIFEST).is_file() or Quantization.of(path):
         return open_variant(path)
     return Checkpoint.open(source)
 
@@ -192,18 +193,6 @@ def verify(variant: Variant) -> list[str]:
     known = {MANIFEST, *variant.manifest.files}
     found = {str(f.relative_to(variant.path)) for f in variant.path.rglob("*") if f.is_file()}
     return problems + [f"{name}: not in the manifest" for name in sorted(found - known)]
-
-
-def _quantization_config(path: Path) -> dict[str, Any] | None:
-    """``quantization_config`` of a GPTQ or AWQ checkpoint, else None."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-    found = config.get("quantization_config") if isinstance(config, dict) else None
-    if isinstance(found, dict) and found.get("quant_method") in ("gptq", "awq"):
-        return found
-    return None
 
 
 def _bare_gguf(path: Path) -> Variant:

@@ -13,6 +13,7 @@ FORMATS = {
     "gguf": "quantkit.formats.gguf:GGUF",
     "gptq": "quantkit.formats.gptq:GPTQ",
     "awq": "quantkit.formats.awq:AWQ",
+    "compressed-tensors": "quantkit.formats.compressed_tensors:CompressedTensors",
 }
 
 

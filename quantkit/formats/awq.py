@@ -12,12 +12,10 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
     LinearLayout,
-    packed_facts,
     plan_linears,
-    read_quantization,
-    unpack_linears,
     write_config,
 )
+from quantkit.formats.packed import Quantization, packed_facts, unpack_linears
 from quantkit.spec import GroupScheme, Spec
 from quantkit.variant import Variant
 
@@ -116,5 +114,8 @@ def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     Raise IncompatibleVariant for bits or a version that cannot be unpacked.
     """
-    read_quantization(directory, {"bits": BITS, "version": ("gemm", "GEMM")})
-    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), unpack)
+    quantization = Quantization.opened(directory)
+    quantization.require("bits", *BITS)
+    quantization.require("version", "gemm", "GEMM")
+    quantization.require("data_type", "int")
+    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), (), unpack)

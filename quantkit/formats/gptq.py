@@ -13,12 +13,10 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
     LinearLayout,
-    packed_facts,
     plan_linears,
-    read_quantization,
-    unpack_linears,
     write_config,
 )
+from quantkit.formats.packed import Quantization, packed_facts, packing, unpack_linears
 from quantkit.spec import GroupScheme, Spec
 from quantkit.variant import Variant
 
@@ -95,9 +93,7 @@ def layout(scheme: GroupScheme) -> LinearLayout:
             "g_idx": ("I32", (inputs,)),
         }
 
-    return LinearLayout(
-        shapes, partial(pack, bits=scheme.bits), partial(unpack, bits=scheme.bits, zero_offset=1)
-    )
+    return LinearLayout(shapes, partial(pack, bits=scheme.bits), partial(unpack, zero_offset=1))
 
 
 def pack(integers: Integers, bits: int) -> dict[str, torch.Tensor]:
@@ -121,26 +117,48 @@ def unpack(
     qweight: torch.Tensor,
     qzeros: torch.Tensor,
     scales: torch.Tensor,
-    g_idx: torch.Tensor,
+    g_idx: torch.Tensor | None,
     *,
-    bits: int,
     zero_offset: int,
 ) -> torch.Tensor:
-    """The (out, in) float32 weight; ``zero_offset``: what a stored zero lacks, 1 in version 1."""
+    """The (out, in) float32 weight; ``zero_offset``: what a stored zero lacks, 1 in version 1.
+
+    How many bits there are follows from the shapes, so that layers may have their own. ``g_idx``:
+    the group of each input, in any order (``desc_act``); None where groups are contiguous.
+    """
+    import torch
+
     from quantkit.formats.packing import unpack_columns, unpack_rows
 
+    groups, outputs = scales.shape
+    bits = qzeros.shape[1] * 32 // outputs
     codes = unpack_rows(qweight, bits)
+    inputs = codes.shape[0]
     zeros = (unpack_columns(qzeros, bits) + zero_offset) & ((1 << bits) - 1)
-    group = g_idx.long()
+    group = (
+        torch.arange(inputs, device=codes.device) // -(-inputs // groups)
+        if g_idx is None
+        else g_idx.long()
+    )
     return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
 
 
 def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain state dict of a GPTQ checkpoint, ours or others', weights as (out, in) float32.
 
-    Raise IncompatibleVariant for bits or a checkpoint format that cannot be unpacked.
+    Raise IncompatibleVariant for a checkpoint format that cannot be unpacked.
     """
-    config = read_quantization(directory, {"bits": BITS, "checkpoint_format": ("gptq", "gptq_v2")})
-    offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-    weight = partial(unpack, bits=int(config["bits"]), zero_offset=offset)
-    yield from unpack_linears(directory, ("qweight", "qzeros", "scales", "g_idx"), weight)
+    weight = partial(unpack, zero_offset=_zero_offset(Quantization.opened(directory)))
+    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), ("g_idx",), weight)
+
+
+def _zero_offset(quantization: Quantization) -> int:
+    """1 where each zero is stored less one, 0 where as it is."""
+    config = quantization.config
+    if config["quant_method"] == "gptq":
+        quantization.require("checkpoint_format", "gptq", "gptq_v2")
+        quantization.require("is_marlin_format", False)
+        return 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+    quantization.require("data_type", "int")
+    # AutoRound: `auto_round:auto_gptq`, or of its own, with zeros as they are.
+    return 1 if "gptq" in packing(config).replace("gptqmodel", "") else 0

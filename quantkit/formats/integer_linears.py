@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import (
-    CheckpointError,
-    ConversionError,
-    IncompatibleVariant,
-)
+from quantkit.errors import ConversionError
 from quantkit.formats.base import Plan
-from quantkit.formats.packed import linears_of, tensor_bytes
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
@@ -122,50 +117,3 @@ def write_config(checkpoint: Checkpoint, directory: Path, quantization: dict[str
     """The source's config.json with ``quantization_config`` added, nothing else changed."""
     config = {**checkpoint.config, "quantization_config": quantization}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def read_quantization(directory: Path, supported: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """``quantization_config``; raise IncompatibleVariant for a value that cannot be unpacked."""
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    quantization: dict[str, Any] = config["quantization_config"]
-    for key, values in supported.items():
-        if quantization.get(key, values[0]) not in values:
-            raise IncompatibleVariant(
-                f"{directory}: {key} is {quantization[key]!r}; quantkit unpacks "
-                f"{', '.join(map(repr, values))}"
-            )
-    return quantization
-
-
-def unpack_linears(
-    directory: Path, parts: tuple[str, ...], unpack: Callable[..., torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain state dict of a packed checkpoint, tensor by tensor.
-
-    A linear is stored as ``NAME.part`` for each of ``parts``; ``unpack(*tensors)`` gives its
-    (out, in) float32 weight, yielded as ``NAME.weight``. Everything else is yielded as it is.
-    """
-    packed = Checkpoint.open(directory)
-    suffix = f".{parts[0]}"
-    for name in packed.tensors:
-        stem, _, part = name.rpartition(".")
-        if name.endswith(suffix):
-            missing = [p for p in parts if f"{stem}.{p}" not in packed.tensors]
-            if missing:
-                raise CheckpointError(f"{directory}: {stem} has no {', '.join(missing)}")
-            yield f"{stem}.weight", unpack(*(packed.read(f"{stem}.{p}") for p in parts))
-        elif part not in parts:
-            yield name, packed.read(name)
-
-
-def packed_facts(directory: Path) -> dict[str, Any]:
-    """What `inspect` says of a GPTQ or AWQ checkpoint."""
-    packed = Checkpoint.open(directory)
-    return {
-        "architecture": packed.architecture,
-        "context_length": packed.config.get("max_position_embeddings"),
-        "tensors": len(packed.tensors),
-        "quantized_linears": len(linears_of(packed.tensors)),
-        "bytes": tensor_bytes(packed.tensors.values()),
-        "quantization_config": packed.config["quantization_config"],
-    }

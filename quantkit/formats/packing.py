@@ -46,7 +46,13 @@ def pack_columns(
 def unpack_columns(
     words: torch.Tensor, bits: int, order: tuple[int, ...] | None = None
 ) -> torch.Tensor:
-    """The inverse of pack_columns, as int32."""
+    """The inverse of pack_columns, as int32.
+
+    Bits that do not divide 32 are read as others' files have them: 32 integers in ``bits`` words,
+    one after another, some of them partly in the next word.
+    """
+    if 32 % bits:
+        return _unpack_across_words(words, bits)
     slots = 32 // bits
     shifts = torch.arange(0, 32, bits, dtype=torch.int64, device=words.device)
     grouped = (words.long().unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
@@ -54,3 +60,14 @@ def unpack_columns(
         back = sorted(range(slots), key=lambda slot: order[slot])
         grouped = grouped[:, :, back]
     return grouped.reshape(words.shape[0], -1).int()
+
+
+def _unpack_across_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    rows = words.shape[0]
+    # A row's last words may be fewer than a whole group's, and one is read past the end.
+    padded = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, -words.shape[1] % bits))
+    grouped = torch.nn.functional.pad(padded.view(rows, -1, bits), (0, 1))
+    starts = torch.arange(32, device=words.device) * bits
+    word, shift = starts // 32, starts % 32
+    found = (grouped[:, :, word] >> shift) | (grouped[:, :, word + 1] << (32 - shift))
+    return (found & ((1 << bits) - 1)).view(rows, -1).int()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import psutil
 from openai import OpenAI
 
 from quantkit import engines
+from quantkit.checkpoint import load_tokenizer
 from quantkit.engines.base import ServeOptions
 from quantkit.engines.process import Process, free_port, launched
-from quantkit.variant import Model
+from quantkit.variant import Model, Variant
 
 KEY = "a-key-of-tests"
 PATIENCE = 300.0
@@ -50,6 +52,34 @@ def running(model: Model, log: Path, *, prefix_cache: bool = False) -> Iterator[
     with launched(engine.name, command.argv, command.env, log) as process:
         process.wait_ready("127.0.0.1", options.port, command)
         yield Running(options.port, process)
+
+
+def assert_agrees(variant: Variant, log: Path) -> None:
+    """The serving engine computes what was evaluated: the unpacked weights in transformers.
+
+    The log-probability of the engine's greedy tokens, in bf16, next to the reference's in float32.
+    """
+    tokenizer = load_tokenizer(variant.path)
+    prompt = tokenizer("The value of the expression is a list of objects").input_ids
+    with running(variant, log) as server:
+        answer = server.client().completions.create(
+            model="m",
+            prompt=prompt,
+            max_tokens=8,
+            temperature=0,
+            logprobs=1,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+    choice = answer.choices[0].model_dump()
+    written = choice["token_ids"]
+    told = choice["logprobs"]["token_logprobs"]
+    assert len(written) == len(told) == 8
+    with engines.load_engine("transformers").scorer(variant, 256) as scorer:
+        (logits,) = scorer.logits([[*prompt, *written]], [len(prompt) - 1])
+    reference = logits.log_softmax(-1)
+    for position, (token, logprob) in enumerate(zip(written, told, strict=True)):
+        assert math.isclose(float(reference[position, token]), logprob, abs_tol=0.15)
+        assert float(reference[position].max() - reference[position, token]) < 0.15
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -88,6 +88,18 @@ def test_vllm_on_a_gpu_is_left_its_own_settings(
         ({"sym": False}, "asymmetric"),
         ({"bits": 3}, "bits 3; it takes 4 and 8"),
         ({"desc_act": True}, "desc_act with groups"),
+        (
+            {"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"},
+            "packing_format auto_round:gptqmodel; it takes auto_round:auto_gptq",
+        ),
+        ({"quant_method": "auto-round", "sym": False}, "this auto-round .*: asymmetric"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"actorder": "group"}}},
+            },
+            "actorder group; make it with actorder static",
+        ),
     ],
 )
 def test_what_vllm_refuses_is_said_before_it_starts(

@@ -24,7 +24,7 @@ class Transformers:
 
     name = "transformers"
     capabilities = Capabilities(
-        formats=frozenset({FORMAT, "gptq", "awq"}),
+        formats=frozenset({FORMAT, "gptq", "awq", "compressed-tensors"}),
         logits="full",
         serves=False,
         devices=("cpu", "cuda"),

@@ -40,6 +40,8 @@ def load(source: Model, dtype: torch.dtype) -> Any:
         if name.endswith("rotary_emb.inv_freq"):
             continue  # old checkpoints store what follows from the config
         slot = slots.get(name)
+        if slot is None and name.endswith(".bias") and not tensor.any():
+            continue  # some packages give every linear a bias, of zeros
         if slot is None or slot.shape != tensor.shape:
             wanted = "no such tensor" if slot is None else f"the shape {list(slot.shape)}"
             raise CheckpointError(
@@ -76,6 +78,6 @@ def _weights(source: Model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _dequantized(format_: str, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    module = importlib.import_module(f"quantkit.formats.{format_}")
+    module = importlib.import_module(f"quantkit.formats.{format_.replace('-', '_')}")
     tensors: Iterator[tuple[str, torch.Tensor]] = module.dequantize(directory)
     return tensors

@@ -1,4 +1,4 @@
-"""vLLM: serves unquantized, GPTQ and AWQ checkpoints, from its own toolchain."""
+"""vLLM: serves unquantized and packed checkpoints, from its own toolchain."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ follows a question is in the middle of one. Smaller ones are slow; on a GPU it i
 """
 _KV_BYTES = 2
 """Of one element of the cache, bf16."""
+_AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
@@ -40,7 +41,7 @@ class VLLM:
 
     name = "vllm"
     capabilities = Capabilities(
-        formats=frozenset({FORMAT, "gptq", "awq"}),
+        formats=frozenset({FORMAT, "gptq", "awq", "compressed-tensors"}),
         logits="none",
         serves=True,
         devices=("cpu", "cuda"),
@@ -142,9 +143,19 @@ def _cache_bytes(config: dict[str, Any], options: ServeOptions) -> int:
 def _check_quantization(config: dict[str, Any], model: Model) -> None:
     """What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
     found = config.get("quantization_config") or {}
-    if found.get("quant_method") != "gptq":
+    method = found.get("quant_method")
+    where = f"vllm does not load this {method} ({model.path})"
+    if method == "compressed-tensors":
+        for group in (found.get("config_groups") or {}).values():
+            if (group.get("weights") or {}).get("actorder") in ("group", "dynamic"):
+                raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
+    if method == "auto-round" and found.get("packing_format") not in (None, *_AUTO_ROUND_PACKINGS):
+        raise IncompatibleVariant(
+            f"{where}: packing_format {found['packing_format']}; it takes "
+            f"{', '.join(_AUTO_ROUND_PACKINGS)}"
+        )
+    if method not in ("gptq", "auto-round") or model.format != "gptq":
         return
-    where = f"vllm does not load this GPTQ ({model.path})"
     if found.get("bits") not in (4, 8):
         raise IncompatibleVariant(f"{where}: bits {found.get('bits')}; it takes 4 and 8")
     if found.get("sym") is False:
