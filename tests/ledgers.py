@@ -224,10 +224,7 @@ def crowded(count: int = 15) -> Ledger:
             name: one.model_copy(update={"value": one.value * near})
             for name, one in like.metrics.items()
         }
-        benches = [
-            one.model_copy(update={"output_tokens_per_s": one.output_tokens_per_s * near})
-            for one in like.bench
-        ]
+        benches = [loads.faster(one, near) for one in like.bench]
         rows.append(
             like.model_copy(
                 update={"id": f"{like.id}-{index:02d}", "metrics": metrics, "bench": benches}

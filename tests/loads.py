@@ -82,6 +82,16 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(low=min(values), high=max(values), stderr=error)
 
 
+def faster(one: Bench, times: float) -> Bench:
+    """The same load with a higher throughput in each repetition."""
+    readings = [
+        reading.model_copy(update={"output_tokens_per_s": reading.output_tokens_per_s * times})
+        for reading in one.repetitions
+    ]
+    changed = {"output_tokens_per_s": one.output_tokens_per_s * times, "repetitions": readings}
+    return one.model_copy(update=changed)
+
+
 def goodput(engine: str, rate: float, above: float | None, slo: Slo = SLO) -> Goodput:
     """A search that ended between ``rate`` and ``above``."""
     tokens = rate * _OUTPUT

@@ -21,7 +21,8 @@ from quantkit.recommend.limits import MAX_KLD, Check, Limit, Wants, limits, said
 
 __all__ = [
     "MAX_KLD", "Assessed", "Candidate", "Check", "Interval", "Limit", "Loosened", "Missing",
-    "Nearness", "Reason", "Recommendation", "Wants", "candidates", "recommend", "said",
+    "Nearness", "Reason", "Recommendation", "Wants", "by_default", "candidates", "recommend",
+    "said",
 ]  # fmt: skip
 
 
@@ -86,6 +87,11 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
         missing=tuple(_missing(ledger, assessed, concurrency)),
         nearness=nearness,
     )
+
+
+def by_default(ledger: Ledger) -> Recommendation | None:
+    """Under no limit but the default one on drift; None where nothing was benched."""
+    return recommend(ledger) if candidates(ledger) else None
 
 
 def _on_engine(served: list[Candidate], engine: str | None) -> list[Candidate]:

@@ -54,6 +54,8 @@ class Interval:
 def of_repetitions(values: Sequence[float]) -> Interval:
     """The median of positive values: Student's t over three and more, and never less than
     ``ONE_START``; of fewer their range, widened by ``ONE_RUN``."""
+    if not all(map(math.isfinite, values)):
+        return Interval.exactly(math.nan)
     middle = statistics.median(values)
     if len(values) < 3:
         wide = _half(ONE_RUN)

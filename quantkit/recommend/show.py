@@ -10,9 +10,9 @@ import click
 from quantkit.console import print_json, print_table
 from quantkit.ledger import Ledger
 from quantkit.recommend import Assessed, Check, Interval, Limit, Recommendation
-from quantkit.report.format import NOTHING, size
+from quantkit.report.format import NOTHING, size, span
 from quantkit.report.prose import plain
-from quantkit.report.recommendation import Advice, advice, span
+from quantkit.report.recommendation import Advice, advice
 
 
 def recommendation(ledger: Ledger, found: Recommendation, as_json: bool) -> None:

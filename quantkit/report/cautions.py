@@ -6,7 +6,8 @@ import math
 import re
 
 from quantkit.ledger import Ledger
-from quantkit.report.noise import THROUGHPUT_MARGIN, against_floor
+from quantkit.recommend.interval import ONE_RUN, ONE_START
+from quantkit.report.noise import Served, against_floor
 from quantkit.report.prose import Name, Prose, listing
 from quantkit.report.table import concurrencies, served
 
@@ -151,16 +152,22 @@ def _bench(ledger: Ledger) -> list[Prose]:
     most = max(one.bench.requests for one in found)
     counts = f"{least}" if least == most else f"{least} to {most}"
     texts: list[Prose] = [
-        (
-            f"Each throughput is from {counts} requests on this machine; differences below "
-            f"{100 * THROUGHPUT_MARGIN:.0f} % are not ranked.",
-        )
+        (f"Each throughput is from {counts} requests on this machine. ", _noise(found))
     ]
     if len({one.engine for one in found}) > 1:
         texts.append(
             (
                 "Throughputs of different engines compare engine and format together: a variant "
                 "can be faster because of what serves it.",
+            )
+        )
+    bound = list(dict.fromkeys(one.row.id for one in found if one.bench.client_bound))
+    if bound:
+        texts.append(
+            (
+                "The load generator was the bottleneck in some loads of ",
+                *listing(bound),
+                "; there the engine may be faster than is shown.",
             )
         )
     failed = list(dict.fromkeys(one.row.id for one in found if one.bench.errors))
@@ -173,3 +180,18 @@ def _bench(ledger: Ledger) -> list[Prose]:
             )
         )
     return texts
+
+
+def _noise(found: list[Served]) -> str:
+    """What the intervals of throughputs are worth."""
+    fewest = min(len(one.bench.repetitions) for one in found)
+    if fewest < 3:
+        return (
+            f"With fewer than three repetitions there is no error to see: differences below "
+            f"{100 * ONE_RUN:.0f} % are not ranked."
+        )
+    return (
+        f"Intervals are of {fewest} repetitions or more, which share one start of the server and "
+        "one hour of the machine, and are no narrower than "
+        f"{50 * ONE_START:.0f} % to each side; what overlaps is not ranked."
+    )

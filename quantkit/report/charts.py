@@ -11,7 +11,14 @@ from quantkit.report.format import fixed, milliseconds, number, plus_minus, sign
 from quantkit.report.noise import Z95, against_reference
 from quantkit.report.panels import Measure, Panels, Reading, lay_out
 from quantkit.report.scales import around, from_zero, logarithmic
-from quantkit.report.table import accuracies, bench_of, concurrencies, engines, task_title
+from quantkit.report.table import (
+    accuracies,
+    bench_of,
+    concurrencies,
+    engines,
+    shown,
+    task_title,
+)
 
 
 def drift_chart(ledger: Ledger) -> Panels | None:
@@ -66,7 +73,7 @@ def drift_chart(ledger: Ledger) -> Panels | None:
 
 def serving_chart(ledger: Ledger) -> Panels | None:
     """Throughput, latencies and memory of every variant on every engine that served it."""
-    loads = concurrencies(ledger)
+    loads = shown(concurrencies(ledger))
     rows = [(row, engine) for row in ledger.variants for engine in engines(row)]
     return lay_out(
         [(row.id, engine) for row, engine in rows],

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from quantkit.drift import Comparison
 from quantkit.ledger import Ledger, Metric
 from quantkit.report.drifts import UNITS, asked, roughly, said
-from quantkit.report.format import count, fixed, number, plus_minus, size
+from quantkit.report.format import count, fixed, number, plus_minus, size, span
 from quantkit.report.noise import (
-    THROUGHPUT_MARGIN,
     Served,
     against_reference,
     at_chance,
@@ -18,9 +17,7 @@ from quantkit.report.noise import (
     tiers,
 )
 from quantkit.report.prose import Name, Prose, listing
-from quantkit.report.table import accuracies, concurrencies, engines, served, task_title
-
-_MARGIN = f"{100 * THROUGHPUT_MARGIN:.0f} %"
+from quantkit.report.table import accuracies, concurrencies, engines, served, shown, task_title
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def findings(ledger: Ledger) -> list[Finding]:
     """One paragraph a kind of measurement, in the order in which they are to be trusted."""
     found = [_divergence(ledger), _against_reference(ledger, "ppl", "Perplexity")]
     found += [_accuracy(ledger, name) for name in accuracies(ledger)]
-    found += [_throughput(ledger, concurrency) for concurrency in concurrencies(ledger)]
+    found += [_throughput(ledger, concurrency) for concurrency in shown(concurrencies(ledger))]
     return [finding for finding in found if finding] + _failures(ledger)
 
 
@@ -125,9 +122,10 @@ def _fastest(ledger: Ledger) -> Headline | None:
     best = fastest(served(ledger, concurrency))
     if not best:
         return None
-    evidence = f"{_rate(best[0])} output tokens/s"
+    evidence = f"{span(best[0].throughput)} output tokens/s"
     if len(best) > 1:
-        evidence = f"{_rate(best[-1])} to {evidence}; less than {_MARGIN} apart, so not ranked"
+        rates = " and ".join(span(one.throughput) for one in best)
+        evidence = f"{rates} output tokens/s; their intervals overlap, so not ranked"
     return Headline(f"Fastest with {load(concurrency)}", _on_engines(best), (evidence,))
 
 
@@ -209,14 +207,14 @@ def _throughput(ledger: Ledger, concurrency: int) -> Finding | None:
     best = fastest(everyone)
     if not best:
         return None
-    text: Prose = (*_on_engines(best), f": {_rate(best[0])} output tokens/s")
+    text: Prose = (*_on_engines(best), f": {span(best[0].throughput)} output tokens/s")
     if len(best) > 1:
-        text += (f" at the most; less than {_MARGIN} apart, so not ranked",)
+        text += (" at the most; their intervals overlap, so not ranked",)
     originals = [one for one in everyone if one.row is ledger.reference]
-    slowest = min(originals, key=lambda one: one.bench.output_tokens_per_s, default=None)
-    if slowest and slowest not in best and slowest.bench.output_tokens_per_s > 0:
-        times = best[0].bench.output_tokens_per_s / slowest.bench.output_tokens_per_s
-        text += (f". That is {number(times, 2)} times the ", *_on_engines([slowest]))
+    slowest = min(originals, key=lambda one: one.throughput.value, default=None)
+    if slowest and slowest not in best and slowest.throughput.value > 0:
+        times = best[0].throughput.over(slowest.throughput)
+        text += (f". That is {span(times, _times)} times the ", *_on_engines([slowest]))
     return Finding(f"Throughput, {load(concurrency)}", (*text, "."))
 
 
@@ -249,5 +247,5 @@ def _on_engines(ones: list[Served]) -> Prose:
     return text
 
 
-def _rate(one: Served) -> str:
-    return number(one.bench.output_tokens_per_s)
+def _times(ratio: float) -> str:
+    return number(ratio, 2)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+from quantkit.recommend.interval import Interval
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is no number."""
@@ -48,6 +51,15 @@ def plus_minus(value: float, stderr: float | None) -> tuple[str, str]:
     if decimals > 7:
         return number(value), f"± {number(stderr, 2)}"
     return fixed(value, decimals), f"± {fixed(stderr, decimals)}"
+
+
+def span(interval: Interval, say: Callable[[float], str] = number) -> str:
+    """``118 (111 to 125)``; ``2.5 (2.5 or more)``; the value alone where it has no error."""
+    if interval.low == interval.high:
+        return say(interval.value)
+    if math.isinf(interval.high):
+        return f"{say(interval.value)} or more"
+    return f"{say(interval.value)} ({say(interval.low)} to {say(interval.high)})"
 
 
 def size(count: int | None) -> str:

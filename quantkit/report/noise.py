@@ -1,7 +1,7 @@
 """What the data can tell apart, and what they cannot.
 
 Whether two rows differ was tested on their windows and questions in pairs when the ledger was
-written (``quantkit.evaluate.compare``); here it is looked up. Throughputs have no such test.
+written (``quantkit.evaluate.compare``); here it is looked up. Throughputs have intervals instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from quantkit.drift import Comparison
 from quantkit.evaluate.compare import groups
 from quantkit.ledger import REFERENCE, Ledger, Metric, Row
 from quantkit.load import Bench
+from quantkit.recommend.candidates import throughput
+from quantkit.recommend.interval import Interval
 
 Z95 = 1.959964
-THROUGHPUT_MARGIN = 0.10
-"""A bench is one run without an error of its own: below a tenth, differences are not ranked."""
 CHANCE = {"mmlu_acc": 0.25}
 """What guessing scores, where the task fixes it: MMLU offers four answers."""
 
@@ -33,6 +33,11 @@ class Served:
     def engine(self) -> str:
         """The engine's name without its version."""
         return self.bench.engine.partition(" ")[0]
+
+    @property
+    def throughput(self) -> Interval:
+        """Output tokens per second over the repetitions."""
+        return throughput(self.bench)
 
 
 def comparable(a: Metric | None, b: Metric | None) -> bool:
@@ -112,11 +117,10 @@ def _share(value: float, floor: float) -> float:
 
 
 def fastest(served: Sequence[Served]) -> list[Served]:
-    """Those within ``THROUGHPUT_MARGIN`` of the highest output throughput, highest first."""
-    finite = [one for one in served if math.isfinite(one.bench.output_tokens_per_s)]
-    ranked = sorted(finite, key=lambda one: -one.bench.output_tokens_per_s)
-    limit = (1 - THROUGHPUT_MARGIN) * ranked[0].bench.output_tokens_per_s if ranked else 0.0
-    return [one for one in ranked if one.bench.output_tokens_per_s >= limit]
+    """Those that repetitions cannot tell from the highest output throughput, highest first."""
+    finite = [one for one in served if one.throughput.finite]
+    ranked = sorted(finite, key=lambda one: -one.throughput.value)
+    return [one for one in ranked if one.throughput.overlaps(ranked[0].throughput)]
 
 
 def at_chance(name: str, metric: Metric) -> bool:

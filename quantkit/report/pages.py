@@ -13,15 +13,20 @@ from markupsafe import Markup
 
 from quantkit import __version__
 from quantkit.ledger import Ledger
+from quantkit.recommend import by_default
 from quantkit.report import format as text
 from quantkit.report.cautions import cautions
 from quantkit.report.charts import drift_chart, serving_chart
+from quantkit.report.claims import claims, conclusion
+from quantkit.report.curves import curves
 from quantkit.report.drifts import profiles, verdicts, worst
+from quantkit.report.efficiency import efficiency_chart, loads
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.markdown import block, cell, code, escape, grid, prose
 from quantkit.report.method import measured, pairs, recipe_text
 from quantkit.report.prompts import COLUMNS, answers, finding
 from quantkit.report.prose import Name, listing
+from quantkit.report.recommendation import RULE, advice
 from quantkit.report.split import losses
 from quantkit.report.table import engines, everything, table
 from quantkit.report.tradeoff import tradeoffs
@@ -38,7 +43,9 @@ def html(ledger: Ledger) -> str:
         style=Markup(_packaged("report.css")),
         script=Markup(script),
         script_digest=digest,
-        tradeoffs=tradeoffs(ledger),
+        tradeoffs=tradeoffs(ledger, by_default(ledger)),
+        curves=curves(ledger, by_default(ledger)),
+        efficiency_chart=efficiency_chart(ledger),
         drift_chart=drift_chart(ledger),
         serving_chart=serving_chart(ledger),
     )
@@ -48,7 +55,9 @@ def markdown(ledger: Ledger) -> str:
     """The same answer and tables, without the charts, for a pull request."""
     page = _environment(autoescape=False, finalize=escape)
     page.filters.update(code=code, cell=cell, block=block, prose=prose, grid=grid)
-    rendered = page.get_template("report.md.j2").render(_content(ledger))
+    rendered = page.get_template("report.md.j2").render(
+        _content(ledger), fronts=tradeoffs(ledger)[::-1]
+    )
     return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
 
@@ -64,10 +73,17 @@ def _environment(**how_to_escape: Any) -> Environment:
 
 def _content(ledger: Ledger) -> dict[str, Any]:
     """What both pages say."""
+    found = by_default(ledger)
+    checked = claims(ledger)
     return {
         "ledger": ledger,
         "version": __version__,
         "compared": compared(ledger),
+        "advice": advice(ledger, found) if found else None,
+        "rule": RULE,
+        "claims": checked,
+        "conclusion": conclusion(checked) if checked else (),
+        "loads": loads(ledger),
         "headlines": headlines(ledger),
         "findings": findings(ledger) + finding(ledger),
         "cautions": cautions(ledger),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger
@@ -15,11 +15,9 @@ from quantkit.recommend import (
     Limit,
     Loosened,
     Recommendation,
-    candidates,
-    recommend,
     said,
 )
-from quantkit.report.format import milliseconds, number, signed, size
+from quantkit.report.format import milliseconds, number, signed, size, span
 from quantkit.report.prose import Name, Prose
 
 RULE = (
@@ -47,11 +45,6 @@ class Advice:
     missing: list[Prose]
 
 
-def advice_of(ledger: Ledger) -> Advice | None:
-    """Under no limit but the default one on drift; None where nothing was benched."""
-    return advice(ledger, recommend(ledger)) if candidates(ledger) else None
-
-
 def advice(ledger: Ledger, found: Recommendation) -> Advice:
     """What a recommendation says."""
     pick = found.pick
@@ -73,13 +66,13 @@ def on_engine(candidate: Candidate) -> Prose:
     return Name(candidate.row.id), f" on {candidate.engine}"
 
 
-def span(interval: Interval, say: Callable[[float], str] = number) -> str:
-    """``118 (111 to 125)``; ``2.5 (2.5 or more)``; the value alone where it has no error."""
-    if interval.low == interval.high:
-        return say(interval.value)
-    if math.isinf(interval.high):
-        return f"{say(interval.value)} or more"
-    return f"{say(interval.value)} ({say(interval.low)} to {say(interval.high)})"
+def listing(ones: Sequence[Candidate]) -> Prose:
+    """``a on llamacpp, b on llamacpp and c on vllm``."""
+    text: Prose = ()
+    for index, one in enumerate(ones):
+        last = index == len(ones) - 1
+        text += ((" and " if last else ", ") if index else "", *on_engine(one))
+    return text
 
 
 def _numbers(one: Assessed, concurrency: int) -> Prose:
@@ -116,20 +109,15 @@ def _why(found: Recommendation) -> Prose:
         return ("It alone is known to meet every limit." if found.limits else "It stands alone.",)
     if choice.by == "throughput":
         return ("It is faster than all others that meet the limits, beyond the noise.",)
-    tied: Prose = ("In throughput it cannot be told from ", *_listing(choice.tied))
+    tied: Prose = (
+        "In throughput it cannot be told from ",
+        *listing([one.candidate for one in choice.tied]),
+    )
     if choice.by == "drift":
         return (*tied, "; of these it is the nearest to the original.")
     if choice.by == "memory":
         return (*tied, "; of those as near to the original it takes the least memory.")
     return (*tied, "; nor does drift or memory decide: it has the higher median.")
-
-
-def _listing(ones: Sequence[Assessed]) -> Prose:
-    text: Prose = ()
-    for index, one in enumerate(ones):
-        last = index == len(ones) - 1
-        text += ((" and " if last else ", ") if index else "", *on_engine(one.candidate))
-    return text
 
 
 def _runner_up(found: Recommendation) -> Prose:
@@ -220,21 +208,17 @@ def _undecided(ledger: Ledger, found: Recommendation) -> list[Prose]:
             end = "; if it does, it is the one to ship." if one in found.open else "."
             text.append(("Whether ", *on_engine(one.candidate), " meets the limit: ", *parts, end))
     if found.choice and found.choice.tied:
-        text.append(
-            (
-                "Whether ", *on_engine(found.choice.pick.candidate), " or ",
-                *_listing(found.choice.tied), " is faster: their intervals overlap.",
-            )
-        )  # fmt: skip
+        tied = listing([one.candidate for one in (found.choice.pick, *found.choice.tied)])
+        text.append(("Which is the fastest of ", *tied, ": their intervals overlap."))
     client_bound = [
-        one
+        one.candidate
         for one in found.assessed
         if (bench := one.candidate.bench(found.concurrency)) and bench.client_bound
     ]
     if client_bound:
         text.append(
             (
-                "How fast ", *_listing(client_bound), " really is: the load generator was the "
+                "How fast ", *listing(client_bound), " really is: the load generator was the "
                 "bottleneck.",
             )
         )  # fmt: skip

@@ -65,7 +65,7 @@ def table(ledger: Ledger) -> Table:
         *_divergence(ledger),
         *(column for name in accuracies(ledger) for column in _accuracy(ledger, name)),
     ]
-    speed = [column for load in concurrencies(ledger) for column in _speed(ledger, load)]
+    speed = [column for load in shown(concurrencies(ledger)) for column in _speed(ledger, load)]
     return Table(tuple(ledger.variants), tuple(quality), _engines(ledger), tuple(speed))
 
 
@@ -84,6 +84,15 @@ def accuracies(ledger: Ledger) -> list[str]:
 def concurrencies(ledger: Ledger) -> list[int]:
     """Every number of concurrent requests that was benched, ascending."""
     return sorted({bench.concurrency for row in ledger.variants for bench in row.bench})
+
+
+def shown(levels: list[int]) -> list[int]:
+    """Of many concurrencies three: the lowest, the one in the middle, the highest."""
+    if len(levels) <= 3:
+        return levels
+    middle = math.sqrt(levels[0] * levels[-1])
+    between = min(levels[1:-1], key=lambda level: (round(abs(math.log(level / middle)), 6), -level))
+    return [levels[0], between, levels[-1]]
 
 
 def task_title(name: str) -> str:

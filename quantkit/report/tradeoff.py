@@ -1,61 +1,50 @@
-"""The picture people come for: quality lost against throughput, a point a variant and engine."""
+"""The picture people come for: quality lost against throughput, and the front that nobody beats."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.ledger import Ledger
-from quantkit.report.format import count, fixed, number, plus_minus, size
-from quantkit.report.labels import Anchor, Box, Label, place, shorten
-from quantkit.report.noise import Z95, Served
+from quantkit.ledger import REFERENCE, Ledger
+from quantkit.recommend import Interval, Recommendation
+from quantkit.recommend.front import Placed, Standing, front
+from quantkit.report.format import count, fixed, plus_minus, size, span
+from quantkit.report.labels import Anchor, Box, Label, place
+from quantkit.report.prose import Prose, plain
+from quantkit.report.recommendation import listing, on_engine
 from quantkit.report.scales import Scale, Tick, from_zero, logarithmic
-from quantkit.report.table import concurrencies, served
+from quantkit.report.series import REACH, Engine, engines_of, name
+from quantkit.report.table import concurrencies
 
 WIDTH, HEIGHT = 960.0, 560.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, WIDTH - 18.0, 62.0, HEIGHT - 50.0
 _ZERO_BAND = 62.0
 """Height of the strip under the logarithmic axis in which a divergence of 0 has its place."""
-_LARGEST = 25.0
+_LARGEST = 20.0
 _SMALLEST = 4.0
 """Radii in pixels of circles; other shapes have the same area."""
-SHAPES = ("circle", "square", "diamond", "triangle")
-"""One an engine, in this order, so that no engine is told by its colour alone."""
-_REACH = {"circle": 1.0, "square": 0.886, "diamond": 1.254, "triangle": 1.556}
-"""How far a shape extends from its centre, for the area of a circle of radius 1."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An engine of the legend: its shape, and its colour's class in the stylesheet."""
-
-    name: str
-    shape: str
-    colour: str
+_RING = 7.0
+"""What the mark of the recommended adds to the radius."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A marker: where, which shape and radius, its error bar, and its exact values in words."""
+    """A marker: where, which shape and radius, both intervals, and its exact values in words."""
 
     id: str
     x: float
     y: float
     radius: float
     engine: Engine
-    whisker: tuple[float, float] | None
-    """Both ends in pixels of the 95 % interval of the divergence."""
+    standing: Standing
+    across: tuple[float, float]
+    """Both ends in pixels of the throughput's interval."""
+    upright: tuple[float, float] | None
+    """Those of the divergence's; None for a divergence of 0."""
+    recommended: bool
     label: Label | None
     """None where the chart is too full."""
     words: str
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A vertical line at the reference's throughput on one engine."""
-
-    x: float
-    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -77,9 +66,12 @@ class Tradeoff:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     points: list[Point]
-    guides: list[Guide]
+    line: str
+    """The front as the path of an SVG: what lies above and left of it is beaten."""
     engines: list[Engine]
     sizes: list[SizeKey]
+    says: Prose
+    """Who is on the front, who is not, of whom it is not known."""
     missing: list[str]
     """Ids that have no place here, for want of a divergence or of a bench."""
     unlabelled: list[str]
@@ -90,91 +82,100 @@ class Tradeoff:
     height = HEIGHT
 
 
-def tradeoffs(ledger: Ledger) -> list[Tradeoff]:
-    """One chart a concurrency at which anything has both coordinates, highest concurrency first."""
-    charts = [_tradeoff(ledger, concurrency) for concurrency in concurrencies(ledger)[::-1]]
-    return [chart for chart in charts if chart.points]
+def tradeoffs(ledger: Ledger, found: Recommendation | None = None) -> list[Tradeoff]:
+    """One chart a concurrency at which anything has both coordinates, highest concurrency first.
+
+    What is recommended is marked where the recommendation is for that concurrency.
+    """
+    charts = []
+    for concurrency in concurrencies(ledger)[::-1]:
+        placed = front(ledger, concurrency)
+        if placed:
+            here = found is not None and found.concurrency == concurrency
+            pick = found.pick.candidate.key if found and found.pick and here else None
+            charts.append(_tradeoff(ledger, concurrency, placed, pick))
+    return charts
 
 
-def _tradeoff(ledger: Ledger, concurrency: int) -> Tradeoff:
-    drawn = [one for one in served(ledger, concurrency) if _divergence(ledger, one) is not None]
-    names = sorted({bench.engine for row in ledger.variants for bench in row.bench})
-    engines = {
-        name: Engine(name, SHAPES[index % len(SHAPES)], f"e{index % len(SHAPES)}")
-        for index, name in enumerate(names)
-    }
-    lost = [_divergence(ledger, one) or 0.0 for one in drawn]
-    rates = [one.bench.output_tokens_per_s for one in drawn]
-    x = from_zero(rates, _LEFT, _RIGHT)
-    y = logarithmic(lost, _BOTTOM - _ZERO_BAND - _LARGEST, _TOP + _LARGEST)
+def _tradeoff(
+    ledger: Ledger, concurrency: int, placed: list[Placed], pick: tuple[str, str] | None
+) -> Tradeoff:
+    engines = engines_of(ledger)
+    x = from_zero([one.throughput.high for one in placed], _LEFT, _RIGHT)
+    y = _Drift([one.divergence for one in placed])
     largest = max((row.bytes or 0 for row in ledger.variants), default=0)
-    places = [
+    ids = [one.candidate.row.id for one in placed]
+    anchors = [
         Anchor(
-            x(one.bench.output_tokens_per_s),
-            y(value) if value > 0 else _BOTTOM - _ZERO_BAND / 2,
-            _radius(one.row.bytes, largest) * _REACH[engines[one.bench.engine].shape],
-            shorten(one.row.id),
+            x(one.throughput.value),
+            y(one.divergence.value),
+            _radius(one.candidate.row.bytes, largest) * REACH[engines[one.candidate.engine].shape]
+            + (_RING if one.candidate.key == pick else 0.0),
+            name(one.candidate, ids),
         )
-        for one, value in zip(drawn, lost, strict=True)
+        for one in placed
     ]
     plot = Box(_LEFT, _TOP, _RIGHT, _BOTTOM)
-    labels = place(places, plot)
-    shown = {one.row.id for one in drawn}
+    labels = place(anchors, plot)
     return Tradeoff(
         concurrency=concurrency,
         plot=plot,
         zero=_BOTTOM - _ZERO_BAND,
         x_ticks=x.ticks(8),
-        y_ticks=y.ticks(7),
+        y_ticks=y.scale.ticks(7),
         points=[
             Point(
-                id=one.row.id,
+                id=one.candidate.row.id,
                 x=anchor.x,
                 y=anchor.y,
-                radius=_radius(one.row.bytes, largest),
-                engine=engines[one.bench.engine],
-                whisker=_whisker(one, y),
+                radius=_radius(one.candidate.row.bytes, largest),
+                engine=engines[one.candidate.engine],
+                standing=one.standing,
+                across=(x(one.throughput.low), x(one.throughput.high)),
+                upright=y.ends(one.divergence),
+                recommended=one.candidate.key == pick,
                 label=label,
-                words=_words(ledger, one),
+                words=_words(one),
             )
-            for one, anchor, label in zip(drawn, places, labels, strict=True)
+            for one, anchor, label in zip(placed, anchors, labels, strict=True)
         ],
-        guides=[
-            Guide(anchor.x, engines[one.bench.engine])
-            for one, anchor in zip(drawn, places, strict=True)
-            if one.row is ledger.reference
-        ],
+        line=_line([(a.x, a.y) for a, one in zip(anchors, placed, strict=True) if one.on_line]),
         engines=list(engines.values()),
         sizes=_size_keys(largest),
-        missing=[row.id for row in ledger.variants if row.id not in shown],
-        unlabelled=[one.row.id for one, label in zip(drawn, labels, strict=True) if not label],
-        summary=_summary(drawn, concurrency),
+        says=_says(placed),
+        missing=[row.id for row in ledger.variants if row.id not in ids],
+        unlabelled=[id_ for id_, label in zip(ids, labels, strict=True) if not label],
+        summary=_summary(placed, concurrency),
     )
 
 
-def _divergence(ledger: Ledger, one: Served) -> float | None:
-    """Mean KL divergence in nats; of the reference from itself 0; None where not to be drawn."""
-    rate = one.bench.output_tokens_per_s
-    value = 0.0
-    if one.row is not ledger.reference:
-        metric = one.row.metrics.get("kld_mean")
-        value = metric.value if metric else math.nan
-    return value if math.isfinite(value) and math.isfinite(rate) else None
+class _Drift:
+    """The vertical axis: logarithmic, with a strip for a divergence of 0 and less."""
+
+    def __init__(self, drifts: Sequence[Interval]) -> None:
+        ends = [end for one in drifts for end in (one.value, one.high) if one.value > 0]
+        self.scale: Scale = logarithmic(ends, _BOTTOM - _ZERO_BAND - _LARGEST, _TOP + _LARGEST)
+
+    def __call__(self, value: float) -> float:
+        return self.scale(value) if value > 0 else _BOTTOM - _ZERO_BAND / 2
+
+    def ends(self, drift: Interval) -> tuple[float, float] | None:
+        if drift.value <= 0 or drift.low == drift.high:
+            return None
+        return self.scale(drift.low), self.scale(drift.high)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    """Steps from the top, above the fastest, to the left, beside the nearest."""
+    path = ""
+    for x, y in sorted(points, reverse=True):
+        path += f"H{x:g}V{y:g}" if path else f"M{x:g} {_TOP:g}V{y:g}"
+    return f"{path}H{_LEFT:g}" if path else ""
 
 
 def _radius(bytes_: int | None, largest: int) -> float:
     """Radius of a circle whose area is in proportion to the bytes."""
-    return max(_SMALLEST, _LARGEST * math.sqrt((bytes_ or 0) / largest)) if largest else _SMALLEST
-
-
-def _whisker(one: Served, y: Scale) -> tuple[float, float] | None:
-    metric = one.row.metrics.get("kld_mean")
-    if metric is None or metric.stderr is None or metric.value <= 0:
-        return None
-    half = Z95 * metric.stderr
-    if not math.isfinite(half):
-        return None
-    return y(metric.value - half), y(metric.value + half)
+    return max(_SMALLEST, _LARGEST * ((bytes_ or 0) / largest) ** 0.5) if largest else _SMALLEST
 
 
 def _size_keys(largest: int) -> list[SizeKey]:
@@ -184,12 +185,12 @@ def _size_keys(largest: int) -> list[SizeKey]:
     return [SizeKey(_radius(bytes_, largest), size(bytes_)) for bytes_ in (largest, largest // 4)]
 
 
-def _words(ledger: Ledger, one: Served) -> str:
+def _words(one: Placed) -> str:
     """Everything about a point, a line each: for the tooltip and for a screen reader."""
-    row, bench = one.row, one.bench
-    lines = [row.id, bench.engine, f"{number(bench.output_tokens_per_s)} output tokens/s"]
+    row, bench = one.candidate.row, one.candidate.benches[0]
+    lines = [row.id, bench.engine, f"{span(one.throughput)} output tokens/s"]
     metric = row.metrics.get("kld_mean")
-    if row is ledger.reference:
+    if row.id == REFERENCE:
         lines.append("the reference: divergence 0")
     elif metric is not None:
         lines.append(f"KLD mean {' '.join(plus_minus(metric.value, metric.stderr))} nats")
@@ -197,12 +198,36 @@ def _words(ledger: Ledger, one: Served) -> str:
     if agreement is not None:
         lines.append(f"top-1 agreement {fixed(100 * agreement.value, 1)} %")
     bits = "" if row.bits_per_weight is None else f", {fixed(row.bits_per_weight, 2)} bits/weight"
-    return "\n".join([*lines, f"{size(row.bytes)}{bits}"])
+    return "\n".join([*lines, f"{size(row.bytes)}{bits}", _stands(one)])
 
 
-def _summary(drawn: list[Served], concurrency: int) -> str:
-    points = "1 point" if len(drawn) == 1 else f"{count(len(drawn))} points"
+def _stands(one: Placed) -> str:
+    if one.standing == "front":
+        return "on the front: no other is both faster and nearer"
+    if one.standing == "dominated":
+        best = max(one.beaten_by, key=lambda other: other.benches[-1].output_tokens_per_s)
+        return f"beaten in both by {plain(on_engine(best))}"
+    others = [plain(on_engine(other)) for other in one.may_be_beaten_by[:2]]
+    return f"not decided against {' and '.join(others)}"
+
+
+def _says(placed: Sequence[Placed]) -> Prose:
+    text: Prose = ()
+    for standing, before, after in (
+        ("front", "No other is both faster and nearer to the original than ", ". "),
+        ("undecided", "Inside the noise, so on the front or just behind it: ", ". "),
+        ("dominated", "Beaten in both, beyond the noise: ", ". "),
+    ):
+        ones = [one.candidate for one in placed if one.standing == standing]
+        if ones:
+            text += (before, *listing(ones), after)
+    return text
+
+
+def _summary(placed: Sequence[Placed], concurrency: int) -> str:
+    points = "1 point" if len(placed) == 1 else f"{count(len(placed))} points"
     return (
         f"Mean KL divergence (logarithmic) against output tokens per second with {concurrency} "
-        f"concurrent requests; {points}, sized by bytes on disk. The table has the same numbers."
+        f"concurrent requests; {points}, sized by bytes on disk, with the Pareto front. The table "
+        "has the same numbers."
     )

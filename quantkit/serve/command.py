@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.errors import RecipeError
 from quantkit.ledger import Ledger, Row
-from quantkit.recommend import Candidate, candidates, recommend
+from quantkit.recommend import Candidate, by_default
 from quantkit.run import LEDGER
 from quantkit.serve.access_log import say
 from quantkit.serve.address import base_url, curl_example, is_loopback
@@ -125,8 +125,8 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
 
 def recommended(ledger: Ledger) -> Candidate | None:
     """What ``quantkit recommend`` picks; None where nothing was benched or nothing fits."""
-    pick = recommend(ledger).pick if candidates(ledger) else None
-    return pick.candidate if pick else None
+    found = by_default(ledger)
+    return found.pick.candidate if found and found.pick else None
 
 
 def best_and_fast(ledger: Ledger) -> dict[str, Row]:

@@ -12,6 +12,7 @@ import pytest
 
 from quantkit import report
 from quantkit.ledger import Ledger
+from quantkit.recommend.front import front
 from tests import browser, ledgers
 from tests.browser import Page
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium to look at the report with: apt-get install chromium",
 )
 
-EVERY = ("quickstart", "failed", "without_bench", "unmeasured", "hostile", "crowded")
+EVERY = ("quickstart", "failed", "without_bench", "unmeasured", "hostile", "crowded", "swept")
 
 IDS = "[...document.querySelectorAll('.variants tbody th code')].map(e => e.textContent)"
 BOXES = """[...document.querySelectorAll(%s)].map(e => {
@@ -102,7 +103,11 @@ def test_the_picture_has_every_point_and_no_label_touches_anything(
     figure = f"figure.tradeoff[data-concurrency='{concurrency}'] "
     points = boxes(tab, figure + ".point .shape")
     words = tab.run(f'[...document.querySelectorAll("{figure}.point")].map(e => e.ariaLabel)')
-    served = [r.id for r in ledger.variants if any(b.concurrency == concurrency for b in r.bench)]
+    served = [
+        r.id
+        for r in ledger.variants
+        if any(b.concurrency == concurrency for b in r.bench) and not r.failed
+    ]
     assert [line[: len(id_)] for line, id_ in zip(words, served, strict=True)] == served
     labels = boxes(tab, figure + "text.label")
     assert len(labels) == len(points) == len(served)
@@ -113,6 +118,37 @@ def test_the_picture_has_every_point_and_no_label_touches_anything(
         assert not overlap(a, b), (a, b)
     for label in labels:
         assert not any(overlap(label, point) for point in points), label
+
+
+def test_the_recommendation_is_the_first_thing_one_reads(tab: Page, tmp_path: Path) -> None:
+    show(tab, "swept", tmp_path)
+    first = tab.run("document.querySelector('main').innerText.trim().split('\\n')[0]")
+    assert first == "Ship gptq-w4g64 on vllm."
+    (box,) = boxes(tab, ".advice")
+    assert box["bottom"] < 720  # on a laptop's screen without scrolling
+    (ring,) = boxes(tab, "figure:not([hidden]) .point .ring")
+    assert overlap(ring, boxes(tab, "figure:not([hidden]) .point .shape")[6])
+    tab.run("document.querySelector('.choice input[value=\"1\"]').click()")
+    assert boxes(tab, "figure:not([hidden]) .point .ring") == []  # it is about 32 at a time
+
+
+def test_who_is_beaten_stands_back_and_lies_in_the_shade(tab: Page, tmp_path: Path) -> None:
+    ledger = show(tab, "swept", tmp_path)
+    standing = {(one.candidate.row.id, one.candidate.engine): one for one in front(ledger, 32)}
+    script = """[...document.querySelectorAll('figure:not([hidden]) .point')].map(e => {
+      const [id, engine] = e.ariaLabel.split("\\n");
+      const core = e.querySelector(".core");
+      const at = new DOMPoint(core.cx.baseVal.value - 1, core.cy.baseVal.value - 1);
+      const shade = e.closest("svg").querySelector(".beaten");
+      return [id, engine.split(" ")[0], getComputedStyle(e).opacity, shade.isPointInFill(at)];
+    })"""
+    points = tab.run(script)
+    assert len(points) == len(standing) == 8
+    for id_, engine, opacity, shaded in points:
+        one = standing[id_, engine]
+        assert (float(opacity) < 0.5) == (one.standing == "dominated")
+        assert shaded  # up to the left of its edge
+        assert one.on_line or one.standing != "front"
 
 
 def test_the_picture_orders_points_by_their_numbers(tab: Page, tmp_path: Path) -> None:
@@ -133,12 +169,13 @@ def test_the_picture_orders_points_by_their_numbers(tab: Page, tmp_path: Path) -
     assert ((widths[1] - border) / (widths[3] - border)) ** 2 == pytest.approx(q8 / q4, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "hostile", "crowded", "failed"])
+@pytest.mark.parametrize("name", ["quickstart", "hostile", "crowded", "failed", "swept"])
 def test_no_text_of_the_other_charts_is_cut_off_or_covered(
     tab: Page, name: str, tmp_path: Path
 ) -> None:
     show(tab, name, tmp_path)
-    for section in ("#drift", "#serving"):
+    swept = ("#load", "#claims") if name == "swept" else ()
+    for section in ("#drift", "#serving", *swept):
         texts = boxes(tab, f"{section} svg.chart text")
         assert texts
         for box in texts:
@@ -187,10 +224,11 @@ def test_pointing_at_a_mark_shows_its_exact_values(tab: Page, tmp_path: Path) ->
     assert tip.splitlines() == [
         "gguf-Q8_0",
         "llamacpp 0.3.36",
-        "118 output tokens/s",
+        "118 (111 to 125) output tokens/s",
         "KLD mean 0.000940 ± 0.000020 nats",
         "top-1 agreement 98.7 %",
         "145 MB, 8.52 bits/weight",
+        "on the front: no other is both faster and nearer",
     ]
 
 

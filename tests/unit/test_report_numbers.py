@@ -17,7 +17,8 @@ from quantkit.report.noise import (
     tiers,
 )
 from quantkit.report.scales import Scale, around, from_zero, logarithmic
-from quantkit.report.table import task_title
+from quantkit.report.table import shown, task_title
+from tests import loads
 from tests.ledger_rows import bench, metric
 from tests.ledgers import quickstart, unmeasured, with_row
 
@@ -105,12 +106,24 @@ def test_tiers_go_by_the_paired_tests_and_not_by_the_errors_of_the_values() -> N
     assert tiers(unmeasured(), "ppl") == []
 
 
-def test_fastest_names_all_within_a_tenth_of_the_highest() -> None:
+def test_fastest_names_all_that_repetitions_cannot_tell_apart() -> None:
     row = quickstart().variants[1]
-    served = [Served(row, bench("vllm 1", 1, rate, 10.0)) for rate in (89.9, 100.0, 90.1)]
-    assert [one.bench.output_tokens_per_s for one in fastest(served)] == [100.0, 90.1]
+    served = [
+        Served(row, loads.bench("vllm 1", 1, [rate, rate, rate])) for rate in (95.9, 100.0, 96.1)
+    ]
+    assert [one.bench.output_tokens_per_s for one in fastest(served)] == [100.0, 96.1]
     assert fastest([Served(row, bench("vllm 1", 1, math.nan, 10.0)), *served])[0] is served[1]
     assert fastest([]) == []
+    # One run each: a tenth.
+    single = [Served(row, loads.bench("vllm 1", 1, [rate])) for rate in (89.9, 100.0, 90.1)]
+    assert [one.bench.output_tokens_per_s for one in fastest(single)] == [100.0, 90.1]
+
+
+def test_of_many_concurrencies_three_are_shown() -> None:
+    assert shown([1, 4]) == [1, 4]
+    assert shown([1, 4, 16]) == [1, 4, 16]
+    assert shown([1, 2, 4, 8, 16, 32]) == [1, 8, 32]
+    assert shown([1, 2, 3, 4, 5, 100]) == [1, 5, 100]
 
 
 def test_at_chance() -> None:

@@ -18,7 +18,7 @@ MARKDOWN_TAGS = {
     "h1", "h2", "h3", "p", "ul", "li", "strong", "code", "pre", "details", "summary",
     "table", "thead", "tbody", "tr", "th", "td",
 }  # fmt: skip
-EVERY = ("quickstart", "failed", "without_bench", "unmeasured", "hostile", "crowded")
+EVERY = ("quickstart", "failed", "without_bench", "unmeasured", "hostile", "crowded", "swept")
 
 
 def made(name: str) -> Ledger:
