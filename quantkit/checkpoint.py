@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import CheckpointError
+from quantkit import hub
+from quantkit.errors import CheckpointError, first_line
 from quantkit.files import sha256_files
 
 if TYPE_CHECKING:
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 FORMAT = "safetensors"
 """What an engine calls the format of an unquantized checkpoint."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_SIDECAR_FILES = (*_TOKENIZER_FILES, "generation_config.json")
-_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", *_SIDECAR_FILES)
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -97,16 +85,15 @@ class Checkpoint:
             )
         if path.exists():
             raise CheckpointError(f"{path}: is a file; a checkpoint is a directory or a hub id")
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        if not hub.names_hub(text):
             raise CheckpointError(
                 f"{text}: no such directory; give one, a hub id (org/name) or demo:smollm2-135m"
             )
-        name, _, revision = text.partition("@")
-        return cls._open(_download(name, revision or None), id=name, hub=True)
+        return cls._open(hub.download(text), id=text.partition("@")[0], of_hub=True)
 
     @classmethod
     def _open(
-        cls, path: Path, *, id: str, origin: str | None = None, hub: bool = False
+        cls, path: Path, *, id: str, origin: str | None = None, of_hub: bool = False
     ) -> Checkpoint:
         config = _read_json(path / "config.json", "a checkpoint needs its config.json")
         if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
@@ -115,7 +102,7 @@ class Checkpoint:
                 "the model came from"
             )
         # A snapshot's directory in the hub's cache is named after its commit.
-        return cls(id, path, path.name if hub else None, config, tensors_in(path), origin)
+        return cls(id, path, path.name if of_hub else None, config, tensors_in(path), origin)
 
     @property
     def scheme(self) -> str:
@@ -154,7 +141,7 @@ class Checkpoint:
     @property
     def sidecars(self) -> list[Path]:
         """Tokenizer, chat template and generation config: what a variant copies byte for byte."""
-        return [self.path / name for name in _SIDECAR_FILES if (self.path / name).is_file()]
+        return [self.path / name for name in hub.SIDECARS if (self.path / name).is_file()]
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -179,7 +166,7 @@ class Checkpoint:
         try:
             return read_config(self.path)
         except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(f"{self.path / 'config.json'}: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.path / 'config.json'}: {first_line(error)}") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -221,7 +208,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             directory, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise CheckpointError(f"{directory}: unreadable tokenizer: {_first_line(error)}") from error
+        raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error
     return tokenizer
 
 
@@ -281,19 +268,3 @@ def _index(shard: Path) -> list[TensorInfo]:
             f"{shard}: damaged or truncated safetensors ({shard.stat().st_size} bytes): {error}; "
             "download it again"
         ) from error
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """Fetch a hub snapshot into huggingface_hub's own cache: no code, no pickle."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:  # network, authorization, unknown id: the hub has a class for each
-        raise CheckpointError(
-            f"{name}: not a local directory, and the hub said: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

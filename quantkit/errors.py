@@ -45,6 +45,11 @@ class EvaluationError(QuantkitError):
     """A measurement could not be made, or two results cannot be compared."""
 
 
+def first_line(error: Exception) -> str:
+    """What another package's error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'Q4_K_M'?"``, or nothing when no known word is near."""
     names = list(known)

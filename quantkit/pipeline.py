@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from quantkit import report
+from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
@@ -41,6 +42,9 @@ class RunPlan:
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
     source = Checkpoint.open(recipe.source)
+    for entry in recipe.variants:
+        if isinstance(entry, Brought):
+            entry.check()
     return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs])
 
 
@@ -59,16 +63,19 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
     )
     with open_run(out) as directory:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
-        rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.specs)]
+        rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.variants)]
 
-        makers = directory.variants(source, planned.variants, texts.calibration, force=force)
-        for row, make in zip(rows[1:], makers, strict=True):
-            row.model = row.attempt("convert", make)
+        makers = iter(directory.variants(source, planned.variants, texts.calibration, force=force))
+        for row, entry in zip(rows[1:], recipe.variants, strict=True):
+            if isinstance(entry, Brought):
+                row.model = row.attempt("open", partial(entry.open, source))
+            else:
+                row.model = row.attempt("convert", next(makers))
 
         text, comparisons, noise_floor = None, [], []
         if recipe.evaluate:
             evaluation = Evaluation.prepare(
-                recipe.evaluate, source, texts, directory, len(recipe.specs)
+                recipe.evaluate, source, texts, directory, len(recipe.variants)
             )
             text = evaluation.text
             # The source last: with an early stop it answers what its variants needed.

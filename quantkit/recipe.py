@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from quantkit.brought import Brought
 from quantkit.calibration import Precision
 from quantkit.devices import AUTO
 from quantkit.errors import RecipeError, did_you_mean
@@ -29,9 +30,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _variant(entry: Any) -> Spec | Brought:
+    """What an entry of ``convert`` says: what to make, or what somebody else made."""
+    if isinstance(entry, dict) and "path" in entry:
+        return Brought.of_entry(entry)
+    return Spec.of_entry(entry)
+
+
 def _entry(entry: Any) -> Any:
     try:
-        Spec.of_entry(entry)
+        _variant(entry)
     except RecipeError as error:
         raise ValueError(str(error)) from error
     return entry
@@ -148,14 +156,20 @@ class Recipe(_Section):
     source: str
     calibration: CalibrationSection = CalibrationSection()
     convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]
-    """``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's options."""
+    """``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's options, or
+    ``path: ./theirs`` with a ``name``: made by somebody else, and measured beside the others."""
     evaluate: EvaluateSection | None = EvaluateSection()
     bench: BenchSection | None = BenchSection()
 
     @property
+    def variants(self) -> list[Spec | Brought]:
+        """The entries of ``convert``, parsed."""
+        return [_variant(entry) for entry in self.convert]
+
+    @property
     def specs(self) -> list[Spec]:
-        """What to convert to, parsed."""
-        return [Spec.of_entry(entry) for entry in self.convert]
+        """Those of them that are to be made."""
+        return [entry for entry in self.variants if isinstance(entry, Spec)]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -172,11 +186,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise first_problem(Recipe, path, text, error) from error
-    names = [spec.directory for spec in recipe.specs]
+    names = [entry.directory for entry in recipe.variants]
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(
-                f"{path}: convert makes {name} more than once; give each its own `name`"
+                f"{path}: convert has {name} more than once; give each its own `name`"
             )
     return recipe
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from quantkit.brought import Brought, bits_per_weight
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
@@ -43,9 +44,9 @@ class RowBuilder:
         return cls(REFERENCE, f"{source.format}:{source.scheme}", source)
 
     @classmethod
-    def of_variant(cls, spec: Spec) -> RowBuilder:
-        """The row of a variant that is still to be made."""
-        return cls(spec.directory, str(spec))
+    def of_variant(cls, entry: Spec | Brought) -> RowBuilder:
+        """The row of a variant that is still to be made, or opened."""
+        return cls(entry.directory, str(entry))
 
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
         """``work()``, or None where it fails: then the row keeps the first reason and the run
@@ -73,19 +74,27 @@ class RowBuilder:
                 bytes=made.bytes,
                 bits_per_weight=made.bytes * 8 / source.parameters,
             )
+        elif made.manifest is None:
+            everything, quantized = bits_per_weight(made, source)
+            facts = Row(
+                id=self.id,
+                spec=str(made.spec),
+                path=str(made.path),
+                bytes=made.bytes,
+                bits_per_weight=everything,
+                bits_per_weight_quantized=quantized,
+                notes=[f"not made here: {self.spec}"],
+            )
         else:
-            manifest = made.manifest
             facts = Row(
                 id=self.id,
                 spec=self.spec,
                 path=f"variants/{self.id}",
                 bytes=made.bytes,
-                bits_per_weight=manifest.bits_per_weight if manifest else None,
-                bits_per_weight_quantized=(
-                    manifest.bits_per_weight_quantized if manifest else None
-                ),
-                convert=manifest.convert if manifest else None,
-                notes=manifest.notes if manifest else [],
+                bits_per_weight=made.manifest.bits_per_weight,
+                bits_per_weight_quantized=made.manifest.bits_per_weight_quantized,
+                convert=made.manifest.convert,
+                notes=made.manifest.notes,
             )
         return facts.model_copy(
             update={

@@ -63,13 +63,8 @@ class Spec:
         own = ("spec", "name", "producer")
         options = {str(key): value for key, value in entry.items() if key not in own}
         name = entry.get("name")
-        if name is not None and (
-            not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN
-        ):
-            raise RecipeError(
-                f"name {name!r}: it becomes a directory: letters, digits, '.', '_' and '-', "
-                f"and not {', '.join(_TAKEN)}"
-            )
+        if name is not None:
+            check_name(name)
         return cls.parse(entry["spec"]).by(entry.get("producer", NATIVE)).having(options, name)
 
     def by(self, producer: str) -> Spec:
@@ -108,6 +103,15 @@ class Spec:
     def __str__(self) -> str:
         maker = "" if self.producer == NATIVE else f" by {self.producer}"
         return f"{self.format}:{self.scheme}{maker}"
+
+
+def check_name(name: Any) -> None:
+    """Raise RecipeError for what cannot be a variant's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
+        raise RecipeError(
+            f"name {name!r}: it becomes a directory: letters, digits, '.', '_' and '-', "
+            f"and not {', '.join(_TAKEN)}"
+        )
 
 
 def _frozen(value: Any) -> Hashable:

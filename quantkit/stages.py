@@ -158,6 +158,8 @@ def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
         )
     takes = engine.capabilities.formats
     formats = {source.format, *(spec.format for spec in recipe.specs)}
+    if len(recipe.specs) < len(recipe.variants):
+        formats |= takes  # what others made is known when it is opened
     if not formats & takes:
         raise RecipeError(
             f"evaluate.engine: {engine.name} takes {', '.join(sorted(takes))}, and there is only "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
-from quantkit.files import sha256_file
+from quantkit.files import sha256_file, sha256_files
 from quantkit.formats.packed import Quantization
 from quantkit.spec import Spec
 
@@ -124,6 +125,21 @@ class Variant:
         suffix = "gguf" if self.format == "gguf" else "safetensors"
         files = (file for file in self.path.glob(f"*.{suffix}") if file.name != IMATRIX)
         return sum(file.stat().st_size for file in files)
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """Digests by file name: the manifest's, or else of the files as they lie there."""
+        if self.manifest is not None:
+            return {name: file.sha256 for name, file in self.manifest.files.items()}
+        if self.format == "gguf":
+            from quantkit.formats.gguf.model_file import ModelFile
+
+            files = set(ModelFile.open(self.weights).files)
+        else:
+            checkpoint = Checkpoint.open(self.path)
+            files = {info.shard for info in checkpoint.tensors.values()}
+            files |= {self.path / "config.json", *checkpoint.sidecars}
+        return {file.name: digest for file, digest in sha256_files(sorted(files)).items()}
 
 
 Model = Checkpoint | Variant

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.engines import load_engine
-from quantkit.errors import EvaluationError, RecipeError
+from quantkit.errors import RecipeError
 from quantkit.garbage import keeping_all
 from quantkit.home import home
 from quantkit.ledger import REFERENCE
 from quantkit.load import Bench
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
+from quantkit.same_tokens import require_same_tokens
 from quantkit.spec import Spec
 from quantkit.spec_arguments import by_producer, with_gguf_options
 from quantkit.variant import (
@@ -26,7 +27,6 @@ from quantkit.variant import (
     Variant,
     open_model,
     open_variant,
-    tokenizer_directory,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def evaluate(
     own = load_prompts(section, first)
     plan = evaluation_plan(section, first, load_text(text) if text else None, own)
     for model in models.values():
-        _require_same_tokens(first, model)
+        require_same_tokens(first, model)
         if engine is not None:
             load_engine(engine).check(model)
         plan.engine_of(model)
@@ -263,15 +263,3 @@ def _named(paths: Sequence[str]) -> dict[str, Model]:
     models = [(path, open_model(path)) for path in paths]
     ids = [model.id for _, model in models]
     return {path if ids.count(model.id) > 1 else model.id: model for path, model in models}
-
-
-def _require_same_tokens(first: Model, other: Model) -> None:
-    """Raise EvaluationError where two models would read the same ids as different text."""
-    one, two = (tokenizer_directory(model) for model in (first, other))
-    for name in ("tokenizer.json", "tokenizer.model"):
-        files = [directory / name for directory in (one, two)]
-        if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-            raise EvaluationError(
-                f"{other.path}: its {name} differs from that of {first.path}; "
-                "models with different tokenizers cannot be measured on the same tokens"
-            )

@@ -105,6 +105,25 @@ def tensor_bytes(tensors: Iterable[TensorInfo]) -> int:
     return sum(math.prod(info.shape) * _BYTES[info.dtype] for info in tensors)
 
 
+def bits_of(tensors: Mapping[str, TensorInfo], source: Checkpoint) -> tuple[float, float | None]:
+    """Bits per weight of all tensors, and of the packed linears alone.
+
+    None for those where there are none, or under other names than the source's.
+    """
+    everything = tensor_bytes(tensors.values()) * 8 / source.parameters
+    linears = set(linears_of(tensors))
+    weights = [source.tensors.get(f"{name}.weight") for name in linears]
+    known = [info.numel for info in weights if info is not None]
+    if not linears or len(known) < len(weights):
+        return everything, None
+    parts = (
+        info
+        for name, info in tensors.items()
+        if name.rpartition(".")[0] in linears and not name.endswith(".bias")
+    )
+    return everything, tensor_bytes(parts) * 8 / sum(known)
+
+
 def unpack_linears(
     directory: Path,
     parts: tuple[str, ...],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from quantkit.environment import gpu
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats import load_format
 from quantkit.formats.base import Converted, Plan
-from quantkit.formats.packed import linears_of, tensor_bytes
+from quantkit.formats.packed import bits_of, linears_of
 from quantkit.producers.job import Job, run, write_token_ids
 from quantkit.producers.staging import stage_source, take_over
 from quantkit.spec import GroupScheme, Spec
@@ -95,10 +95,10 @@ class Package:
         written = tensors_in(directory)
         packed = linears_of(written)
         _check(spec, packed, written, checkpoint)
-        weights = sum(checkpoint.tensors[f"{name}.weight"].numel for name in packed)
+        everything, quantized = bits_of(written, checkpoint)
         return Converted(
-            bits_per_weight=tensor_bytes(written.values()) * 8 / checkpoint.parameters,
-            bits_per_weight_quantized=_bytes_in(packed, written) * 8 / weights,
+            bits_per_weight=everything,
+            bits_per_weight_quantized=quantized,
             options={
                 **done.options,
                 "calibration_given": done.calibration,
@@ -143,16 +143,6 @@ def _check(
         with safe_open(info.shard, framework="pt") as shard:
             if not shard.get_tensor(info.name).isfinite().all():
                 raise ConversionError(f"{spec}: the producer's scales of {name} are not finite")
-
-
-def _bytes_in(packed: Iterable[str], written: Mapping[str, TensorInfo]) -> int:
-    """Of what stands for the weights of these linears; their biases are not among it."""
-    inside = set(packed)
-    return tensor_bytes(
-        info
-        for name, info in written.items()
-        if name.rpartition(".")[0] in inside and not name.endswith(".bias")
-    )
 
 
 def _unquantized(

@@ -71,7 +71,7 @@ def test_overrides_reach_sections_and_are_yaml() -> None:
             r"r\.yaml:5: convert\.1: .*unknown format 'gtpq'.*did you mean 'gptq'\?",
         ),
         (("gptq:w4g64", "gptq"), r"r\.yaml:5: convert\.1: .*expected format:scheme"),
-        (("gptq:w4g64", "gguf:Q4_K_M"), r"makes gguf-Q4_K_M more than once; give each its own"),
+        (("gptq:w4g64", "gguf:Q4_K_M"), r"has gguf-Q4_K_M more than once; give each its own"),
         (("name: mine", "name: a/b"), r"r\.yaml:1: name: "),
         (("convert:\n", "convert: [\n"), r"r\.yaml: not YAML"),
         (

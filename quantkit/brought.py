@@ -1,0 +1,81 @@
+"""Variants that somebody else made, in a recipe: measured where they lie, never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit import hub
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import RecipeError
+from quantkit.formats.packed import bits_of
+from quantkit.same_tokens import require_same_tokens
+from quantkit.spec import check_name
+from quantkit.variant import Variant, open_variant
+
+
+@dataclass(frozen=True)
+class Brought:
+    """An entry ``{path: ./their-awq}``: a directory, a GGUF file, or ``org/name[@revision]``."""
+
+    path: str
+    name: str | None = None
+
+    @classmethod
+    def of_entry(cls, entry: Mapping[str, Any]) -> Brought:
+        """Raise RecipeError for anything but a ``path`` and a ``name``."""
+        more = [key for key in entry if key not in ("path", "name")]
+        if more:
+            raise RecipeError(
+                f"path {entry['path']}: is measured as it is; `{more[0]}` is for what is made"
+            )
+        if not isinstance(entry["path"], str) or not entry["path"]:
+            raise RecipeError(f"path {entry['path']!r}: expected a directory, a file or a hub id")
+        found = cls(entry["path"], entry.get("name"))
+        check_name(found.directory)
+        return found
+
+    @property
+    def directory(self) -> str:
+        """Its id in a ledger, which is the name of what is kept of its results."""
+        path = self.path.partition("@")[0] if self._on_hub else self.path
+        return self.name or Path(path).name.removesuffix(".gguf")
+
+    @property
+    def _on_hub(self) -> bool:
+        return not self._local.exists() and hub.names_hub(self.path)
+
+    @property
+    def _local(self) -> Path:
+        return Path(self.path).expanduser()
+
+    def check(self) -> None:
+        """Raise RecipeError where there is no such path; of the hub nothing is asked."""
+        if not self._local.exists() and not self._on_hub:
+            raise RecipeError(f"path {self.path}: no such directory or file, and not a hub id")
+
+    def open(self, source: Checkpoint) -> Variant:
+        """The variant under its name here; what a manifest says of it is left aside.
+
+        Raise CheckpointError or IncompatibleVariant for what is not read, EvaluationError where its
+        tokenizer is not the source's.
+        """
+        path = hub.download(self.path) if self._on_hub else self._local
+        found = replace(open_variant(path), id=self.directory, manifest=None)
+        require_same_tokens(source, found)
+        return found
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def bits_per_weight(variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
+    """Of all tensors, and of the quantized linears alone where they are named as the source's."""
+    if variant.format == "gguf":
+        from quantkit.formats.gguf.model_file import ModelFile, stored_bytes
+
+        tensors = ModelFile.open(variant.weights).tensors
+        return sum(map(stored_bytes, tensors)) * 8 / source.parameters, None
+    return bits_of(Checkpoint.open(variant.path).tensors, source)
