@@ -119,6 +119,8 @@ async def _stream(
                 await send(stream, whole, client_seconds)
         if not events.ended:
             raise aiohttp.ClientPayloadError("no end")
+        if events.failed:
+            exchange.status, exchange.error = 502, "the engine ended the stream with an error"
     finally:
         exchange.ttft = events.first
         exchange.tokens = events.usage()

@@ -42,8 +42,12 @@ class Events:
     @property
     def ended(self) -> bool:
         """Whether the last event was an end, or an error of the engine's own."""
-        events = self._last_events()
-        return END.strip() in events or any(b'"error"' in event[:20] for event in events[-2:])
+        return END.strip() in self._last_events() or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine ended the stream with an error of its own."""
+        return any(b'"error"' in event[:20] for event in self._last_events()[-3:])
 
     def usage(self) -> tuple[int, int]:
         """Tokens of prompt and answer, as the last events say; else events count as tokens."""

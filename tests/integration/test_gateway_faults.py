@@ -15,22 +15,9 @@ import httpx
 import openai
 import pytest
 
-from quantkit.engines.llamacpp.server import find_llama_server
+from tests.integration.faulty import STARVED, llama_server
 from tests.integration.gateways import CONTEXT, ENDLESS, LENGTH, QUANTKIT, Running, gateway
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
-
-PROGRAM = """#!/bin/bash
-# llama-server, but for some names: one hangs; one finds its port taken, and one too little memory
-# for its cache, when they start first.
-first() {{ [ ! -e "$0.$1" ] && touch "$0.$1"; }}
-case " $* " in
-*" --alias hangs "*) exec sleep 600 ;;
-*" --alias taken "*) if first taken; then set -- "$@" --port {port}; fi ;;
-*" --alias starved "*) if first starved; then ulimit -v 800000; fi ;;
-esac
-export LD_LIBRARY_PATH="{libraries}"
-exec "{server}" "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +35,7 @@ def taken_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def program(taken_port: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    server = find_llama_server()
-    path = tmp_path_factory.mktemp("program") / "llama-server"
-    libraries = server.env.get("LD_LIBRARY_PATH", "")
-    path.write_text(PROGRAM.format(port=taken_port, libraries=libraries, server=server.path))
-    path.chmod(0o755)
-    return path
+    return llama_server(tmp_path_factory.mktemp("program"), taken_port)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +52,7 @@ def served(
             "good": one | {"queue": 1},
             "killed": one | {"slots": 2},
             "taken": one,
-            "starved": one | {"slots": 8},
+            "starved": one | STARVED,
             "removed": {"path": str(removed)},
         },
         "limits": {"client_seconds": PATIENCE},

@@ -58,6 +58,23 @@ def test_times() -> None:
     assert not found.ended
 
 
+@pytest.mark.parametrize(
+    ("end", "ended", "failed"),
+    [
+        (b"", False, False),
+        (b"data: [DONE]\n\n", True, False),
+        (b'data: {"error": {"code": 500}}\n\n', True, True),
+        (b'data: {"error": {"code": 500}}\r\n\r\ndata: [DONE]\r\n\r\n', True, True),
+        (b'data: {"text": "a \\"error\\""}\n\ndata: [DONE]\n\n', True, False),
+    ],
+)
+def test_how_a_stream_ended(end: bytes, ended: bool, failed: bool) -> None:
+    found, _ = events()
+    for number, data in enumerate((b'data: {"text": "x"}\n\n', end)):
+        found.feed(data, float(number))
+    assert (found.ended, found.failed) == (ended, failed)
+
+
 def test_tokens_that_an_answer_tells() -> None:
     assert usage({"usage": {"prompt_tokens": 1, "completion_tokens": 2}}) == (1, 2)
     assert usage({"usage": None, "timings": {"prompt_n": 3, "predicted_n": 4}}) == (3, 4)
