@@ -214,6 +214,18 @@ def test_the_key_is_demanded(served: Running, key: str) -> None:
     assert httpx.get(f"{served.url}/health").json()["live"] is True
 
 
+def test_engines_answer_the_gateway_only(served: Running) -> None:
+    """They listen to this machine alone, each with a key that nobody knows."""
+    ask(served, "eight")
+    engine = served.engines()["eight"]
+    words = engine.cmdline()
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}/v1/completions"
+    for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+        refused = httpx.post(url, json={"prompt": "x", "max_tokens": 1}, headers=headers)
+        assert refused.status_code == 401
+
+
 @pytest.mark.parametrize(
     "path", ["/slots", "/props", "/v1/embeddings", "/completion", "/v1/../slots", "/metrics/"]
 )

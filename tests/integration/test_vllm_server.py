@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -54,8 +55,17 @@ def test_continues_sensibly(server: Running) -> None:
 
 
 def test_demands_its_key_and_does_not_show_it(server: Running) -> None:
+    """On every route, also on those where vLLM by itself does not."""
     with pytest.raises(openai.AuthenticationError):
         server.client("another").completions.create(model="m", prompt="x", max_tokens=1)
+    body = {"model": "m", "prompt": "x", "max_tokens": 1}
+    for path in ("/invocations", "/tokenize", "/v1/completions", "/inference/v1/generate"):
+        assert httpx.post(f"{server.url}{path}", json=body).status_code == 401
+    for path in ("/metrics", "/version", "/docs", "/load"):
+        assert httpx.get(f"{server.url}{path}").status_code == 401
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    right = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.post(f"{server.url}/invocations", json=body, headers=right).status_code == 200
     for process in tree(server.process.supervisor.pid):
         assert KEY not in " ".join(process.cmdline())
 

@@ -63,6 +63,7 @@ def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.Monke
     for command in (llama, vllm):
         assert "s3cret" not in " ".join(command.argv)
         assert "s3cret" in command.env.values()
+    assert value(vllm, "--middleware") == "demand_key.DemandKey"
 
 
 def test_vllm_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

