@@ -158,7 +158,7 @@ def client_leaves(place: Place) -> Seen:
 
 def asked_to_end(place: Place) -> Seen:
     """The seconds until the gateway has ended."""
-    with place.gateway() as served, served.streaming("m", max_tokens=2000) as stream:
+    with place.gateway() as served, served.streaming("m", max_tokens=500) as stream:
         began = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         served.process.wait()
