@@ -133,7 +133,9 @@ def _missing(ledger: Ledger, assessed: Sequence[Assessed], concurrency: int) -> 
     known = {one.candidate.row.id for one in assessed}
     found = []
     for row in ledger.variants:
-        if row.failed:
+        if row.failed and row.id in known:
+            found.append(Missing(row.id, "failed in its bench; what was measured before counts"))
+        elif row.failed:
             found.append(Missing(row.id, f"failed in {row.failed.stage}"))
         elif not row.bench:
             found.append(Missing(row.id, "was not benched"))

@@ -93,17 +93,20 @@ def throughput(bench: Bench) -> Interval:
 
 
 def candidates(ledger: Ledger) -> list[Candidate]:
-    """Each whole row on each engine that served it, the original among them."""
+    """Each whole row on each engine that served it, the original among them.
+
+    A row whose bench failed is whole: what was measured before counts, on each engine.
+    """
     return [
         Candidate(
             row,
             engine,
             tuple(sorted(_of(engine, row.bench), key=lambda bench: bench.concurrency)),
             tuple(_of(engine, row.goodput)),
-            _swept(ledger),
+            _swept(ledger) and row.failed is None,
         )
         for row in ledger.variants
-        if row.failed is None
+        if row.failed is None or row.failed.stage == "bench"
         for engine in sorted({name_of(bench) for bench in row.bench if _finite(bench)})
     ]
 

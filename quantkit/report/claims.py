@@ -26,7 +26,7 @@ from quantkit.report.table import Cell, concurrencies, shown, task_title
 NAMES = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
 _FIRST, _SECOND = "vllm", "llamacpp"
 _UNQUANTIZED = re.compile(r"(gguf|safetensors):(f32|f16|bf16)", re.IGNORECASE)
-_FOUR_BITS = re.compile(r"(gptq|awq):w4g.*|gguf:(Q4_|IQ4_).*", re.IGNORECASE)
+_FOUR_BITS = re.compile(r"[\w-]+:w4g.*|gguf:(Q4_|IQ4_).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

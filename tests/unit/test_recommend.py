@@ -223,7 +223,7 @@ def test_drop_is_the_paired_interval_of_each_task() -> None:
 
 def test_what_is_missing_is_named_and_not_recommended() -> None:
     broken = FAST.model_copy(
-        update={"id": "broken", "failed": Failure(stage="bench", error="it died")}
+        update={"id": "broken", "failed": Failure(stage="evaluate", error="it died")}
     )
     unbenched = FAST.model_copy(update={"id": "unbenched", "bench": []})
     unmeasured = FAST.model_copy(update={"id": "unmeasured", "metrics": {}})
@@ -235,7 +235,7 @@ def test_what_is_missing_is_named_and_not_recommended() -> None:
     reasons = {one.id: one.reason for one in found.missing}
     assert reasons == {
         "reference": "was not benched",
-        "broken": "failed in bench",
+        "broken": "failed in evaluate",
         "unbenched": "was not benched",
         "unmeasured on llamacpp": "no KL divergence",
         "lower on llamacpp": "no bench at 4 requests at a time",
@@ -244,6 +244,22 @@ def test_what_is_missing_is_named_and_not_recommended() -> None:
         recommend(ledger(broken, unbenched))
     with pytest.raises(RecipeError, match="concurrency 2: this run benched 1, 4 requests"):
         recommend(ledger(lower, SMALL), Wants(concurrency=2))
+
+
+def test_a_bench_that_failed_on_one_engine_does_not_take_the_other_away() -> None:
+    died = FAST.model_copy(update={"failed": Failure(stage="bench", error="vllm: it died")})
+    found = recommend(ledger(died, NEAR))
+    assert picked(found) == "fast"
+    assert (
+        "what was measured before counts" in {one.id: one.reason for one in found.missing}["fast"]
+    )
+    # A sweep that was broken off did not level off.
+    far = row("far", 0.01, steady(50.0)).model_copy(
+        update={"bench": [loads.bench(LLAMACPP, n, steady(30.0 + n)) for n in (4, 16)]}
+    )
+    swept = {"recipe": {"bench": {"concurrency": "auto"}}}
+    assert picked(recommend(ledger(died, far).model_copy(update=swept))) == "far"
+    assert picked(recommend(ledger(FAST, far).model_copy(update=swept))) == "fast"
 
 
 def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
