@@ -10,6 +10,9 @@ else again. llama.cpp's other side is given one question at a time.
 
 Answers are compared by the choice that is the likeliest. Where both sides differ, the gap is
 printed: how much less likely, in nats, the one's pick is to the other; near ties are expected.
+
+With `--keep FILE` pairs are kept and not done again, and the totals are over all that are there.
+`--picks` leaves the seconds out: for a machine that does something else as well.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -51,8 +54,15 @@ TRIED = 16
 """Questions for each batch size of ``hf``."""
 MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu"
 
+TITLES = (
+    "| subject | quantkit, s | other, s | times faster | CPU s | CPU s | less | same picks |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
 Likelihoods = list[list[float]]
 """Of each question's choices, in nats."""
+Side = Callable[[Path, int], Likelihoods]
+"""Answers at most so many questions of a task."""
 
 
 @dataclass(frozen=True)
@@ -159,55 +169,79 @@ def differing(one: Likelihoods, other: Likelihoods) -> list[float]:
     ]
 
 
-class Comparison:
-    """Pairs of two sides, printed as they come, with their ratio and its spread at the end."""
+@dataclass(frozen=True)
+class Pair:
+    """One subject on both sides: what both cost, None where only picks were compared; the gaps of
+    the picks that differ and how far likelihoods are apart at most, in nats."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._costs: list[tuple[Cost, Cost]] = []
-        self._gaps: list[float] = []
-        self._questions = 0
-        self._furthest = 0.0
+    sides: str
+    subject: str
+    questions: int
+    gaps: list[float]
+    furthest: float
+    costs: tuple[Cost, Cost] | None = None
 
-    def add(self, subject: str, fast: Callable[[], Likelihoods],
-            slow: Callable[[], Likelihoods]) -> None:  # fmt: skip
-        """One pair; who goes first changes from pair to pair."""
-        if len(self._costs) % 2:
-            theirs, theirs_cost = timed(slow)
-            found, cost = timed(fast)
-        else:
-            found, cost = timed(fast)
-            theirs, theirs_cost = timed(slow)
-        gaps = differing(found, theirs)
-        self._costs.append((cost, theirs_cost))
-        self._gaps += gaps
-        self._questions += len(found)
-        for one, other in zip(chain(*found), chain(*theirs), strict=True):
-            self._furthest = max(self._furthest, abs(one - other))
-        print(
-            f"| {self._name} | {subject} | {len(found)} | {cost.wall:.1f} | {theirs_cost.wall:.1f} "
-            f"| {theirs_cost.wall / cost.wall:.2f} | {cost.cpu:.1f} | {theirs_cost.cpu:.1f} "
-            f"| {theirs_cost.cpu / cost.cpu:.2f} | {len(found) - len(gaps)} |",
-            flush=True,
-        )
+    @property
+    def same(self) -> int:
+        """How many picks are the same."""
+        return self.questions - len(self.gaps)
 
-    def summary(self) -> Iterator[str]:
-        """The ratios and the picks of all pairs."""
-        for what in ("wall", "cpu"):
-            ratios = [getattr(b, what) / getattr(a, what) for a, b in self._costs]
-            logs = [math.log(ratio) for ratio in ratios]
-            spread = math.exp(statistics.stdev(logs)) if len(logs) > 1 else float("nan")
-            yield (
-                f"{self._name}: {what}: {math.exp(statistics.mean(logs)):.2f} times faster "
-                f"(x/ {spread:.2f} from pair to pair; {min(ratios):.2f} to {max(ratios):.2f})"
-            )
-        equal = self._questions - len(self._gaps)
-        gaps = ", ".join(f"{gap:.2g}" for gap in sorted(self._gaps)) or "none"
+    def row(self) -> str:
+        """A line of the table."""
+        numbers = ["–"] * 6
+        if self.costs:
+            ours, theirs = self.costs
+            numbers = [
+                text
+                for a, b in ((ours.wall, theirs.wall), (ours.cpu, theirs.cpu))
+                for text in (f"{a:.1f}", f"{b:.1f}", f"{b / a:.2f}")
+            ]
+        return f"| {self.subject} | {' | '.join(numbers)} | {self.same} of {self.questions} |"
+
+
+def compared(sides: str, subject: str, fast: Callable[[], Likelihoods],
+             slow: Callable[[], Likelihoods], *, swapped: bool) -> Pair:  # fmt: skip
+    """Run both; ``swapped``: the slow one first."""
+    if swapped:
+        theirs, theirs_cost = timed(slow)
+        found, cost = timed(fast)
+    else:
+        found, cost = timed(fast)
+        theirs, theirs_cost = timed(slow)
+    both = zip(chain(*found), chain(*theirs), strict=True)
+    furthest = max(abs(one - other) for one, other in both)
+    gaps = differing(found, theirs)
+    return Pair(sides, subject, len(found), gaps, furthest, (cost, theirs_cost))
+
+
+def read_pairs(path: Path | None) -> list[Pair]:
+    """What earlier calls kept, a JSON object a line."""
+    if path is None or not path.is_file():
+        return []
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Pair(**{**one, "costs": one["costs"] and tuple(Cost(**cost) for cost in one["costs"])})
+        for one in found
+    ]
+
+
+def summary(pairs: Sequence[Pair]) -> Iterator[str]:
+    """The ratios and the picks of all pairs of the same sides."""
+    costs = [pair.costs for pair in pairs if pair.costs]
+    for what in ("wall", "cpu") if costs else ():
+        ratios = [getattr(b, what) / getattr(a, what) for a, b in costs]
+        logs = [math.log(ratio) for ratio in ratios]
+        spread = math.exp(statistics.stdev(logs)) if len(logs) > 1 else float("nan")
         yield (
-            f"{self._name}: {equal} of {self._questions} picks equal "
-            f"({equal / self._questions:.2%}); gaps of the others in nats: {gaps}; "
-            f"likelihoods differ by {self._furthest:.2g} at most"
+            f"{what}: {math.exp(statistics.mean(logs)):.2f} times faster in {len(costs)} pairs "
+            f"(x/ {spread:.2f} from pair to pair; {min(ratios):.2f} to {max(ratios):.2f})"
         )
+    asked, same = sum(pair.questions for pair in pairs), sum(pair.same for pair in pairs)
+    gaps = ", ".join(f"{gap:.2g}" for gap in sorted(chain(*(p.gaps for p in pairs)))) or "none"
+    yield (
+        f"{same} of {asked} picks equal ({same / asked:.2%}); gaps of the others in nats: {gaps}; "
+        f"likelihoods differ by {max(pair.furthest for pair in pairs):.2g} at most"
+    )
 
 
 def main() -> None:
@@ -221,47 +255,50 @@ def main() -> None:
     parser.add_argument("--spec", default="gguf:F16", help="What llama.cpp is given.")
     parser.add_argument("--only", choices=("transformers", "llamacpp"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="Pairs of this and of earlier calls.")
+    parser.add_argument("--picks", action="store_true", help="Without seconds.")
     options = parser.parse_args()
     counts = subjects(options.mmlu)
     enough = [name for name, count in counts.items() if count >= options.questions]
     drawn = options.subject or random.Random(options.seed).sample(enough, options.pairs)
     source = Checkpoint.open("demo:smollm2-135m")
     print(f"{torch.get_num_threads()} threads; subjects: {', '.join(drawn)}", flush=True)
+    done = read_pairs(options.keep)
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory)
         paths = {subject: task_of(subject, options.mmlu.resolve(), out) for subject in drawn}
         hf(paths[drawn[0]], 1, source, 1)  # imports and first touches are nobody's seconds
-        rows = []
+        sides: dict[str, tuple[Side, Side]] = {}
         if options.only != "llamacpp":
             size = options.batch_size or best_batch_size(paths[drawn[0]], source)
-            rows.append((
-                Comparison(f"transformers / hf with batches of {size}"),
+            sides["transformers / hf"] = (
                 lambda path, n: ours(path, n, source, lambda c: TransformersScorer(source, c)),
                 lambda path, n: hf(path, n, source, size),
-            ))  # fmt: skip
+            )
         if options.only != "transformers":
             variant = convert(source, Spec.parse(options.spec), None, out)
-            rows.append((
-                Comparison(f"llamacpp {options.spec} / one by one"),
+            sides[f"llamacpp {options.spec} / one by one"] = (
                 lambda path, n: ours(path, n, source, lambda c: LlamaScorer(variant, c)),
                 lambda path, n: ours(
                     path, n, source, lambda c: one_by_one(LlamaScorer(variant, c))
                 ),
-            ))  # fmt: skip
-        print(
-            "| sides | subject | questions | s | s | ratio | CPU s | CPU s | ratio | same picks |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-        for _, fast, _ in rows:
+            )
+        for name, (fast, slow) in sides.items():
+            print(f"\n{name}\n\n{TITLES}", flush=True)
             fast(paths[drawn[0]], 1)
-        for subject, path in paths.items():
-            for comparison, fast, slow in rows:
-                comparison.add(
-                    subject, partial(fast, path, options.questions),
-                    partial(slow, path, options.questions),
-                )  # fmt: skip
-    for comparison, _, _ in rows:
-        print(*comparison.summary(), sep="\n")
+            for number, (subject, path) in enumerate(paths.items()):
+                if any((pair.sides, pair.subject) == (name, subject) for pair in done):
+                    continue
+                calls = (partial(side, path, options.questions) for side in (fast, slow))
+                pair = compared(name, subject, *calls, swapped=number % 2 == 1)
+                if options.picks:
+                    pair = replace(pair, costs=None)
+                done.append(pair)
+                print(pair.row(), flush=True)
+                if options.keep:
+                    with options.keep.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(asdict(pair)) + "\n")
+            print("", *summary([pair for pair in done if pair.sides == name]), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
