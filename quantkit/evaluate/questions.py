@@ -32,11 +32,14 @@ def mmlu_dev(**_: Any) -> dict[str, Dataset]:
 
 
 def mmlu_csv(subject: str, mmlu_csv: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """One subject of MMLU from the CSV files that its authors published, splits dev and test."""
+    """One subject of MMLU, splits dev and test, from the CSV files that its authors published, or
+    from a copy of the hub's ``cais/mmlu``, which holds a directory of Parquet files a subject."""
     from datasets import Dataset
 
     layout = "MMLU's dev/*_dev.csv and test/*_test.csv"
     directory = _given("mmlu_csv", mmlu_csv, f"the directory of {layout}")
+    if (directory / subject).is_dir():
+        return {split: _parquet(directory / subject, split) for split in ("dev", "test")}
     return {
         split: Dataset.from_list(csv_questions(directory / split / f"{subject}_{split}.csv"))
         for split in ("dev", "test")
@@ -133,6 +136,25 @@ def csv_questions(path: Path) -> list[dict[str, Any]]:
     return [
         {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])} for row in rows
     ]
+
+
+def _parquet(directory: Path, split: str) -> Dataset:
+    """``test-00000-of-00001.parquet`` and any more of the split."""
+    from datasets import Dataset
+    from pyarrow import ArrowInvalid, concat_tables
+    from pyarrow.parquet import read_table
+
+    files = sorted(directory.glob(f"{split}-*.parquet"))
+    columns = ["question", "choices", "answer"]
+    try:
+        table = concat_tables(read_table(file, columns=columns) for file in files)
+    except (ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise EvaluationError(
+            f"{directory}: expected {split}-*.parquet with {', '.join(columns)}, as the hub's "
+            f"cais/mmlu has them: {reason}"
+        ) from error
+    return Dataset(table)
 
 
 def _parse(path: Path, text: str, target: str) -> dict[str, Any]:

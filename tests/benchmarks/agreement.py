@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,9 +83,23 @@ class Steps:
         return float(self._done[name]["seconds"])
 
 
-def row(scheme: str, name: str, ours: float, theirs: float) -> str:
-    """One line of the table."""
-    return f"| {scheme} | {name} | {ours:.6g} | {theirs:.6g} | {100 * (ours / theirs - 1):+.4f} % |"
+class Row(NamedTuple):
+    """A metric of one scheme, by both."""
+
+    scheme: str
+    metric: str
+    ours: float
+    theirs: float
+
+    @property
+    def difference(self) -> float:
+        """Ours over theirs, less 1."""
+        return self.ours / self.theirs - 1
+
+    def __str__(self) -> str:
+        """A line of the table."""
+        numbers = f"{self.ours:.6g} | {self.theirs:.6g} | {100 * self.difference:+.4f} %"
+        return f"| {self.scheme} | {self.metric} | {numbers} |"
 
 
 def logits(variant: Variant, cut: Windows) -> Iterator[torch.Tensor]:
@@ -134,7 +148,7 @@ def theirs(
 
 def compare(
     base: Variant, variants: dict[str, Variant], cut: Windows, place: Path, steps: Steps
-) -> Iterator[str]:
+) -> Iterator[Row]:
     """Both against the unquantized GGUF; quantkit computes it again beside each variant."""
     outputs = {
         name: printed(text) for name, text in theirs(base, variants, cut, place, steps).items()
@@ -145,13 +159,20 @@ def compare(
         assert values.drift is not None
         ours, there = dict(summaries(values)), outputs[scheme]
         if index == 0:
-            yield row("BF16", "ppl", perplexity(values.drift.reference_nll).value, base_ppl)
+            yield Row("BF16", "ppl", perplexity(values.drift.reference_nll).value, base_ppl)
         exact = there["Mean PPL(Q)"].value / base_ppl
-        yield row(scheme, "ppl_ratio (of its two runs)", ours["ppl_ratio"].value, exact)
+        yield Row(scheme, "ppl_ratio (of its two runs)", ours["ppl_ratio"].value, exact)
         for name, words in ROWS.items():
             value = (100 if name in PERCENT else 1) * ours[name].value
-            yield row(scheme, name, value, there[words].value)
+            yield Row(scheme, name, value, there[words].value)
         assert not values.non_finite
+
+
+def text_windows(source: Checkpoint, context: int, limit: int | None = None) -> Windows:
+    """WikiText-2's test split as quantkit cuts it."""
+    tokenizer = source.tokenizer
+    ids = tokenizer(TEXT.read_text(encoding="utf-8"), verbose=False).input_ids
+    return windows(ids, context, bos_id(tokenizer), limit)
 
 
 def made(source: Checkpoint, schemes: tuple[str, ...], place: Path) -> dict[str, Variant]:
@@ -203,9 +224,7 @@ def main() -> None:
     given = parser.parse_args()
     schemes = tuple(given.scheme or SCHEMES)
     source = Checkpoint.open("demo:smollm2-135m")
-    tokenizer = source.tokenizer
-    ids = tokenizer(TEXT.read_text(encoding="utf-8"), verbose=False).input_ids
-    cut = windows(ids, given.context, bos_id(tokenizer), given.windows)
+    cut = text_windows(source, given.context, given.windows)
     print(f"{len(cut.ids)} windows of {given.context}: {len(cut.ids) * cut.scored} positions")
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
@@ -217,9 +236,9 @@ def main() -> None:
         rows = [*compare(base, variants, cut, place, steps)]
         print("| | metric | quantkit | llama-perplexity | difference |")
         print("| --- | --- | --- | --- | --- |")
-        print("\n".join(rows), flush=True)
+        print(*rows, sep="\n", flush=True)
         if not given.numbers:
-            plan = EvaluationPlan(tokenizer, given.context, cut)
+            plan = EvaluationPlan(source.tokenizer, given.context, cut)
             print("\n".join(timed(source, plan, variants, place, steps)))
 
 

@@ -26,7 +26,8 @@ from quantkit.spec import Spec
 from quantkit.texts import load_text
 from tests.integration.servers import tree, wait_until_gone
 
-TASKS = ("mmlu_dev", "template_answers")
+TASKS = ("mmlu_dev", "template_answers", "wikitext_file")
+"""Likelihoods of choices, answers, and rolling likelihoods of whole texts."""
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time", "Water is made of")
 
 
@@ -116,7 +117,14 @@ def test_a_task_gives_nearly_the_same_on_every_engine(
     served: LanguageModel, demo: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VLLM, "language_model", lambda *_: nullcontext(served))
-    plan = EvaluationPlan(demo.tokenizer, 1024, tasks=TASKS, limit=16)
+    text = load_text("pydoc:evaluation").text
+    articles = (
+        f" = {name} = \n\n {text[at : at + 1200]}\n" for name, at in (("A", 0), ("B", 5000))
+    )
+    (tmp_path / "wiki.raw").write_text("\n".join(articles))
+    data = {"wikitext_file": str(tmp_path / "wiki.raw")}
+    # 200 tokens: each article is read in several windows.
+    plan = EvaluationPlan(demo.tokenizer, 200, tasks=TASKS, limit=16, data=data)
     gguf = convert(demo, Spec.parse("gguf:BF16"), None, tmp_path)
     on = {
         "transformers": evaluate(demo, None, plan),
@@ -136,3 +144,7 @@ def test_a_task_gives_nearly_the_same_on_every_engine(
             "exact_match", on["vllm"].metrics["template_answers_exact_match_stripped"], matches
         )
         assert matches.n == 4
+        words = found.metrics["wikitext_word_perplexity"]
+        exact = on["transformers"].metrics["wikitext_word_perplexity"]
+        require_comparable("wikitext", exact, words)
+        assert words.value == pytest.approx(exact.value, rel=0.05)

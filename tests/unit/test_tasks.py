@@ -14,6 +14,8 @@ import torch
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from pyarrow import Table
+from pyarrow.parquet import write_table
 from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint, load_tokenizer
@@ -286,6 +288,28 @@ def test_csv_that_is_not_mmlu_names_the_row(tmp_path: Path) -> None:
     path.write_text("Q,a,b,c,d,A\nQ,a,b,c,A\n")
     with pytest.raises(EvaluationError, match="row 2: expected a question, four choices"):
         csv_questions(path)
+
+
+def test_a_copy_of_the_hubs_mmlu_is_asked_in_the_same_words(
+    mmlu_directory: Path, tmp_path: Path
+) -> None:
+    """Parquet with its authors' questions: the same prompts, shots and all."""
+    theirs = tasks.load_task("mmlu_csv", {MMLU: str(mmlu_directory)}, 2)["tasks"]
+    for name, task in theirs.items():
+        place = tmp_path / name.removeprefix("mmlu_")
+        place.mkdir()
+        for split, docs in (("dev", task.fewshot_docs()), ("test", task.test_docs())):
+            rows = [{**doc, "subject": name} for doc in docs]
+            write_table(Table.from_pylist(rows), place / f"{split}-00000-of-00001.parquet")
+    found = tasks.load_task("mmlu_csv", {MMLU: str(tmp_path)}, 2)["tasks"]
+    assert found.keys() == theirs.keys()
+    for name, task in theirs.items():
+        for ours, own in zip(found[name].test_docs(), task.test_docs(), strict=True):
+            assert found[name].fewshot_context(ours, 2) == task.fewshot_context(own, 2)
+            assert found[name].doc_to_target(ours) == task.doc_to_target(own)
+    next(tmp_path.glob("anatomy/test-*")).unlink()
+    with pytest.raises(EvaluationError, match=r"anatomy: expected test-\*\.parquet with question"):
+        tasks.load_task("mmlu_csv", {MMLU: str(tmp_path)}, 2)
 
 
 def test_csv_without_a_directory_says_what_to_give() -> None:
