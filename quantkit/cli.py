@@ -157,20 +157,21 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
 
 @cli.command()
 @_PATHS
-@click.option("--engine", help="llamacpp or vllm; by default the one that takes the format.")
-@click.option("--concurrency", default="1,4", show_default=True, help="Requests at a time.")
-@click.option("--prompt-tokens", default=128, show_default=True)
-@click.option("--output-tokens", default=32, show_default=True)
-@click.option("--seconds", default=15.0, show_default=True, help="Measured per concurrency.")
+@flags.load
 @_JSON
-def bench(paths: tuple[str, ...], concurrency: str, as_json: bool, **options: Any) -> None:
+def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Serve each variant with its real engine and measure it under load.
 
-    Example:  quantkit bench variants/gguf-Q4_K_M --concurrency 1,4,16
-    """
-    from quantkit import show, verbs
+    Example:  quantkit bench variants/* --concurrency auto --workload chat
 
-    show.benches(verbs.bench(paths, concurrency, **options), as_json)
+    Example:  quantkit bench variants/gguf-Q4_K_M --slo ttft_ms=500,itl_ms=50
+    """
+    from quantkit import show_load, verbs
+
+    results = verbs.bench(paths, **options)
+    show_load.results(results, as_json)
+    if any(result.error for result in results.values()):
+        sys.exit(1)
 
 
 @cli.command()

@@ -12,6 +12,7 @@ import psutil
 
 import quantkit
 from quantkit.ledger import Environment
+from quantkit.load import MemoryBandwidth
 
 _PACKAGES = (
     "torch",
@@ -25,7 +26,7 @@ _PACKAGES = (
 )
 
 
-def environment() -> Environment:
+def environment(memory_bandwidth: MemoryBandwidth | None = None) -> Environment:
     """What is worth recording beside numbers: processor, memory, versions."""
     return Environment(
         cpu=_cpu(),
@@ -34,6 +35,7 @@ def environment() -> Environment:
         memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
         tools={"quantkit": quantkit.__version__, "python": platform.python_version(), **_tools()},
+        memory_bandwidth=memory_bandwidth,
     )
 
 

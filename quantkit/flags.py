@@ -119,6 +119,59 @@ def gguf(command: Command) -> Command:
     )
 
 
+def load(command: Command) -> Command:
+    """What ``quantkit bench`` takes; each under its own name."""
+    for option in reversed(
+        (
+            click.option(
+                "--engine",
+                "engines",
+                multiple=True,
+                help="llamacpp or vllm; by default the one that takes the format. May be repeated.",
+            ),
+            click.option(
+                "--concurrency",
+                default="1,4",
+                show_default=True,
+                help="Requests at a time; auto: 1, 2, 4 … until throughput stops growing.",
+            ),
+            click.option(
+                "--rate", "rates", metavar="N,...", help="Requests a second, answered or not."
+            ),
+            click.option(
+                "--arrivals",
+                type=click.Choice(["poisson", "constant"]),
+                help="How requests at a rate come. Default: poisson.",
+            ),
+            click.option(
+                "--slo",
+                metavar="ttft_ms=N,itl_ms=N",
+                help="Search the highest rate at which 95 % of requests are as fast (share=0.95).",
+            ),
+            click.option(
+                "--workload",
+                type=click.Choice(["chat", "summarize", "long_output"]),
+                help="512/128, 2048/128 or 128/512 tokens of prompt and output.",
+            ),
+            click.option("--prompt-tokens", type=int, help="Of each prompt. Default: 128."),
+            click.option("--output-tokens", type=int, help="Of each answer. Default: 32."),
+            click.option(
+                "--prompts", metavar="FILE", help="Your own prompts, one JSON object a line."
+            ),
+            click.option(
+                "--prefix-cache", is_flag=True, default=None, help="Let engines reuse what repeats."
+            ),
+            click.option("--seconds", type=float, help="Measured per repetition. Default: 15."),
+            click.option("--repetitions", type=int, help="Of each load. Default: 3."),
+            click.option(
+                "--price-per-hour", type=float, help="Of this machine, for cost per token."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def serving(command: Command) -> Command:
     """What ``quantkit serve`` takes; each under its own name."""
     file = click.Path(path_type=Path)

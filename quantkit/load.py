@@ -87,10 +87,14 @@ class Reading(_Entry):
     """Mean length of the prompts as the server counted it."""
     attained: float | None = None
     """Share of the requests that met the objective, where there is one."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the server says it took from a cache; None where it does not say."""
     client_cpu: float | None = None
-    """Share of one core that the load generator's busiest process took."""
-    client_wait: float | None = None
-    """Share of the time that this process was ready and waited for a core."""
+    """Cores that the load generator took; None where it could not be watched."""
+    client_busy: float | None = None
+    """Share of the time that its busiest process computed, or was ready and had no core."""
+    client_bound: bool = False
+    """The load generator was the bottleneck."""
     joules: float | None = None
     """That the machine took, where it can be read."""
 
@@ -150,10 +154,10 @@ class Delivered(_Entry):
     attained: float | None = None
     """Share of requests that met ``protocol["slo"]``; None where there is no objective."""
     client_cpu: float | None = None
-    """Share of one core that the load generator's busiest process took, the most of all
-    repetitions; None where it could not be watched."""
+    """Cores that the load generator took, on the machine that the engine ran on."""
     client_bound: bool = False
-    """The load generator was the bottleneck: the engine may be faster than these figures."""
+    """In any repetition the load generator was the bottleneck: the engine may be faster than these
+    figures."""
     joules_per_token: float | None = None
     """Energy of the machine by output token; None where it exposes none."""
     cost_per_million_tokens: float | None = None

@@ -72,7 +72,7 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
             else:
                 row.model = row.attempt("convert", next(makers))
 
-        text, comparisons, noise_floor = None, [], []
+        text, comparisons, noise_floor, bandwidth = None, [], [], None
         if recipe.evaluate:
             evaluation = Evaluation.prepare(
                 recipe.evaluate, source, texts, directory, len(recipe.variants)
@@ -90,18 +90,17 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
             comparisons = rows[0].attempt("compare", pairs) or []
 
         if recipe.bench:
-            benching = Benching(directory, recipe.bench)
+            benching = Benching.prepare(recipe.bench, source, directory)
+            bandwidth = benching.bandwidth
             for row in rows:
                 if row.model:
-                    result = row.attempt("bench", partial(benching.measure, row.model))
-                    if result:
-                        row.bench, row.sample = result.benches, result.sample
+                    row.load(partial(benching.measure, row.model))
 
         ledger = Ledger(
             name=recipe.name,
             seconds=time.monotonic() - started,
             source=SourceEntry.of(source),
-            environment=environment(),
+            environment=environment(bandwidth),
             recipe=recipe.model_dump(mode="json"),
             calibration=texts.calibration.record if texts.calibration else None,
             text=text,

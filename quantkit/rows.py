@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from quantkit.bench.measured import BenchResult
 from quantkit.brought import Brought, bits_per_weight
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
-from quantkit.ledger import REFERENCE, Failure, Row, Sample
-from quantkit.load import Bench, Goodput, RateBench
+from quantkit.ledger import REFERENCE, Failure, Row
 from quantkit.loss import Loss
 from quantkit.progress import say
 from quantkit.spec import Spec
@@ -32,10 +32,7 @@ class RowBuilder:
     model: Model | None = None
     evaluated: Evaluated = field(default_factory=Evaluated)
     loss: Loss | None = None
-    bench: list[Bench] = field(default_factory=list)
-    rates: list[RateBench] = field(default_factory=list)
-    goodput: list[Goodput] = field(default_factory=list)
-    sample: Sample | None = None
+    benched: BenchResult = field(default_factory=BenchResult)
     failed: Failure | None = None
 
     @classmethod
@@ -60,6 +57,13 @@ class RowBuilder:
             _LOG.debug("%s: %s", self.id, stage, exc_info=True)
             self.failed = self.failed or Failure(stage=stage, error=line)
             return None
+
+    def load(self, measure: Callable[[], BenchResult]) -> None:
+        """Put the model under load: what was measured before an error is kept beside it."""
+        self.benched = self.attempt("bench", measure) or self.benched
+        if self.benched.error:
+            say(f"{self.id}: bench failed: {self.benched.error}")
+            self.failed = self.failed or Failure(stage="bench", error=self.benched.error)
 
     def row(self, source: Checkpoint) -> Row:
         """The finished row; paths of variants are relative to the run's directory."""
@@ -102,10 +106,10 @@ class RowBuilder:
                 "profile": self.evaluated.profile,
                 "prompts": self.evaluated.prompts,
                 "loss": self.loss,
-                "bench": self.bench,
-                "rates": self.rates,
-                "goodput": self.goodput,
-                "sample": self.sample,
+                "bench": self.benched.benches,
+                "rates": self.benched.rates,
+                "goodput": self.benched.goodput,
+                "sample": self.benched.sample,
                 "failed": self.failed,
             }
         )

@@ -115,16 +115,23 @@ class RunDirectory:
 
         ``shape`` is the type that the stored JSON is read as.
         """
+        kept: list[Any] = [model_digest(model), key]
+        return self.kept(f"{row_id(model)}-{kind}", kept, make, shape)
+
+    def kept(self, name: str, key: Any, make: Callable[[], T], shape: type[T]) -> T:
+        """``make()``, or what it gave before for the same ``name``, part of a file's, and ``key``.
+
+        Written as soon as it is made.
+        """
         adapter = TypeAdapter(shape)
-        digest = sha256_json([kind, model_digest(model), key])
-        path = self.path / "results" / f"{row_id(model)}-{kind}-{digest[:16]}.json"
+        path = self.path / "results" / f"{name}-{sha256_json([name, key])[:16]}.json"
         if path.is_file():
             try:
                 stored = adapter.validate_json(path.read_bytes())
             except ValidationError:
                 say(f"{path}: not readable; measuring again")
             else:
-                say(f"{row_id(model)}: {kind} done already")
+                say(f"{name}: done already")
                 return stored
         value = make()
         path.parent.mkdir(exist_ok=True)

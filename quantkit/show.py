@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.console import print_json as _json
-from quantkit.console import print_table as _table
+from quantkit.console import print_json, print_table
 from quantkit.ledger import Ledger, Metric, Row
-from quantkit.load import Bench
 
 if TYPE_CHECKING:
     from quantkit.evaluate.compare import Compared
@@ -28,11 +26,11 @@ _SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
 def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
     """A run: one line a variant, and where the report is."""
     if as_json:
-        _json(result.model_dump(mode="json"))
+        print_json(result.model_dump(mode="json"))
         return
     levels = sorted({bench.concurrency for row in result.variants for bench in row.bench})
     columns = ["variant", "MB", "bits/weight", *_SHOWN_METRICS, *(f"tok/s @{n}" for n in levels)]
-    _table(columns, (_row_cells(row, levels) for row in result.variants))
+    print_table(columns, (_row_cells(row, levels) for row in result.variants))
     for row in result.variants:
         if row.failed:
             click.echo(f"{row.id} failed in {row.failed.stage}: {row.failed.error}")
@@ -42,9 +40,9 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
 def plans(planned: Sequence[Plan], as_json: bool) -> None:
     """What a run will make."""
     if as_json:
-        _json([{**asdict(plan), "spec": str(plan.spec)} for plan in planned])
+        print_json([{**asdict(plan), "spec": str(plan.spec)} for plan in planned])
         return
-    _table(
+    print_table(
         ["spec", "MB", "bits/weight", "calibrated"],
         (
             [
@@ -65,7 +63,7 @@ def plans(planned: Sequence[Plan], as_json: bool) -> None:
 def variants(made: Sequence[Variant], as_json: bool) -> None:
     """Variants that were just made."""
     if as_json:
-        _json(
+        print_json(
             [
                 {"id": v.id, "path": str(v.path), **v.manifest.model_dump(mode="json")}
                 for v in made
@@ -73,7 +71,7 @@ def variants(made: Sequence[Variant], as_json: bool) -> None:
             ]
         )
         return
-    _table(
+    print_table(
         ["variant", "MB", "bits/weight", "quantized", "seconds", "peak MB"],
         (
             [
@@ -107,10 +105,10 @@ def evaluated(result: Compared, as_json: bool) -> None:
             for name, found in measured.items()
         }
         comparisons = [one.model_dump(mode="json") for one in result.comparisons]
-        _json({"models": models, "comparisons": comparisons, "groups": result.groups})
+        print_json({"models": models, "comparisons": comparisons, "groups": result.groups})
         return
     keys = list(dict.fromkeys(key for found in measured.values() for key in found.metrics))
-    _table(
+    print_table(
         ["metric", *measured],
         ([key, *(_metric(one.metrics.get(key)) for one in measured.values())] for key in keys),
     )
@@ -126,7 +124,7 @@ def _verdicts(result: Compared) -> None:
 
     for measure, groups in result.groups.items():
         click.echo()
-        _table(*pairs([one for one in result.comparisons if one.measure == measure]))
+        print_table(*pairs([one for one in result.comparisons if one.measure == measure]))
         if len(groups) == 1:
             click.echo("the data tell none of them from another")
         else:
@@ -139,7 +137,7 @@ def _prompts(name: str, drift: PromptDrift) -> None:
     groups = [("all", drift.overall)]
     groups += [(group.category or "(none)", group) for group in drift.categories]
     click.echo()
-    _table(
+    print_table(
         [f"{name}: category", "prompts", "exact match", "first difference, median", "KLD"],
         (
             [
@@ -172,36 +170,10 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
-def benches(measured: Mapping[str, Sequence[Bench]], as_json: bool) -> None:
-    """Throughput and latency, one line a model and concurrency."""
-    if as_json:
-        _json(
-            {name: [b.model_dump(mode="json") for b in found] for name, found in measured.items()}
-        )
-        return
-    _table(
-        ["model", "engine", "concurrency", "tok/s", "req/s", "TTFT p50 ms", "ITL p50 ms", "errors"],
-        (
-            [
-                name,
-                b.engine,
-                str(b.concurrency),
-                f"{b.output_tokens_per_s:.1f}",
-                f"{b.request_per_s:.2f}",
-                f"{b.ttft_ms.p50:.0f}",
-                f"{b.itl_ms.p50:.1f}",
-                str(b.errors),
-            ]
-            for name, found in measured.items()
-            for b in found
-        ),
-    )
-
-
 def facts(found: Mapping[str, Any], as_json: bool) -> None:
     """What `inspect` found."""
     if as_json:
-        _json(found)
+        print_json(found)
         return
     for key, value in found.items():
         if isinstance(value, dict) and value:
@@ -218,7 +190,7 @@ def facts(found: Mapping[str, Any], as_json: bool) -> None:
 def problems(path: Path, found: Sequence[str], as_json: bool) -> None:
     """What `verify` found."""
     if as_json:
-        _json({"path": str(path), "problems": list(found)})
+        print_json({"path": str(path), "problems": list(found)})
         return
     for problem in found:
         click.echo(problem)
@@ -228,9 +200,9 @@ def problems(path: Path, found: Sequence[str], as_json: bool) -> None:
 def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
     """Which engines are installed, and where."""
     if as_json:
-        _json([asdict(status) for status in statuses])
+        print_json([asdict(status) for status in statuses])
         return
-    _table(
+    print_table(
         ["engine", "version", "what for", "where"],
         ([s.name, s.version or "not installed", s.purpose, str(s.path or "")] for s in statuses),
     )

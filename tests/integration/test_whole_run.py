@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_llama: Path, tmp_path: Path)
     assert made == {"gguf-Q8_0", "gptq-w4g64", "awq-w4g64"}
 
     third = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert third.stderr.count("evaluate done already") == 4
+    assert third.stderr.count("evaluate: done already") == 4
     assert third.stderr.count("made already") == 3
 
 

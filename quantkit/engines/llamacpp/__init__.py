@@ -6,7 +6,12 @@ import importlib.metadata
 from contextlib import AbstractContextManager
 
 from quantkit.engines.base import Capabilities, Scorer, ServeOptions, ServerCommand, check_format
-from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server, server_command
+from quantkit.engines.llamacpp.server import (
+    HOW_TO_GET,
+    find_llama_server,
+    load_seconds,
+    server_command,
+)
 from quantkit.errors import ToolchainError
 from quantkit.variant import Model
 
@@ -51,3 +56,7 @@ class LlamaCpp:
         """llama-server with one slot for each request that may run at the same time."""
         self.check(model)
         return server_command(find_llama_server(), model, options)
+
+    def load_seconds(self, log: str) -> float | None:
+        """From the first word of the model to its being loaded: weights, and a cache for them."""
+        return load_seconds(log)

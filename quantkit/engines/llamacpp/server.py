@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sysconfig
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ HOW_TO_GET = (
     "build llama-cpp-python with its tools (`make setup` does), or install llama.cpp (brew, conda, "
     f"a release) so that llama-server is on PATH, or name it in {VARIABLE}"
 )
+
+_STAMP = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) .*"
+_LOADING = re.compile(_STAMP + "loading model", re.MULTILINE)
+_LOADED = re.compile(_STAMP + "model loaded", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,16 @@ def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> 
     if options.api_key is not None:
         env["LLAMA_API_KEY"] = options.api_key
     return ServerCommand(tuple(argv), env)
+
+
+def load_seconds(log: str) -> float | None:
+    """Between two lines of llama-server's log, which begin with ``minutes.seconds.ms.us``."""
+    start, end = (_LOADING.search(log), _LOADED.search(log))
+    if not start or not end:
+        return None
+    return _seconds(end) - _seconds(start)
+
+
+def _seconds(stamp: re.Match[str]) -> float:
+    minutes, seconds, milliseconds, microseconds = map(int, stamp.groups())
+    return 60 * minutes + seconds + milliseconds / 1e3 + microseconds / 1e6

@@ -60,3 +60,7 @@ class Transformers:
         raise IncompatibleVariant(
             f"transformers does not serve ({model.path}); vllm does (`quantkit engines list`)"
         )
+
+    def load_seconds(self, log: str) -> float | None:  # noqa: ARG002
+        """None: there is no server."""
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 """Likewise: vLLM holds the whole vocabulary's log-probabilities of a step, in float32."""
+
+_LOADING = re.compile(r"Loading weights took ([\d.]+) seconds")
 
 
 class VLLM:
@@ -103,6 +106,8 @@ class VLLM:
             "--port", str(options.port),
             "--max-num-seqs", str(options.slots),
             "--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching",
+            # Answers say how much of a prompt came from that cache.
+            "--enable-prompt-tokens-details",
         ]  # fmt: skip
         env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if options.context is not None:
@@ -119,6 +124,11 @@ class VLLM:
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         return ServerCommand(tuple(argv), env)
+
+    def load_seconds(self, log: str) -> float | None:
+        """What vLLM says of its weights."""
+        found = _LOADING.search(log)
+        return float(found.group(1)) if found else None
 
 
 def _config(model: Model) -> dict[str, Any]:

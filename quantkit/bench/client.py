@@ -1,0 +1,48 @@
+"""GuideLLM as a process that puts on one load after the other: run as a script with a directory.
+
+It waits there for ``1.json``, ``2.json`` … (GuideLLM's scenarios), runs each when it appears, and
+renames what GuideLLM wrote to ``N-report.json``; where GuideLLM fails, ``N-error.txt`` says why.
+Importing GuideLLM takes seconds, and so does each of its workers: here both happen once, because
+workers are forked from a server that has imported it already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import sys
+import time
+import traceback
+from itertools import count
+from pathlib import Path
+
+_PRELOADED = ["guidellm.scheduler.worker", "guidellm.backends", "guidellm.backends.openai.http"]
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def main(directory: Path) -> None:
+    """Run what appears in ``directory`` until the process is ended."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    from guidellm.entrypoints import benchmark_generative_text
+    from guidellm.schemas.benchmark import BenchmarkScenario
+
+    for number in count(1):
+        scenario = directory / f"{number}.json"
+        while not scenario.is_file():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        try:
+            loaded = BenchmarkScenario.model_validate(json.loads(scenario.read_bytes()))
+            asyncio.run(benchmark_generative_text(args=loaded, progress=False))
+            loaded_to = Path(str(loaded.spec.outputs[0].path))
+            loaded_to.rename(directory / f"{number}-report.json")
+        except Exception as error:
+            traceback.print_exc()
+            said = " ".join(str(error).split()) or repr(error)
+            written = directory / f"{number}-error.partial"
+            written.write_text(said, encoding="utf-8")
+            written.rename(directory / f"{number}-error.txt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

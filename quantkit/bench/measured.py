@@ -1,0 +1,43 @@
+"""What a bench hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from quantkit.errors import EngineError
+from quantkit.ledger import Sample
+from quantkit.load import Bench, Goodput, RateBench
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What the ledger keeps, and what the server wrote before the load.
+
+    ``error``: why it is not all that was asked for.
+    """
+
+    benches: list[Bench] = field(default_factory=list)
+    rates: list[RateBench] = field(default_factory=list)
+    goodput: list[Goodput] = field(default_factory=list)
+    sample: Sample | None = None
+    error: str | None = None
+
+
+class Incomplete(EngineError):
+    """Something was measured, and then came an error; ``result`` holds both."""
+
+    def __init__(self, result: BenchResult) -> None:
+        super().__init__(result.error or "")
+        self.result = result
+
+
+def together(found: Sequence[BenchResult]) -> BenchResult:
+    """The results of several engines as one; the first sample and the first error."""
+    return BenchResult(
+        [one for result in found for one in result.benches],
+        [one for result in found for one in result.rates],
+        [one for result in found for one in result.goodput],
+        next((result.sample for result in found if result.sample), None),
+        next((result.error for result in found if result.error), None),
+    )
