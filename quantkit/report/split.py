@@ -78,7 +78,7 @@ def _line(id_: str, loss: Loss, floor: AgainstFloor | None) -> Line:
 def _floor_line(floor: NoiseFloor) -> Line:
     top = floor.top1_agreement
     return Line(
-        f"{_floor_name(floor)}: {floor.weights}",
+        f"{_FLOOR}: {floor.weights if floor.batch == 1 else _batch(floor)}",
         True,
         floor.engine,
         (_signed(None),) * len(PARTS),
@@ -91,8 +91,13 @@ def _floor_line(floor: NoiseFloor) -> Line:
     )
 
 
+def _batch(floor: NoiseFloor) -> str:
+    return f"batch × {floor.batch}"
+
+
 def _floor_name(floor: NoiseFloor) -> str:
-    return _FLOOR if floor.batch == 1 else f"{_FLOOR}, batch × {floor.batch}"
+    """As it fits beside the chart."""
+    return _FLOOR if floor.batch == 1 else f"noise, {_batch(floor)}"
 
 
 def _against(found: AgainstFloor | None) -> str:

@@ -166,7 +166,7 @@ def test_a_floor_by_another_batch_size_that_is_nothing_changes_nothing() -> None
     found = losses(_with_floor(0.0, 0.0))
     assert found is not None
     said = {line.id: line for line in found.lines}
-    line = said["noise floor, batch × 2: safetensors:bf16"]
+    line = said["noise floor: batch × 2"]
     assert (line.engine, line.total, line.ppl) == ("transformers 5.19.0", ("0", ""), "0.00 %")
     assert said["gptq-w4g64"].against_floor == "KLD above the floor, which is 0"
 
