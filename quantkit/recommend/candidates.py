@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from quantkit.ledger import REFERENCE, Ledger, Row
-from quantkit.load import Bench, Goodput, Slo
+from quantkit.load import Bench, Delivered, Goodput, Slo
 from quantkit.recommend.interval import Interval, of_metric, of_repetitions
 
 T = TypeVar("T", Bench, Goodput)
@@ -87,7 +87,7 @@ class Candidate:
         return Interval(reached, reached, above)
 
 
-def throughput(bench: Bench) -> Interval:
+def throughput(bench: Delivered) -> Interval:
     """Output tokens per second over the repetitions of a load."""
     return of_repetitions([reading.output_tokens_per_s for reading in bench.repetitions])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger
-from quantkit.load import Bench, Goodput
+from quantkit.load import Bench, Goodput, RateBench
 from quantkit.recommend import Candidate, candidates, said
 from quantkit.recommend.candidates import throughput
 from quantkit.report.format import NOTHING, duration, milliseconds, number, size, span
@@ -17,7 +17,7 @@ from quantkit.report.table import concurrencies
 
 @dataclass(frozen=True)
 class Loads:
-    """Every load of every variant: titles of the columns, and a row a load."""
+    """Every load of every variant and its goodputs: titles of the columns, and a row each."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[str, ...]], ...]
@@ -77,33 +77,71 @@ def efficiency_chart(ledger: Ledger) -> Panels | None:
 
 
 def loads(ledger: Ledger) -> Loads:
-    """Columns that no load has a value for are left out."""
-    benches = [(one, bench) for one in candidates(ledger) for bench in one.benches]
-    columns: list[tuple[str, Callable[[Bench], str]]] = [
-        ("at a time", lambda b: str(b.concurrency)),
-        ("tokens/s", lambda b: span(throughput(b))),
-        ("requests/s", lambda b: number(b.request_per_s)),
-        ("TTFT p50, p95", lambda b: _both(b.ttft_ms.p50, b.ttft_ms.p95)),
-        ("ITL p50, p95", lambda b: _both(b.itl_ms.p50, b.itl_ms.p95)),
-        ("met the objective", lambda b: _percent(b.attained)),
-        ("of bandwidth", lambda b: _percent(b.bandwidth.share if b.bandwidth else None)),
-        ("while decoding", lambda b: _percent(b.bandwidth.decode_share if b.bandwidth else None)),
-        ("J/token", lambda b: number(b.joules_per_token)),
-        ("cost of 10⁶ tokens", lambda b: number(b.cost_per_million_tokens)),
-        ("memory", lambda b: size(b.peak_rss_bytes)),
-        ("completed", lambda b: str(b.requests)),
-        ("failed", lambda b: str(b.errors) if b.errors else NOTHING),
-        ("client", lambda b: "bottleneck" if b.client_bound else NOTHING),
+    """Closed loops, open loops and goodputs; columns that nothing has a value for are left out."""
+    found = [
+        (row.id, engine, cells)
+        for row in ledger.variants
+        for engine, cells in (
+            *((one.engine, _delivered(one)) for one in row.bench),
+            *((one.engine, _delivered(one)) for one in row.rates),
+            *((one.engine, _goodput_cells(one)) for one in row.goodput),
+        )
     ]
-    filled = [(title, [say(bench) for _, bench in benches]) for title, say in columns]
-    kept = [(title, cells) for title, cells in filled if set(cells) != {NOTHING}]
+    titles = [title for title in _COLUMNS if any(cells.get(title) for *_, cells in found)]
     return Loads(
-        tuple(title for title, _ in kept),
+        tuple(titles),
         tuple(
-            (one.row.id, bench.engine, tuple(cells[index] for _, cells in kept))
-            for index, (one, bench) in enumerate(benches)
+            (id_, engine, tuple(cells.get(title) or NOTHING for title in titles))
+            for id_, engine, cells in found
         ),
     )
+
+
+_COLUMNS = (
+    "load", "tokens/s", "requests/s", "TTFT p50, p95", "ITL p50, p95", "met the objective",
+    "of bandwidth", "while decoding", "J/token", "cost of 10⁶ tokens", "memory", "completed",
+    "failed", "client",
+)  # fmt: skip
+
+
+def _delivered(one: Bench | RateBench) -> dict[str, str]:
+    """Texts by column; empty where there is no value."""
+    bandwidth = one.bandwidth if isinstance(one, Bench) else None
+    load = (
+        _load(one.concurrency)
+        if isinstance(one, Bench)
+        else f"{number(one.rate_per_s)}/s, {one.arrivals}"
+    )
+    return {
+        "load": load,
+        "tokens/s": span(throughput(one)),
+        "requests/s": number(one.request_per_s),
+        "TTFT p50, p95": _both(one.ttft_ms.p50, one.ttft_ms.p95),
+        "ITL p50, p95": _both(one.itl_ms.p50, one.itl_ms.p95),
+        "met the objective": _percent(one.attained),
+        "of bandwidth": _percent(bandwidth.share if bandwidth else None),
+        "while decoding": _percent(bandwidth.decode_share if bandwidth else None),
+        "J/token": _known(one.joules_per_token),
+        "cost of 10⁶ tokens": _known(one.cost_per_million_tokens),
+        "memory": size(one.peak_rss_bytes),
+        "completed": str(one.requests),
+        "failed": str(one.errors or ""),
+        "client": "bottleneck" if one.client_bound else "",
+    }
+
+
+def _goodput_cells(one: Goodput) -> dict[str, str]:
+    return {
+        "load": f"goodput, {said(one.slo)}",
+        "tokens/s": _known(one.output_tokens_per_s),
+        "requests/s": number(one.rate_per_s),
+        "met the objective": _percent(one.attained),
+        "cost of 10⁶ tokens": _known(one.cost_per_million_tokens),
+    }
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else number(value)
 
 
 def _load(concurrency: int) -> str:
@@ -180,4 +218,4 @@ def _both(median: float, p95: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return NOTHING if share is None else f"{number(100 * share, 2)} %"
+    return "" if share is None else f"{number(100 * share, 2)} %"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from quantkit import __version__
 from quantkit.ledger import Ledger
-from quantkit.recommend import by_default
+from quantkit.recommend import Recommendation, by_default
 from quantkit.report import format as text
 from quantkit.report.cautions import cautions
 from quantkit.report.charts import drift_chart, serving_chart
@@ -35,16 +35,17 @@ from quantkit.report.tradeoff import tradeoffs
 def html(ledger: Ledger) -> str:
     """The whole page: style, script and charts are in it, and it may load nothing else."""
     page = _environment(autoescape=True)
+    found = by_default(ledger)
     # A page that may run only this one script runs none that a hostile string brings along.
     script = _packaged("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.get_template("report.html.j2").render(
-        _content(ledger),
+        _content(ledger, found),
         style=Markup(_packaged("report.css")),
         script=Markup(script),
         script_digest=digest,
-        tradeoffs=tradeoffs(ledger, by_default(ledger)),
-        curves=curves(ledger, by_default(ledger)),
+        tradeoffs=tradeoffs(ledger, found),
+        curves=curves(ledger, found),
         efficiency_chart=efficiency_chart(ledger),
         drift_chart=drift_chart(ledger),
         serving_chart=serving_chart(ledger),
@@ -56,7 +57,7 @@ def markdown(ledger: Ledger) -> str:
     page = _environment(autoescape=False, finalize=escape)
     page.filters.update(code=code, cell=cell, block=block, prose=prose, grid=grid)
     rendered = page.get_template("report.md.j2").render(
-        _content(ledger), fronts=tradeoffs(ledger)[::-1]
+        _content(ledger, by_default(ledger)), fronts=tradeoffs(ledger)[::-1]
     )
     return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
@@ -71,9 +72,8 @@ def _environment(**how_to_escape: Any) -> Environment:
     )
 
 
-def _content(ledger: Ledger) -> dict[str, Any]:
+def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
     """What both pages say."""
-    found = by_default(ledger)
     checked = claims(ledger)
     return {
         "ledger": ledger,
