@@ -46,7 +46,7 @@ _TRANSFORMERS_4 = ("install", "torch==2.13.0", "transformers==4.51.3", "accelera
                    "datasets>=3,<6")  # fmt: skip
 _AUTO_ROUND = ("install", "auto-round==0.16.1", "torch==2.13.0", "transformers==5.19.0")
 _AUTOAWQ = ("install", "--no-deps", "autoawq==0.2.9")
-_AUTO_GPTQ = ("install", "--no-deps", "auto-gptq==0.7.1")
+_AUTO_GPTQ = ("install", "--no-deps", "auto-gptq==0.7.1", "peft==0.13.2", "gekko==1.3.2")
 _CONVERTER = Recipe("cpu", "", (llama_cpp_source.download(),), llama_cpp_source.CONVERTER_FILES)
 
 

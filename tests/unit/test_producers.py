@@ -41,8 +41,9 @@ class StandIn(Package):
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A toolchain that is this very environment, and the stand-in as its producer."""
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path_factory.mktemp("home")))
     toolchain = Toolchain(
         name="auto-round",
         version="0.0.1",
