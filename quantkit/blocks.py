@@ -72,7 +72,7 @@ class DecoderBlocks:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.precision = precision
-        self._wide = torch.float64 if precision == torch.float64 else torch.float32
+        self.wide = torch.float64 if precision == torch.float64 else torch.float32
         model = _skeleton(checkpoint)
         self._config = model.config
         self._decoder = model.base_model
@@ -166,7 +166,7 @@ class DecoderBlocks:
         block: nn.Module = copy.deepcopy(self._blocks[index])
         state = {
             # Moved as it is stored and widened there: half of the bytes go over the bus.
-            name: self.checkpoint.read(stored).to(self.device).to(self._wide)
+            name: self.checkpoint.read(stored).to(self.device).to(self.wide)
             for name, stored in self.stored(index).items()
         }
         block.load_state_dict(state, assign=True)
@@ -179,9 +179,19 @@ class DecoderBlocks:
     def run(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """The block's output for one batch of activations, both (B, T, hidden) float32 on the
         device."""
-        with stage("forward"), torch.no_grad(), self.autocast():
-            output: torch.Tensor = block(batch.to(self._wide), **self._arguments[index])
+        with stage("forward"), torch.no_grad():
+            return self.compute(index, block, batch)
+
+    def compute(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """As ``run``, with gradients where they are enabled."""
+        with self.autocast():
+            output: torch.Tensor = block(batch.to(self.wide), **self._arguments[index])
             return output.float()
+
+    def advance(self, index: int, block: nn.Module, hidden: Activations) -> None:
+        """Turn the inputs of block ``index`` into its outputs, in their place."""
+        for number, batch in enumerate(hidden):
+            hidden.replace(number, self.run(index, block, batch))
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products."""

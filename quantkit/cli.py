@@ -95,6 +95,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to make them.")
 @flags.calibration
 @flags.producer
+@flags.integers
 @flags.gguf
 @click.option(
     "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."
@@ -106,8 +107,8 @@ def convert(
 ) -> None:
     """Make variants of MODEL: a directory, a hub id, or demo:smollm2-135m.
 
-    A GGUF file, F16 or the like, is a MODEL for other GGUF files. GGUF options hold for every
-    --to gguf:TYPE.
+    A GGUF file, F16 or the like, is a MODEL for other GGUF files. Options of a format hold for
+    every --to of that format.
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """

@@ -172,6 +172,35 @@ def load(command: Command) -> Command:
     return command
 
 
+def integers(command: Command) -> Command:
+    """How the native GPTQ and AWQ round, and which linears; a dict of what was given."""
+    return _grouped(
+        "integers",
+        command,
+        click.option(
+            "--rounding",
+            metavar="HOW",
+            help="GPTQ, AWQ: closed-form, or learned: slower, and nearer to the source.",
+        ),
+        click.option(
+            "--iters", type=click.IntRange(1), help="GPTQ, AWQ: steps of learning a block."
+        ),
+        click.option(
+            "--skip",
+            multiple=True,
+            metavar="PATTERN",
+            help="GPTQ, AWQ: linears to leave as they are, such as down_proj. May be repeated.",
+        ),
+        click.option(
+            "--override",
+            "overrides",
+            multiple=True,
+            metavar="PATTERN=SCHEME",
+            help="GPTQ: another scheme for some linears, such as down_proj=w8g64. May be repeated.",
+        ),
+    )
+
+
 def serving(command: Command) -> Command:
     """What ``quantkit serve`` takes; each under its own name."""
     file = click.Path(path_type=Path)

@@ -133,8 +133,7 @@ class GroupScheme:
 
     @classmethod
     def parse(cls, spec: Spec, bits: tuple[int, ...], group_sizes: tuple[int, ...]) -> GroupScheme:
-        """Raise RecipeError unless the scheme is wBgG with bits and group size that are offered,
-        or where there are options: such formats take none."""
+        """Raise RecipeError unless the scheme is wBgG with bits and group size that are offered."""
         offered = [f"w{b}g{g}" for b in bits for g in group_sizes]
         match = re.fullmatch(r"w(\d+)g(-?\d+)", spec.scheme)
         if match is None or int(match[1]) not in bits or int(match[2]) not in group_sizes:
@@ -142,5 +141,11 @@ class GroupScheme:
                 f"spec {spec}: unknown scheme {spec.scheme!r}; {spec.format} takes "
                 f"{', '.join(offered)}" + did_you_mean(spec.scheme, offered)
             )
-        spec.known_options(())
         return cls(int(match[1]), int(match[2]))
+
+    def columns(self, in_features: int) -> int:
+        """Input channels a group, of a linear with so many."""
+        return in_features if self.group_size == -1 else self.group_size
+
+    def __str__(self) -> str:
+        return f"w{self.bits}g{self.group_size}"

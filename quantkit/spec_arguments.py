@@ -13,15 +13,30 @@ from quantkit.spec import Spec
 
 def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
     """The GGUF among them with these options, of which None and () were not given."""
-    given = {key: value for key, value in gguf.items() if value not in (None, ())}
-    if "tensor_types" in given:
-        given["tensor_types"] = [pair.partition("=")[::2] for pair in given["tensor_types"]]
+    given = _given(gguf, "tensor_types")
     if given.get("imatrix") == "auto":
         given["imatrix"] = True
-    if given and all(spec.format != "gguf" for spec in specs):
-        flag = f"--{next(iter(given)).replace('_', '-')}"
-        raise RecipeError(f"{flag}: only gguf takes it, and no --to asks for gguf")
-    return [spec.having(given) if spec.format == "gguf" else spec for spec in specs]
+    return _having(specs, given, ("gguf",))
+
+
+def with_integer_options(specs: Sequence[Spec], integers: Mapping[str, Any]) -> list[Spec]:
+    """GPTQ and AWQ among them with these options, of which None and () were not given."""
+    return _having(specs, _given(integers, "overrides"), ("gptq", "awq"))
+
+
+def _given(options: Mapping[str, Any], pairs: str) -> dict[str, Any]:
+    """What was given; under the key ``pairs`` are values of the form NAME=VALUE."""
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    if pairs in given:
+        given[pairs] = [pair.partition("=")[::2] for pair in given[pairs]]
+    return given
+
+
+def _having(specs: Sequence[Spec], given: Mapping[str, Any], formats: Sequence[str]) -> list[Spec]:
+    if given and all(spec.format not in formats for spec in specs):
+        flag, takers = f"--{next(iter(given)).replace('_', '-')}", " or ".join(formats)
+        raise RecipeError(f"{flag}: only {takers} takes it, and no --to asks for {takers}")
+    return [spec.having(given) if spec.format in formats else spec for spec in specs]
 
 
 def by_producer(
@@ -38,4 +53,9 @@ def by_producer(
         if not equals or not key:
             raise RecipeError(f"--producer-arg {argument}: expected NAME=VALUE, such as iters=50")
         options[key] = yaml.safe_load(value)
-    return [spec if spec.format == "gguf" else spec.by(producer).having(options) for spec in specs]
+    return [
+        spec
+        if spec.format == "gguf"
+        else spec.by(producer).having({**dict(spec.options), **options})
+        for spec in specs
+    ]

@@ -18,7 +18,7 @@ from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.same_tokens import require_same_tokens
 from quantkit.spec import Spec
-from quantkit.spec_arguments import by_producer, with_gguf_options
+from quantkit.spec_arguments import by_producer, with_gguf_options, with_integer_options
 from quantkit.variant import (
     MANIFEST,
     Model,
@@ -41,21 +41,23 @@ def convert(
     force: bool,
     calibration: Mapping[str, Any],
     producer: Mapping[str, Any],
+    integers: Mapping[str, Any],
     gguf: Mapping[str, Any],
     allow_requantize: bool = False,
 ) -> list[Variant]:
     """Make each spec of the model in ``out``; all are planned before the first is made.
 
     ``calibration`` holds the keys of a recipe's section, ``gguf`` options of all GGUF specs, None
-    where not given, ``producer`` who makes the others. Raise the first error, after all others are
-    made.
+    where not given, ``producer`` who makes the others, ``integers`` what the native ones are told.
+    Raise the first error, after all others are made.
     """
     from quantkit.calibration import calibrate
     from quantkit.convert import convert_many
     from quantkit.texts import load_text
 
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
-    parsed = by_producer(with_gguf_options(parsed, gguf), **producer)
+    parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
+    parsed = by_producer(parsed, **producer)
     source, plans = _planned(model, parsed, allow_requantize)
     for spec in parsed:
         if (out / spec.directory).exists() and not force:

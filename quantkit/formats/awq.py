@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
+    IntegerLinears,
     LinearLayout,
+    linear_names,
+    needed,
     plan_linears,
     write_config,
 )
+from quantkit.formats.linear_options import LinearOptions
 from quantkit.formats.packed import Quantization, packed_facts, unpack_linears
 from quantkit.spec import GroupScheme, Spec
 from quantkit.variant import Variant
@@ -37,23 +40,21 @@ class AWQ:
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Format.plan``; the bytes are those of all tensors, exactly."""
-        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-        return plan_linears(checkpoint, spec, scheme, layout(scheme))
+        return plan_linears(checkpoint, _asked(spec))
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.blocks import DecoderBlocks
         from quantkit.formats.block_conversion import convert_linears
-        from quantkit.quantize.awq import Grid, quantize_block
+        from quantkit.quantize.awq import BlockAWQ
 
-        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-        grid = Grid(scheme.bits, scheme.group_size, checkpoint.dtype)
-        quantize = partial(quantize_block, grid=grid)
-        converted = convert_linears(
-            checkpoint, spec, calibration, directory, quantize, layout(scheme)
-        )
-        config = quantization_config(scheme)
+        asked, windows = _asked(spec), needed(spec, calibration)
+        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+        quantize = BlockAWQ(checkpoint.dtype, asked.options.steps)
+        converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
+        config = quantization_config(asked, linear_names(blocks))
         write_config(checkpoint, directory, config)
         return replace(converted, options=config)
 
@@ -62,15 +63,22 @@ class AWQ:
         return packed_facts(variant.path)
 
 
-def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
+def _asked(spec: Spec) -> IntegerLinears:
+    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=False)
+    return IntegerLinears(spec, scheme, options, layout)
+
+
+def quantization_config(asked: IntegerLinears, linears: Sequence[str]) -> dict[str, Any]:
     """What transformers, vLLM and AutoAWQ read to load the checkpoint."""
+    schemes = asked.schemes(linears)
     return {
         "quant_method": "awq",
         "version": "gemm",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
+        "bits": asked.scheme.bits,
+        "group_size": asked.scheme.group_size,
         "zero_point": True,
-        "modules_to_not_convert": None,
+        "modules_to_not_convert": [name for name in linears if name not in schemes] or None,
     }
 
 
@@ -85,7 +93,7 @@ def layout(scheme: GroupScheme) -> LinearLayout:
             "scales": ("F16", (groups, outputs)),
         }
 
-    return LinearLayout(shapes, pack, unpack)
+    return LinearLayout(scheme, shapes, pack, unpack)
 
 
 def pack(integers: Integers) -> dict[str, torch.Tensor]:

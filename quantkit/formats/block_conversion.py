@@ -7,70 +7,75 @@ with the weights that were written, so that both ways give the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
 
 from quantkit.blocks import DecoderBlocks
-from quantkit.calibration import Calibration
-from quantkit.checkpoint import Checkpoint
 from quantkit.devices import peak_bytes
-from quantkit.errors import ConversionError, RecipeError
+from quantkit.errors import ConversionError
 from quantkit.files import write_json
 from quantkit.formats.base import Converted
-from quantkit.formats.integer_linears import LinearLayout, entries, linear_weights
+from quantkit.formats.block_shards import BlockShards
+from quantkit.formats.integer_linears import IntegerLinears, entries, linear_names
 from quantkit.formats.shards import Shards
 from quantkit.progress import say, track
 from quantkit.quantize.rounding import QuantizedBlock
+from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import Spec
 from quantkit.stopwatch import Stopwatch, stage
-
-QuantizeBlock = Callable[[DecoderBlocks, int, nn.Module, Iterable[torch.Tensor]], QuantizedBlock]
-"""Quantizes the linears of one block, given its inputs. It may change what is left of the block,
-such as norms into which scales fold."""
 
 _FINISHED = "finished-blocks.json"
 
 
+class BlockQuantizer(Protocol):
+    """Decides on the integers of one block after another."""
+
+    follows_source: bool
+    """Whether it compares with the source's own activations (``StreamedBlock.source``)."""
+
+    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
+        """The integers of ``block.linears``. What is left of the block may be changed too, such as
+        norms into which scales fold."""
+        ...
+
+
 def convert_linears(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    calibration: Calibration | None,
+    blocks: DecoderBlocks,
+    asked: IntegerLinears,
+    ids: torch.Tensor,
     directory: Path,
-    quantize: QuantizeBlock,
-    layout: LinearLayout,
+    quantize: BlockQuantizer,
 ) -> Converted:
     """Write the shards of a quantized checkpoint into ``directory``; the figures for the manifest.
 
-    Each block sees the output of the blocks already quantized, so that errors are made up for.
-    Raise ConversionError, with what is kept, where the disk is full.
+    ``ids``: the calibration windows, (samples, T). Each block sees the output of the blocks already
+    quantized, so that errors are made up for. Raise ConversionError, with what is kept, where
+    the disk is full.
     """
-    if calibration is None:
-        raise RecipeError(f"{spec}: {spec.format} needs calibration text")
-    device = calibration.device
-    blocks = DecoderBlocks(checkpoint, device, calibration.precision)
-    planned = entries(checkpoint, blocks, layout)
+    spec = asked.spec
+    checkpoint, device = blocks.checkpoint, blocks.device
+    layouts = asked.layouts(linear_names(blocks))
+    planned = entries(checkpoint, blocks, layouts)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with Stopwatch(device) as watch, Shards(directory, planned) as shards:
-            finished = _convert(spec, blocks, calibration.ids, directory, quantize, layout, shards)
+            written = BlockShards(blocks, layouts, shards)
+            finished = _convert(asked, written, ids, directory, quantize)
     except OSError as error:
         raise ConversionError(
             f"{spec}: writing {directory} failed: {error}; the same command goes on from the last "
             "finished block"
         ) from error
     total = sum(entry.bytes for entry in planned)
-    linears = linear_weights(blocks)
-    packed = {f"{name.removesuffix('.weight')}.{part}" for name in linears for part in layout.parts}
+    packed = {f"{name}.{part}" for name, layout in layouts.items() for part in layout.parts}
     packed_bytes = sum(entry.bytes for entry in planned if entry.name in packed)
-    weights = sum(checkpoint.tensors[name].numel for name in linears)
+    weights = sum(checkpoint.tensors[f"{name}.weight"].numel for name in layouts)
     return Converted(
         bits_per_weight=total * 8 / checkpoint.parameters,
         bits_per_weight_quantized=packed_bytes * 8 / weights,
@@ -83,57 +88,57 @@ def convert_linears(
 
 
 def _convert(
-    spec: Spec,
-    blocks: DecoderBlocks,
+    asked: IntegerLinears,
+    written: BlockShards,
     ids: torch.Tensor,
     directory: Path,
-    quantize: QuantizeBlock,
-    layout: LinearLayout,
-    shards: Shards,
+    quantize: BlockQuantizer,
 ) -> list[_Finished]:
-    checkpoint, ledger = blocks.checkpoint, directory / _FINISHED
+    spec, blocks, shards = asked.spec, written.blocks, written.shards
+    ledger = directory / _FINISHED
     for half in directory.glob(f".{_FINISHED}.*"):
         half.unlink()
-    finished = _read(ledger, blocks, layout, shards)
+    finished = _read(ledger, written)
     if finished:
         say(f"{spec}: {len(finished)} of {len(blocks)} blocks are in {directory} already")
     with stage("load"):
-        hidden = blocks.embed(ids)
+        inputs = blocks.embed(ids)
+        source = blocks.embed(ids) if quantize.follows_source else None
     with stage("write"):
         for name in blocks.tensors_outside():
-            shards.write(name, checkpoint.read(name))
+            shards.write(name, blocks.checkpoint.read(name))
     for index in track(range(len(blocks)), f"{spec}: blocks"):
         with stage("load"):
-            block, prefix = blocks.load(index), blocks.prefix(index)
+            module = blocks.load(index)
+        block = StreamedBlock(blocks, index, module, written.linears(index), inputs, source)
         if index >= len(finished):
-            sample = hidden.batch(0)
-            exact = blocks.run(index, block, sample)
-            with stage("solve"):
-                quantized = quantize(blocks, index, block, hidden)
-            for name, integers in quantized.integers.items():
-                with stage("pack"):
-                    tensors = layout.pack(integers)
-                with stage("write"):
-                    for part, tensor in tensors.items():
-                        shards.write(f"{prefix}{name}.{part}", tensor)
-            for name, tensor in _unquantized(block, blocks):
-                shards.write(
-                    prefix + name, tensor.to(checkpoint.tensors[prefix + name].torch_dtype)
-                )
-            _restore(block, blocks, index, layout, shards)
-            error = _relative(blocks.run(index, block, sample) - exact, exact - sample)
-            if not math.isfinite(error):
-                raise ConversionError(f"{spec}: {prefix[:-1]} gives values that are not finite")
-            digest = _digest(blocks, index, layout, shards)
-            finished.append(_Finished(digest, error, quantized.notes))
-            write_json(ledger, [asdict(block) for block in finished])
+            finished.append(_quantize(spec, block, written, quantize))
+            write_json(ledger, [asdict(entry) for entry in finished])
         else:
-            _restore(block, blocks, index, layout, shards)
+            if source is not None:
+                block.advance_source(module)
+            written.restore(index, module)
         if index + 1 < len(blocks):
-            for number, batch in enumerate(hidden):
-                hidden.replace(number, blocks.run(index, block, batch))
+            blocks.advance(index, module, inputs)
     ledger.unlink()
     return finished
+
+
+def _quantize(
+    spec: Spec, block: StreamedBlock, written: BlockShards, quantize: BlockQuantizer
+) -> _Finished:
+    """Quantize a block and write it; its module then computes with what was written."""
+    blocks, index, module = block.blocks, block.index, block.module
+    sample = block.inputs.batch(0)
+    exact = blocks.run(index, module, sample)
+    with stage("solve"):
+        quantized = quantize(block)
+    written.write(index, module, quantized.integers)
+    written.restore(index, module)
+    error = _relative(blocks.run(index, module, sample) - exact, exact - sample)
+    if not math.isfinite(error):
+        raise ConversionError(f"{spec}: {block.name} gives values that are not finite")
+    return _Finished(written.digest(index), error, quantized.notes)
 
 
 @dataclass(frozen=True)
@@ -145,60 +150,17 @@ class _Finished:
     notes: tuple[str, ...]
 
 
-def _read(
-    ledger: Path, blocks: DecoderBlocks, layout: LinearLayout, shards: Shards
-) -> list[_Finished]:
+def _read(ledger: Path, written: BlockShards) -> list[_Finished]:
     """The blocks that an interrupted attempt finished, up to the first that is not whole."""
     if not ledger.is_file():
         return []
     found: list[_Finished] = []
     for index, entry in enumerate(json.loads(ledger.read_text(encoding="utf-8"))):
         block = _Finished(entry["sha256"], entry["output_error"], tuple(entry["notes"]))
-        if _digest(blocks, index, layout, shards) != block.sha256:
+        if written.digest(index) != block.sha256:
             break
         found.append(block)
     return found
-
-
-def _digest(blocks: DecoderBlocks, index: int, layout: LinearLayout, shards: Shards) -> str:
-    """The hash of all that is written of a block."""
-    digest = hashlib.sha256()
-    for name in _stored(blocks, index, layout):
-        digest.update(shards.read(name).flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _stored(blocks: DecoderBlocks, index: int, layout: LinearLayout) -> Iterator[str]:
-    """Names of all tensors of a block in the shards."""
-    prefix = blocks.prefix(index)
-    for name in blocks.state_names:
-        linear = name.removesuffix(".weight")
-        if linear in blocks.linears:
-            yield from (f"{prefix}{linear}.{part}" for part in layout.parts)
-        else:
-            yield prefix + name
-
-
-def _unquantized(block: nn.Module, blocks: DecoderBlocks) -> Iterator[tuple[str, torch.Tensor]]:
-    """Norms and biases, by their names in the block."""
-    for name, tensor in block.state_dict().items():
-        if name.removesuffix(".weight") not in blocks.linears:
-            yield name, tensor
-
-
-def _restore(
-    block: nn.Module, blocks: DecoderBlocks, index: int, layout: LinearLayout, shards: Shards
-) -> None:
-    """Give the block the weights that engines will compute with, from what is written."""
-    prefix = blocks.prefix(index)
-    with stage("pack"):
-        for name in blocks.linears:
-            parts = [shards.read(f"{prefix}{name}.{part}") for part in layout.parts]
-            weight = block.get_parameter(f"{name}.weight")
-            on_device = [part.to(blocks.device) for part in parts]
-            weight.data = layout.unpack(*on_device).to(weight.dtype)
-        for name, tensor in _unquantized(block, blocks):
-            tensor.copy_(shards.read(prefix + name))
 
 
 def _relative(error: torch.Tensor, change: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.integer_linears import (
+    IntegerLinears,
     LinearLayout,
+    linear_names,
+    needed,
     plan_linears,
     write_config,
 )
+from quantkit.formats.linear_options import LinearOptions, dynamic
 from quantkit.formats.packed import Quantization, packed_facts, packing, unpack_linears
 from quantkit.spec import GroupScheme, Spec
 from quantkit.variant import Variant
@@ -39,22 +43,21 @@ class GPTQ:
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Format.plan``; the bytes are those of all tensors, exactly."""
-        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-        return plan_linears(checkpoint, spec, scheme, layout(scheme))
+        return plan_linears(checkpoint, _asked(spec))
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.blocks import DecoderBlocks
         from quantkit.formats.block_conversion import convert_linears
         from quantkit.quantize.gptq import BlockGPTQ
 
-        scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-        quantize = BlockGPTQ(scheme.bits, scheme.group_size, checkpoint.dtype, DAMP_PERCENT)
-        converted = convert_linears(
-            checkpoint, spec, calibration, directory, quantize, layout(scheme)
-        )
-        config = quantization_config(scheme)
+        asked, windows = _asked(spec), needed(spec, calibration)
+        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+        quantize = BlockGPTQ(checkpoint.dtype, DAMP_PERCENT, asked.options.steps)
+        converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
+        config = quantization_config(asked, linear_names(blocks))
         write_config(checkpoint, directory, config)
         (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
         return replace(converted, options={**config, "act_order": "groups"})
@@ -64,8 +67,16 @@ class GPTQ:
         return packed_facts(variant.path)
 
 
-def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
+def _asked(spec: Spec) -> IntegerLinears:
+    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=True)
+    return IntegerLinears(spec, scheme, options, layout)
+
+
+def quantization_config(asked: IntegerLinears, linears: Sequence[str]) -> dict[str, Any]:
     """What transformers, vLLM and GPTQModel read to load the checkpoint."""
+    scheme = asked.scheme
+    departing = dynamic(scheme, asked.schemes(linears), linears)
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -77,6 +88,7 @@ def quantization_config(scheme: GroupScheme) -> dict[str, Any]:
         "true_sequential": False,
         "lm_head": False,
         "damp_percent": DAMP_PERCENT,
+        **({"dynamic": departing} if departing else {}),
     }
 
 
@@ -93,7 +105,9 @@ def layout(scheme: GroupScheme) -> LinearLayout:
             "g_idx": ("I32", (inputs,)),
         }
 
-    return LinearLayout(shapes, partial(pack, bits=scheme.bits), partial(unpack, zero_offset=1))
+    return LinearLayout(
+        scheme, shapes, partial(pack, bits=scheme.bits), partial(unpack, zero_offset=1)
+    )
 
 
 def pack(integers: Integers, bits: int) -> dict[str, torch.Tensor]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError
+from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.base import Plan
+from quantkit.formats.linear_options import LinearOptions
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
     import torch
 
     from quantkit.blocks import DecoderBlocks
+    from quantkit.calibration import Calibration
     from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
@@ -26,12 +28,13 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 @dataclass(frozen=True)
 class LinearLayout:
-    """How one linear lies in a file, as several tensors (DESIGN, section 4).
+    """How one linear of a scheme lies in a file, as several tensors (DESIGN, section 4).
 
     ``shapes(in, out)``: dtype and shape of each, by the end of its name (``qweight``).
     ``pack(integers)`` gives them, ``unpack(*tensors)`` the (out, in) float32 weight again.
     """
 
+    scheme: GroupScheme
     shapes: Callable[[int, int], dict[str, tuple[str, tuple[int, ...]]]]
     pack: Callable[[Integers], dict[str, torch.Tensor]]
     unpack: Callable[..., torch.Tensor]
@@ -42,29 +45,63 @@ class LinearLayout:
         return tuple(self.shapes(128, 128))
 
 
-def plan_linears(
-    checkpoint: Checkpoint, spec: Spec, scheme: GroupScheme, layout: LinearLayout
-) -> Plan:
-    """Check every linear against the scheme and sum the bytes; reads no tensor data.
+@dataclass(frozen=True)
+class IntegerLinears:
+    """All that a spec asks for: the scheme, options, and the layout of a linear of any scheme."""
+
+    spec: Spec
+    scheme: GroupScheme
+    options: LinearOptions
+    layout: Callable[[GroupScheme], LinearLayout]
+
+    def schemes(self, linears: Sequence[str]) -> dict[str, GroupScheme]:
+        """Those of ``linears``, names in the checkpoint, that are quantized, and how."""
+        return self.options.schemes(self.spec, self.scheme, linears)
+
+    def layouts(self, linears: Sequence[str]) -> dict[str, LinearLayout]:
+        """How each of these lies in a file."""
+        schemes = self.schemes(linears)
+        made = {scheme: self.layout(scheme) for scheme in schemes.values()}
+        return {name: made[scheme] for name, scheme in schemes.items()}
+
+
+def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
+    """Check every linear against its scheme and sum the bytes; reads no tensor data.
 
     Raise ConversionError naming the first linear whose shape does not fit.
     """
     from quantkit.blocks import DecoderBlocks
 
+    spec = asked.spec
     if checkpoint.architecture not in ARCHITECTURES:
         raise ConversionError(
             f"{spec}: {checkpoint.id} is a {checkpoint.architecture}; the native quantizers know "
             f"{', '.join(ARCHITECTURES)}; use gguf"
         )
     blocks = DecoderBlocks(checkpoint)
-    for name in linear_weights(blocks):
-        out_features, in_features = checkpoint.tensors[name].shape
-        check_shape(spec, scheme, name.removesuffix(".weight"), in_features, out_features)
-    total = sum(entry.bytes for entry in entries(checkpoint, blocks, layout))
-    return Plan(spec, total, total * 8 / checkpoint.parameters, needs_calibration=True)
+    linears = linear_names(blocks)
+    layouts = asked.layouts(linears)
+    for name, layout in layouts.items():
+        out_features, in_features = checkpoint.tensors[f"{name}.weight"].shape
+        check_shape(spec, layout.scheme, name, in_features, out_features)
+    total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
+    kept = [name for name in linears if name not in layouts]
+    notes = [
+        f"{len(kept)} linears are not quantized: {', '.join(kept[:3])}{' …' * (len(kept) > 3)}"
+    ]
+    return Plan(
+        spec,
+        total,
+        total * 8 / checkpoint.parameters,
+        needs_calibration=True,
+        notes=tuple(notes if kept else ()),
+        options=asked.options.resolved(),
+    )
 
 
-def entries(checkpoint: Checkpoint, blocks: DecoderBlocks, layout: LinearLayout) -> list[Entry]:
+def entries(
+    checkpoint: Checkpoint, blocks: DecoderBlocks, layouts: Mapping[str, LinearLayout]
+) -> list[Entry]:
     """All tensors of the quantized checkpoint, those outside of the blocks first."""
     from quantkit.formats.shards import Entry
 
@@ -75,23 +112,23 @@ def entries(checkpoint: Checkpoint, blocks: DecoderBlocks, layout: LinearLayout)
     for index in range(len(blocks)):
         for name in blocks.state_names:
             full = blocks.prefix(index) + name
-            linear = name.removesuffix(".weight")
-            if linear not in blocks.linears:
+            linear = full.removesuffix(".weight")
+            if not full.endswith(".weight") or linear not in layouts:
                 found.append(stored(full))
                 continue
             out_features, in_features = checkpoint.tensors[full].shape
-            for part, (dtype, shape) in layout.shapes(in_features, out_features).items():
-                found.append(Entry(f"{full.removesuffix('weight')}{part}", dtype, shape))
+            shapes = layouts[linear].shapes(in_features, out_features)
+            found += [Entry(f"{linear}.{part}", *described) for part, described in shapes.items()]
     return found
 
 
-def linear_weights(blocks: DecoderBlocks) -> dict[str, None]:
-    """Names of the weights that are quantized, in order: every linear of every block."""
-    return {
-        f"{blocks.prefix(index)}{linear}.weight": None
+def linear_names(blocks: DecoderBlocks) -> list[str]:
+    """Names in the checkpoint of every linear of every block, in order."""
+    return [
+        f"{blocks.prefix(index)}{linear}"
         for index in range(len(blocks))
         for linear in blocks.linears
-    }
+    ]
 
 
 def check_shape(
@@ -111,6 +148,13 @@ def check_shape(
             raise ConversionError(
                 f"{spec}: {axis} {count} does not divide by {per_word} ({where}); use gguf"
             )
+
+
+def needed(spec: Spec, calibration: Calibration | None) -> Calibration:
+    """The calibration; raise RecipeError where there is none."""
+    if calibration is None:
+        raise RecipeError(f"{spec}: {spec.format} needs calibration text")
+    return calibration
 
 
 def write_config(checkpoint: Checkpoint, directory: Path, quantization: dict[str, Any]) -> None:

@@ -42,6 +42,11 @@ class Activations:
         self._batches = torch.split(self._all, batch)
         self._device = device
 
+    @property
+    def shape(self) -> torch.Size:
+        """(samples, T, hidden)."""
+        return self._all.shape
+
     def __len__(self) -> int:
         return len(self._batches)
 
@@ -53,6 +58,14 @@ class Activations:
     def batch(self, index: int) -> torch.Tensor:
         """One batch on the device."""
         return self._batches[index].to(self._device, non_blocking=True)
+
+    def windows(self, batches: int) -> int:
+        """How many windows the first ``batches`` batches hold."""
+        return sum(len(batch) for batch in self._batches[:batches])
+
+    def pick(self, windows: torch.Tensor) -> torch.Tensor:
+        """Single windows, (n, T, hidden), on the device; ``windows``: (n,) their numbers."""
+        return self._all[windows].to(self._device, non_blocking=True)
 
     def replace(self, index: int, values: torch.Tensor) -> None:
         """Put the next block's inputs in the place of this one's."""

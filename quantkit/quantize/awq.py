@@ -8,16 +8,17 @@ range is clipped where that lowers its output error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls
+from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
+from quantkit.quantize.streamed import StreamedBlock
 
 _ALPHAS = 20
 _CLIP_STEPS = 10
@@ -78,44 +79,56 @@ class Grid:
         return round_to_nearest(weights, scales, zeros, self.bits)
 
 
-def quantize_block(
-    blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor], grid: Grid
-) -> QuantizedBlock:
-    """Scale, clip and round the linears of a block.
+class BlockAWQ:
+    """Quantizes block after block; ``dtype``: the model's, in which engines hold the scales. With
+    ``iters``, that many steps of learning follow (``quantize/learned.py``)."""
 
-    ``hidden``: the block's inputs, (B, T, hidden) float32 each. The block's float weights and
-    norms take the scales, so that rounding them again gives what is returned.
-    """
-    statistics = InputStatistics(block, blocks.linears)
-    judged = {
-        family.judge: RecordedCalls(block, family.judge, _JUDGED_TOKENS)
-        for family in LLAMA_FAMILIES
-        if family.judge
-    }
-    for batch in hidden:
-        blocks.run(index, block, batch)
-    statistics.close()
-    dtype = next(block.parameters()).dtype
-    hessians = {leader: hessian.to(dtype) for leader, hessian in statistics.hessian.items()}
-    for calls in judged.values():
-        calls.close()
-    for family in LLAMA_FAMILIES:
-        leader = statistics.leader[family.readers[0]]
-        run = judged[family.judge].replay(blocks.autocast) if family.judge else None
-        scale = search_scales(
-            block, family, statistics.mean_abs[leader], hessians[leader], run, grid
-        )
-        fold_scales(block, family, scale)
-        hessians[leader] /= scale[:, None] * scale  # its input is now smaller by that
-    integers = {}
-    for name in blocks.linears:
-        weights = _linear(block, name).weight.data
-        if name.endswith(UNCLIPPED):
-            low, high = grid.extent(weights)
-        else:
-            low, high = clip(weights, hessians[statistics.leader[name]], grid)
-        integers[name] = grid.round(weights, low, high)
-    return QuantizedBlock(integers)
+    def __init__(self, dtype: torch.dtype, iters: int = 0) -> None:
+        self._dtype, self._iters = dtype, iters
+        self.follows_source = iters > 0
+
+    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
+        """Scale, clip and round the linears of a block.
+
+        The block's float weights and norms take the scales, so that rounding them again gives
+        what is returned.
+        """
+        scheme = next(iter(block.linears.values()))
+        grid = Grid(scheme.bits, scheme.group_size, self._dtype)
+        module = block.module
+        target = block.advance_source(module) if self._iters else None
+        families = [f for f in LLAMA_FAMILIES if f.readers[0] in block.linears]
+        statistics = InputStatistics(module, block.linears)
+        judged = {
+            family.judge: RecordedCalls(module, family.judge, _JUDGED_TOKENS)
+            for family in families
+            if family.judge
+        }
+        block.run()
+        statistics.close()
+        dtype = next(module.parameters()).dtype
+        hessians = {leader: hessian.to(dtype) for leader, hessian in statistics.hessian.items()}
+        for calls in judged.values():
+            calls.close()
+        for family in families:
+            leader = statistics.leader[family.readers[0]]
+            run = judged[family.judge].replay(block.blocks.autocast) if family.judge else None
+            scale = search_scales(
+                module, family, statistics.mean_abs[leader], hessians[leader], run, grid
+            )
+            fold_scales(module, family, scale)
+            hessians[leader] /= scale[:, None] * scale  # its input is now smaller by that
+        starts = {}
+        for name in block.linears:
+            weights = _linear(module, name).weight.data
+            if name.endswith(UNCLIPPED):
+                low, high = grid.extent(weights)
+            else:
+                low, high = clip(weights, hessians[statistics.leader[name]], grid)
+            starts[name] = Start(weights, grid.round(weights, low, high))
+        if target:
+            return QuantizedBlock(learn(block, target, starts, self._iters).integers)
+        return QuantizedBlock({name: start.integers for name, start in starts.items()})
 
 
 def search_scales(

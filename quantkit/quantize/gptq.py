@@ -7,21 +7,28 @@ inside each group, so that every group stays contiguous in the file (desc_act fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
-from quantkit.quantize.inputs import InputStatistics
+from quantkit.quantize.inputs import InputStatistics, add_gram, empty_gram, input_of
+from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.replay import replayed
 from quantkit.quantize.rounding import Integers, QuantizedBlock, storable, symmetric_scales
+from quantkit.quantize.streamed import StreamedBlock
+from quantkit.stopwatch import stage
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
+REFIT_DAMPING = 0.1
+"""Of the mean diagonal of the Hessian, as ``damp_percent``: with less, text unlike the calibration
+text does not gain what the calibration text does."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class Solved:
     """The integers, and what solving met."""
 
     integers: Integers
+    compensated: torch.Tensor
+    """(out, in) float32: the weights that were rounded to the integers, each with what it made up
+    for of others' errors."""
     damp_percent: float
     """The damping that made the Hessian invertible."""
     dead_channels: int
@@ -93,8 +103,8 @@ def gptq(
             scale = search(W[group], bits, importance[group, None], dtype)
             scales[start // group_size] = scale
         part = inverse[start:stop, start:stop]
-        rounded, errors = kernels.round_columns(W[start:stop], part, scale, half)
-        codes[start:stop] = rounded
+        rounded, errors, whole = kernels.round_columns(W[start:stop], part, scale, half)
+        codes[start:stop], W[start:stop] = rounded, whole
         W[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
 
     back = order.argsort()
@@ -102,17 +112,33 @@ def gptq(
     scales = scales[groups.argsort()].T.contiguous()
     zeros = torch.full_like(scales, half, dtype=torch.int32)
     integers = Integers(codes[back].T.contiguous(), scales, zeros)
-    return Solved(integers, damping, int(dead.sum()))
+    return Solved(integers, W[back].T.contiguous(), damping, int(dead.sum()))
+
+
+def refit(weights: torch.Tensor, hessian: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    """Weights that give on X̃, the input that is, what ``weights`` (out, in) give on X, the
+    source's: least squares, held to the weights by damping.
+
+    ``hessian``: X̃ᵀX̃; ``lost``: (X - X̃)ᵀX̃; both (in, in). Li et al. 2025, GPTAQ (arXiv
+    2504.02692), has the same aim and lets each column of GPTQ do its part of it.
+    """
+    damped = hessian.clone()
+    damped.diagonal().add_(REFIT_DAMPING * hessian.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return weights  # gptq() finds out what is wrong with this Hessian
+    lacking = weights.to(lost.dtype) @ lost
+    return weights + torch.cholesky_solve(lacking.T, factor).T.to(weights.dtype)
 
 
 def round_columns(
     weights: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, half: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Round columns in turn; those after each one make up for its error.
 
     ``weights``: (columns, out); ``inverse``: their square of the inverse Hessian's factor;
-    ``scale``: (out,). Returns the codes in [0, 2 * half), uint8, and the errors divided by the
-    factor's diagonal, both (columns, out).
+    ``scale``: (out,). Returns the codes in [0, 2 * half), uint8, the errors divided by the
+    factor's diagonal, and what was rounded, all (columns, out).
     """
     left = weights.clone()
     codes = torch.empty_like(left)
@@ -122,56 +148,86 @@ def round_columns(
         error = torch.addcmul(column, code, scale, value=-1, out=errors[j])
         error.div_(inverse[j, j])
         left[j + 1 :].addr_(inverse[j, j + 1 :], error, alpha=-1)
-    return codes.add_(half).byte(), errors
+    return codes.add_(half).byte(), errors, left
 
 
 class BlockGPTQ:
-    """Quantizes block after block.
+    """Quantizes block after block, and in each the linears in the order of their calls, every one
+    for what those before it give now. ``dtype`` as for ``gptq``. With ``iters``, that many steps
+    of learning follow (``quantize/learned.py``)."""
 
-    ``group_size`` -1 is one group a row; ``dtype`` as for ``gptq``.
-    """
+    follows_source = True
 
-    def __init__(self, bits: int, group_size: int, dtype: torch.dtype, damp_percent: float) -> None:
-        self._bits, self._group_size = bits, group_size
-        self._dtype, self._damp_percent = dtype, damp_percent
+    def __init__(self, dtype: torch.dtype, damp_percent: float, iters: int = 0) -> None:
+        self._dtype, self._damp_percent, self._iters = dtype, damp_percent, iters
         self._kernels = Kernels()
 
-    def __call__(
-        self, blocks: DecoderBlocks, index: int, block: nn.Module, hidden: Iterable[torch.Tensor]
-    ) -> QuantizedBlock:
-        """The linears of a block; ``hidden``: its inputs, (B, T, hidden) float32 each."""
-        statistics = InputStatistics(block, blocks.linears)
-        for batch in hidden:
-            blocks.run(index, block, batch)
-        statistics.close()
-        integers: dict[str, Integers] = {}
+    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
+        """The integers of a block's linears."""
+        original = _sharing_weights(block.module)
+        starts: dict[str, Start] = {}
         notes: list[str] = []
-        for leader, names in statistics.shared().items():
-            # Linears with one input have one Hessian: they are solved stacked.
-            linears: list[Any] = [block.get_submodule(name) for name in names]
-            parts: list[torch.Tensor] = [linear.weight.data for linear in linears]
-            columns = parts[0].shape[1]
-            solved = gptq(
-                torch.cat(parts),
-                statistics.hessian.pop(leader),
-                bits=self._bits,
-                group_size=columns if self._group_size == -1 else self._group_size,
-                dtype=self._dtype,
-                damp_percent=self._damp_percent,
-                kernels=self._kernels,
-            )
-            notes += self._notes(f"{blocks.prefix(index)}{leader}", solved)
+        for names in _sharing_inputs(block):
+            solved = self._solve(block, original, names)
+            notes += self._notes(f"{block.name}.{names[0]}", solved)
             start = 0
-            for name, part in zip(names, parts, strict=True):
-                integers[name] = solved.integers.rows(start, start + len(part))
-                start += len(part)
-        return QuantizedBlock(integers, tuple(notes))
+            for name in names:
+                linear: Any = block.module.get_submodule(name)
+                rows = slice(start, start + linear.out_features)
+                integers = solved.integers.rows(rows.start, rows.stop)
+                starts[name] = Start(solved.compensated[rows], integers)
+                rounded = integers.dequantize().to(linear.weight.dtype)
+                linear.weight = nn.Parameter(rounded, requires_grad=False)
+                start = rows.stop
+        target = block.advance_source(original)
+        if self._iters:
+            learned = learn(block, target, starts, self._iters)
+            return QuantizedBlock(learned.integers, tuple(notes))
+        return QuantizedBlock({name: s.integers for name, s in starts.items()}, tuple(notes))
+
+    def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
+        """Linears with one input have one Hessian: they are solved stacked."""
+        assert block.source is not None
+        hessian = lost = torch.empty(0)
+        for number, (now, before) in enumerate(zip(block.inputs, block.source, strict=True)):
+            x = input_of(block.module, names[0], partial(block.run_batch, now))
+            exact = input_of(original, names[0], partial(block.run_batch, before))
+            with stage("hessian"):
+                if number == 0:
+                    hessian, lost = empty_gram(x), empty_gram(x)
+                add_gram(hessian, x, x)
+                add_gram(lost, exact - x, x)
+        weights = torch.cat([original.get_parameter(f"{name}.weight") for name in names])
+        weights = refit(weights, hessian, lost)
+        scheme = block.linears[names[0]]
+        return gptq(
+            weights,
+            hessian,
+            bits=scheme.bits,
+            group_size=scheme.columns(weights.shape[1]),
+            dtype=self._dtype,
+            damp_percent=self._damp_percent,
+            kernels=self._kernels,
+        )
 
     def _notes(self, where: str, solved: Solved) -> Iterator[str]:
         if solved.dead_channels:
             yield f"{where}: {solved.dead_channels} dead input channels"
         if solved.damp_percent != self._damp_percent:
             yield f"{where}: damping raised to {solved.damp_percent:.2f}"
+
+
+def _sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy that keeps the weights which the module has now, without copies of them."""
+    return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
+
+
+def _sharing_inputs(block: StreamedBlock) -> list[list[str]]:
+    """The linears to quantize, in the order of their calls, those with one input together."""
+    statistics = InputStatistics(block.module, block.linears)
+    block.blocks.run(block.index, block.module, block.inputs.pick(torch.tensor([0])))
+    statistics.close()
+    return list(statistics.shared().values())
 
 
 def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:

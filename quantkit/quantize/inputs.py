@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantkit.errors import ConversionError
 from quantkit.stopwatch import stage
 
 
@@ -65,29 +66,66 @@ class InputStatistics:
 
     def _add(self, name: str, x: torch.Tensor) -> None:
         """Add what one linear sees of one batch: (tokens, in)."""
-        autocast = torch.is_autocast_enabled(x.device.type)
+        x = multiplied(x)
         if name not in self.hessian:
-            # What is to be the same on every device is summed more exactly than it is computed.
-            dtype = torch.float32 if autocast else torch.float64
-            self.hessian[name] = x.new_zeros(x.shape[1], x.shape[1], dtype=dtype)
+            self.hessian[name] = empty_gram(x)
             self.mean_abs[name] = x.new_zeros(x.shape[1], dtype=torch.float32)
         self._first = self._first or name
         if name == self._first:
             self.tokens += len(x)
-        if autocast:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        add_gram(self.hessian[name], x)
+        add_gram(self.hessian[name], x, x)
         self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
 
 
-def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
-    """total += xᵀx, with products and sums in the dtype of total (n, n); x: (tokens, n)."""
-    if x.device.type == "cuda" and x.dtype == torch.bfloat16:
+def multiplied(x: torch.Tensor) -> torch.Tensor:
+    """What a linear multiplies when it is called here with ``x``: rounded by autocast."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def empty_gram(x: torch.Tensor) -> torch.Tensor:
+    """Zeros to sum the products of channels of x in: (n, n) for x (tokens, n).
+
+    float32, or float64 for what is to be the same on every device: summed more exactly than it
+    was computed.
+    """
+    dtype = torch.float32 if x.dtype == torch.bfloat16 else torch.float64
+    return x.new_zeros(x.shape[1], x.shape[1], dtype=dtype)
+
+
+def add_gram(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += leftᵀ right, with products and sums in the dtype of total (n, n); both are
+    (tokens, n)."""
+    if left.device.type == "cuda" and left.dtype == torch.bfloat16:
         # Tensor cores multiply 16-bit numbers exactly and add in float32; the CPU's cannot.
-        torch.addmm(total, x.T, x, out_dtype=total.dtype, out=total)
+        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
     else:
-        x = x.to(total.dtype)
-        total.addmm_(x.T, x)
+        left, right = left.to(total.dtype), right.to(total.dtype)
+        total.addmm_(left.T, right)
+
+
+def input_of(module: nn.Module, linear: str, run: Callable[[nn.Module], object]) -> torch.Tensor:
+    """What a linear of ``module`` multiplies when ``run`` runs it: (tokens, in).
+
+    Nothing after that is computed. Raise ConversionError where the linear is not reached.
+    """
+
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(multiplied(inputs[0]))
+
+    hook = module.get_submodule(linear).register_forward_pre_hook(stop)
+    try:
+        run(module)
+    except _Reached as reached:
+        return reached.inputs.reshape(-1, reached.inputs.shape[-1])
+    finally:
+        hook.remove()
+    raise ConversionError(f"{linear} sees no token of the calibration text; use more of it")
+
+
+class _Reached(Exception):
+    def __init__(self, inputs: torch.Tensor) -> None:
+        self.inputs = inputs
 
 
 class RecordedCalls:

@@ -8,15 +8,18 @@ from torch import nn
 
 from quantkit.blocks import DecoderBlocks
 from quantkit.checkpoint import Checkpoint
+from quantkit.quantize.activations import Activations
 from quantkit.quantize.awq import (
     LLAMA_FAMILIES,
+    BlockAWQ,
     Grid,
     clip,
     fold_scales,
-    quantize_block,
     search_scales,
 )
 from quantkit.quantize.inputs import InputStatistics
+from quantkit.quantize.streamed import StreamedBlock
+from quantkit.spec import GroupScheme
 
 GRID = Grid(4, 64, torch.float32)
 
@@ -26,12 +29,12 @@ def blocks(request: pytest.FixtureRequest) -> DecoderBlocks:
     return DecoderBlocks(Checkpoint.open(request.getfixturevalue(request.param)))
 
 
-def _hidden(blocks: DecoderBlocks) -> list[torch.Tensor]:
+def _hidden(blocks: DecoderBlocks) -> Activations:
     generator = torch.Generator().manual_seed(0)
     return blocks.embed(torch.randint(3, 1000, (4, 64), generator=generator))
 
 
-def _exact(blocks: DecoderBlocks, block: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
+def _exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
 
@@ -69,7 +72,9 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
     for name in blocks.linears:
         linear = plain.get_submodule(name)
         linear.weight.data = GRID.fake(linear.weight.data)
-    for name, integers in quantize_block(blocks, 0, block, hidden, GRID).integers.items():
+    linears = dict.fromkeys(blocks.linears, GroupScheme(4, 64))
+    streamed = StreamedBlock(blocks, 0, block, linears, hidden)
+    for name, integers in BlockAWQ(torch.float32)(streamed).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()
 
     def error(candidate: nn.Module) -> float:

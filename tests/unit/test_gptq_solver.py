@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from quantkit.errors import ConversionError
-from quantkit.quantize.gptq import gptq, group_order, plain_symmetric
+from quantkit.quantize.gptq import REFIT_DAMPING, gptq, group_order, plain_symmetric, refit
 
 
-def _problem(rows: int, columns: int, tokens: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and correlated inputs of which some channels are loud."""
+def _problem(
+    rows: int, columns: int, tokens: int = 512, dead: tuple[int, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and correlated inputs of which some channels are loud, and others always zero."""
     generator = torch.Generator().manual_seed(rows + columns)
     mix = torch.randn(columns, columns, generator=generator) / columns**0.5
     x = torch.randn(tokens, columns, generator=generator) @ (mix + torch.eye(columns))
     x[:, ::17] *= 6
+    x[:, list(dead)] = 0
     return torch.randn(rows, columns, generator=generator), x
 
 
@@ -32,6 +35,8 @@ def _optimal_brain(
     recomputed for every column (Frantar et al. 2022, equations 2 and 3), in float64.
     """
     W, H = weights.double().clone(), hessian.double().clone()
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = H.diagonal()[~dead].mean()
     H += torch.eye(len(H)) * damp * H.diagonal().mean()
     codes = torch.zeros_like(W)
     for step, column in enumerate(order):
@@ -44,17 +49,25 @@ def _optimal_brain(
     return codes.int() + 8
 
 
+@pytest.mark.parametrize("dead", [(), (0, 40, 41, 95)])
 @pytest.mark.parametrize("group_size", [16, 32])
-def test_integers_equal_those_of_the_algorithm_written_out(group_size: int) -> None:
-    weights, x = _problem(12, 64)
+def test_integers_equal_those_of_the_algorithm_written_out(
+    group_size: int, dead: tuple[int, ...]
+) -> None:
+    weights, x = _problem(12, 96, dead=dead)
     hessian = x.T @ x
     solved = gptq(weights, hessian, bits=4, group_size=group_size, dtype=torch.float32)
     order = group_order(hessian.diagonal(), group_size).tolist()
+    assert order != list(range(96))
+    assert solved.dead_channels == len(dead)
     expected = _optimal_brain(
         weights, hessian, solved.integers.scales, group_size, order, solved.damp_percent
     )
     # float32 against float64: a weight that lies on the edge between two integers may differ.
     assert (solved.integers.codes == expected).float().mean() > 0.99
+    scales = solved.integers.scales.repeat_interleave(group_size, 1)
+    rounded = (solved.compensated / scales).round().clamp(-8, 7) + 8
+    assert torch.equal(rounded, solved.integers.codes.float())
 
 
 @pytest.mark.parametrize("group_size", [64, 128, 256])
@@ -95,3 +108,27 @@ def test_non_finite_activations_are_refused() -> None:
     x[0, 0] = float("nan")
     with pytest.raises(ConversionError, match="not finite"):
         gptq(weights, x.T @ x, bits=4, group_size=32, dtype=torch.float32)
+
+
+def test_refitted_weights_are_the_damped_least_squares_on_the_other_input() -> None:
+    weights, exact = _problem(8, 48)
+    x = exact + 0.3 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(2))
+    hessian = x.T @ x
+    refitted = refit(weights, hessian, (exact - x).T @ x)
+    # The damping as rows of their own: each pulls one weight to where it was.
+    pull = (REFIT_DAMPING * hessian.diagonal().mean()).sqrt() * torch.eye(48)
+    rows = torch.cat([x, pull]).double()
+    wanted = torch.cat([exact @ weights.T, pull @ weights.T]).double()
+    expected = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(refitted.double(), expected, rtol=1e-4, atol=1e-4)
+
+    def error(candidate: torch.Tensor) -> float:
+        return float((x @ candidate.T - exact @ weights.T).square().sum())
+
+    assert error(refitted) < 0.9 * error(weights)
+
+
+def test_weights_stay_where_the_input_is_the_sources() -> None:
+    weights, x = _problem(8, 48)
+    hessian = x.T @ x
+    assert torch.equal(refit(weights, hessian, torch.zeros_like(hessian)), weights)

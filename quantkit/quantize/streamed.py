@@ -1,0 +1,49 @@
+"""What a quantizer is given of a model: one block, and the calibration windows that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantkit.blocks import DecoderBlocks
+from quantkit.quantize.activations import Activations
+from quantkit.spec import GroupScheme
+
+
+@dataclass(frozen=True)
+class StreamedBlock:
+    """One block on the device, still in float."""
+
+    blocks: DecoderBlocks
+    index: int
+    module: nn.Module
+    linears: Mapping[str, GroupScheme]
+    """Those to quantize, by their names in the block."""
+    inputs: Activations
+    """What the blocks before give it, quantized as they are by now."""
+    source: Activations | None = None
+    """What they give it in the source, for quantizers that follow it (``advance_source``)."""
+
+    @property
+    def name(self) -> str:
+        """As the checkpoint calls it: ``model.layers.3``."""
+        return self.blocks.prefix(self.index).removesuffix(".")
+
+    def advance_source(self, original: nn.Module) -> Activations:
+        """Let the float block, which ``original`` is, turn ``source`` into its outputs there: what
+        this block should give, and the next one's source. Done once by those that follow it."""
+        assert self.source is not None
+        self.blocks.advance(self.index, original, self.source)
+        return self.source
+
+    def run(self) -> None:
+        """Send all calibration windows through it, for hooks to watch."""
+        for batch in self.inputs:
+            self.run_batch(batch, self.module)
+
+    def run_batch(self, batch: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        """What ``module``, this block or a copy of it, gives for one batch of activations."""
+        return self.blocks.run(self.index, module, batch)
