@@ -131,6 +131,11 @@ def _quantize(
     blocks, index, module = block.blocks, block.index, block.module
     sample = block.inputs.batch(0)
     exact = blocks.run(index, module, sample)
+    if not torch.isfinite(exact).all():
+        raise ConversionError(
+            f"{spec}: {block.name} gives values that are not finite before it is quantized; see "
+            "whether the source is whole"
+        )
     with stage("solve"):
         quantized = quantize(block)
     written.write(index, module, quantized.integers)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """What the native quantizers make, and vLLM was seen to load."""
 
+_KERNEL_COLUMNS = 32
+"""Output channels that engines' kernels take at a time."""
+
 
 @dataclass(frozen=True)
 class LinearLayout:
@@ -134,7 +137,7 @@ def linear_names(blocks: DecoderBlocks) -> list[str]:
 def check_shape(
     spec: Spec, scheme: GroupScheme, where: str, in_features: int, out_features: int
 ) -> None:
-    """Raise ConversionError where the linear's sizes do not fit the scheme's groups and words."""
+    """Raise ConversionError where the linear's sizes fit no groups, words or kernels."""
     size = scheme.group_size
     if size != -1 and in_features % size:
         fitting = [str(g) for g in (32, 64, 128) if in_features % g == 0]
@@ -142,11 +145,13 @@ def check_shape(
         raise ConversionError(
             f"{spec}: group_size {size} does not divide in_features {in_features} ({where}); {hint}"
         )
-    per_word = 32 // scheme.bits
-    for axis, count in (("in_features", in_features), ("out_features", out_features)):
-        if count % per_word:
+    for axis, count, unit in (
+        ("in_features", in_features, 32 // scheme.bits),
+        ("out_features", out_features, _KERNEL_COLUMNS),
+    ):
+        if count % unit:
             raise ConversionError(
-                f"{spec}: {axis} {count} does not divide by {per_word} ({where}); use gguf"
+                f"{spec}: {axis} {count} does not divide by {unit} ({where}); use gguf"
             )
 
 

@@ -47,6 +47,11 @@ class Activations:
         """(samples, T, hidden)."""
         return self._all.shape
 
+    @property
+    def tokens(self) -> int:
+        """Of all windows."""
+        return self.shape[:-1].numel()
+
     def __len__(self) -> int:
         return len(self._batches)
 

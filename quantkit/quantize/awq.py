@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.quantize.inputs import InputStatistics, RecordedCalls
+from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
 from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
 from quantkit.quantize.streamed import StreamedBlock
@@ -110,6 +110,11 @@ class BlockAWQ:
         hessians = {leader: hessian.to(dtype) for leader, hessian in statistics.hessian.items()}
         for calls in judged.values():
             calls.close()
+        notes = [
+            f"{block.name}.{leader}: {dead} dead input channels"
+            for leader, hessian in hessians.items()
+            if (dead := dead_channels(hessian, f"{block.name}.{leader}"))
+        ]
         for family in families:
             leader = statistics.leader[family.readers[0]]
             run = judged[family.judge].replay(block.blocks.autocast) if family.judge else None
@@ -127,8 +132,10 @@ class BlockAWQ:
                 low, high = clip(weights, hessians[statistics.leader[name]], grid)
             starts[name] = Start(weights, grid.round(weights, low, high))
         if target:
-            return QuantizedBlock(learn(block, target, starts, self._iters).integers)
-        return QuantizedBlock({name: start.integers for name, start in starts.items()})
+            learned = learn(block, target, starts, self._iters)
+            return QuantizedBlock(learned.integers, tuple(notes))
+        integers = {name: start.integers for name, start in starts.items()}
+        return QuantizedBlock(integers, tuple(notes))
 
 
 def search_scales(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from quantkit.errors import ConversionError
-from quantkit.quantize.inputs import InputStatistics, add_gram, empty_gram, input_of
+from quantkit.quantize.inputs import InputStatistics, add_gram, dead_channels, empty_gram, reach
 from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.replay import replayed
 from quantkit.quantize.rounding import Integers, QuantizedBlock, storable, symmetric_scales
@@ -26,9 +26,13 @@ from quantkit.stopwatch import stage
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
-REFIT_DAMPING = 0.1
-"""Of the mean diagonal of the Hessian, as ``damp_percent``: with less, text unlike the calibration
-text does not gain what the calibration text does."""
+REFIT_DAMPING = 2.0
+"""Times input channels a token, of the mean diagonal of the Hessian. With less, or with little
+text, other text does not gain what the calibration text does."""
+
+STREAMS = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+"""Linears whose output is added to the residual stream, and the module that is given the stream as
+it is before."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,8 @@ def gptq(
     that no damping makes invertible.
     """
     kernels = kernels or Kernels()
+    dead_count = dead_channels(hessian, "gptq")
     importance = hessian.diagonal().clone()
-    # Its diagonal bounds a sum of squares: XᵀX is finite where the diagonal is.
-    if not torch.isfinite(importance).all():
-        raise ConversionError("gptq: the calibration activations are not finite")
     dead = importance == 0
     order = group_order(importance, group_size)
     backward = order.flip(0)
@@ -112,22 +114,25 @@ def gptq(
     scales = scales[groups.argsort()].T.contiguous()
     zeros = torch.full_like(scales, half, dtype=torch.int32)
     integers = Integers(codes[back].T.contiguous(), scales, zeros)
-    return Solved(integers, W[back].T.contiguous(), damping, int(dead.sum()))
+    return Solved(integers, W[back].T.contiguous(), damping, dead_count)
 
 
-def refit(weights: torch.Tensor, hessian: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
-    """Weights that give on X̃, the input that is, what ``weights`` (out, in) give on X, the
-    source's: least squares, held to the weights by damping.
+def refit(
+    weights: torch.Tensor, hessian: torch.Tensor, lacking: torch.Tensor, tokens: int
+) -> torch.Tensor:
+    """Weights (out, in) that make up for what the output lacks before anything is rounded: damped
+    least squares.
 
-    ``hessian``: X̃ᵀX̃; ``lost``: (X - X̃)ᵀX̃; both (in, in). Li et al. 2025, GPTAQ (arXiv
-    2504.02692), has the same aim and lets each column of GPTQ do its part of it.
+    ``hessian``: XᵀX; ``lacking``: EᵀX (out, in), E the source's output less the one on X; both
+    over so many ``tokens``. Li et al. 2025, GPTAQ (arXiv 2504.02692), has the same aim for
+    a linear's own output, and lets each column of GPTQ do its part of it.
     """
     damped = hessian.clone()
-    damped.diagonal().add_(REFIT_DAMPING * hessian.diagonal().mean())
+    damping = REFIT_DAMPING * len(hessian) / tokens
+    damped.diagonal().add_(damping * hessian.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return weights  # gptq() finds out what is wrong with this Hessian
-    lacking = weights.to(lost.dtype) @ lost
     return weights + torch.cholesky_solve(lacking.T, factor).T.to(weights.dtype)
 
 
@@ -188,17 +193,24 @@ class BlockGPTQ:
     def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
         """Linears with one input have one Hessian: they are solved stacked."""
         assert block.source is not None
-        hessian = lost = torch.empty(0)
+        name = names[0]
+        weights = torch.cat([original.get_parameter(f"{n}.weight") for n in names])
+        hessian = lost = behind = torch.empty(0)
         for number, (now, before) in enumerate(zip(block.inputs, block.source, strict=True)):
-            x = input_of(block.module, names[0], partial(block.run_batch, now))
-            exact = input_of(original, names[0], partial(block.run_batch, before))
+            given = reach(block.module, name, STREAMS.get(name), partial(block.run_batch, now))
+            exact = reach(original, name, STREAMS.get(name), partial(block.run_batch, before))
             with stage("hessian"):
                 if number == 0:
-                    hessian, lost = empty_gram(x), empty_gram(x)
-                add_gram(hessian, x, x)
-                add_gram(lost, exact - x, x)
-        weights = torch.cat([original.get_parameter(f"{name}.weight") for name in names])
-        weights = refit(weights, hessian, lost)
+                    hessian, lost = empty_gram(given.inputs), empty_gram(given.inputs)
+                    behind = torch.zeros_like(weights, dtype=hessian.dtype)
+                add_gram(hessian, given.inputs, given.inputs)
+                add_gram(lost, exact.inputs - given.inputs, given.inputs)
+                if exact.stream is not None and given.stream is not None:
+                    add_gram(behind, exact.stream - given.stream, given.inputs)
+        dead_channels(hessian, f"{block.name}.{name}")
+        lacking = (weights.to(lost.dtype) @ lost).add_(behind)
+        del lost, behind
+        weights = refit(weights, hessian, lacking, block.inputs.tokens)
         scheme = block.linears[names[0]]
         return gptq(
             weights,

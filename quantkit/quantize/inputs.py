@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,6 +78,18 @@ class InputStatistics:
         self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
 
 
+def dead_channels(hessian: torch.Tensor, where: str) -> int:
+    """How many input channels were zero on every token.
+
+    Raise ConversionError where an input was not finite: XᵀX is finite where its diagonal is, which
+    bounds a sum of squares.
+    """
+    diagonal = hessian.diagonal()
+    if not torch.isfinite(diagonal).all():
+        raise ConversionError(f"{where}: what calibration text gives it is not finite")
+    return int((diagonal == 0).sum())
+
+
 def multiplied(x: torch.Tensor) -> torch.Tensor:
     """What a linear multiplies when it is called here with ``x``: rounded by autocast."""
     device = x.device.type
@@ -94,9 +107,9 @@ def empty_gram(x: torch.Tensor) -> torch.Tensor:
 
 
 def add_gram(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total += leftᵀ right, with products and sums in the dtype of total (n, n); both are
-    (tokens, n)."""
-    if left.device.type == "cuda" and left.dtype == torch.bfloat16:
+    """total += leftᵀ right, with products and sums in the dtype of total (n, m); left (tokens, n),
+    right (tokens, m)."""
+    if left.device.type == "cuda" and left.dtype == right.dtype == torch.bfloat16:
         # Tensor cores multiply 16-bit numbers exactly and add in float32; the CPU's cannot.
         torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
     else:
@@ -104,28 +117,51 @@ def add_gram(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> No
         total.addmm_(left.T, right)
 
 
-def input_of(module: nn.Module, linear: str, run: Callable[[nn.Module], object]) -> torch.Tensor:
-    """What a linear of ``module`` multiplies when ``run`` runs it: (tokens, in).
+@dataclass(frozen=True)
+class Reached:
+    """What a linear multiplies, (tokens, in), and the residual stream that it is to be added to,
+    (tokens, hidden)."""
 
-    Nothing after that is computed. Raise ConversionError where the linear is not reached.
+    inputs: torch.Tensor
+    stream: torch.Tensor | None
+
+
+def reach(
+    module: nn.Module, linear: str, stream: str | None, run: Callable[[nn.Module], object]
+) -> Reached:
+    """Let ``run`` run ``module`` up to one of its linears; nothing after that is computed.
+
+    ``stream``: the module of it that is given the residual stream, if that is wanted. Raise
+    ConversionError where the linear is not reached.
     """
+    seen: list[torch.Tensor] = []
+
+    def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(_rows(inputs[0]))
 
     def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        raise _Reached(multiplied(inputs[0]))
+        raise _Stop(Reached(_rows(multiplied(inputs[0])), seen[0] if seen else None))
 
-    hook = module.get_submodule(linear).register_forward_pre_hook(stop)
+    hooks = [module.get_submodule(linear).register_forward_pre_hook(stop)]
+    if stream:
+        hooks.append(module.get_submodule(stream).register_forward_pre_hook(see))
     try:
         run(module)
-    except _Reached as reached:
-        return reached.inputs.reshape(-1, reached.inputs.shape[-1])
+    except _Stop as stopped:
+        return stopped.reached
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     raise ConversionError(f"{linear} sees no token of the calibration text; use more of it")
 
 
-class _Reached(Exception):
-    def __init__(self, inputs: torch.Tensor) -> None:
-        self.inputs = inputs
+class _Stop(Exception):
+    def __init__(self, reached: Reached) -> None:
+        self.reached = reached
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 class RecordedCalls:

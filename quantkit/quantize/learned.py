@@ -55,7 +55,7 @@ def learn(
     output against ``target``: what it gives in the source.
 
     Windows are drawn by a seed of the block's own: the result depends
-    on nothing but the inputs. The module's weights are used up.
+    on nothing but the inputs.
     """
     blocks, module, inputs = block.blocks, block.module, block.inputs
     dtype = torch.bfloat16 if blocks.precision == torch.bfloat16 else blocks.wide
@@ -107,7 +107,8 @@ class LearnedLinear:
     gradient sums up with momentum. ``offset``: (out, groups, group_size), in steps of the grid."""
 
     def __init__(self, module: nn.Module, start: Start, bits: int, dtype: torch.dtype) -> None:
-        self._module, self._top = module, (1 << bits) - 1
+        self._module, self._before = module, module.weight
+        self._top = (1 << bits) - 1
         integers = start.integers
         out = len(integers.codes)
         grouped = (out, -1, integers.group_size)
@@ -135,8 +136,8 @@ class LearnedLinear:
         self._round()
 
     def close(self) -> None:
-        """Nothing is learned any more."""
-        self._module.weight = nn.Parameter(self._weight.detach(), requires_grad=False)
+        """Give the module its weight back."""
+        self._module.weight = self._before
 
     def _codes(self) -> torch.Tensor:
         return (self._place + self.offset).round_().add_(self._zeros).clamp_(0, self._top)

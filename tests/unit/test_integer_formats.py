@@ -184,6 +184,47 @@ def test_group_size_that_does_not_divide_names_the_layer_and_what_would(tmp_path
         plan(Checkpoint.open(path), Spec.parse("gptq:w4g128"))
 
 
+def test_output_channels_that_kernels_do_not_take_are_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    path = make_checkpoint(tmp_path / "odd", intermediate_size=528)
+    for spec in ("gptq:w4g-1", "gptq:w8g-1"):
+        with pytest.raises(
+            ConversionError,
+            match=r"out_features 528 does not divide by 32 \(model\.layers\.0\.mlp\.gate_proj\)",
+        ):
+            plan(Checkpoint.open(path), Spec.parse(spec))
+
+
+@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
+def test_dead_channels_are_named_in_the_manifest(
+    spec: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    path = make_checkpoint(tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"][:3] = 0
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    variant = convert(Checkpoint.open(path), Spec.parse(spec), calibration, tmp_path / "out")
+    assert variant.manifest is not None
+    assert variant.manifest.notes == ["model.layers.1.self_attn.q_proj: 3 dead input channels"]
+    module = {"gptq": gptq, "awq": awq}[variant.format]
+    assert all(torch.isfinite(tensor).all() for _, tensor in module.dequantize(variant.path))
+
+
+@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
+def test_a_source_that_gives_no_finite_values_is_refused(
+    spec: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    path = make_checkpoint(tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][7, 9] = float("inf")
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ConversionError, match=r"model\.layers\.1 gives values that are not finite before"
+    ):
+        convert(Checkpoint.open(path), Spec.parse(spec), calibration, tmp_path / "out")
+
+
 def test_a_failed_conversion_leaves_nothing(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="needs calibration"):
         convert(Checkpoint.open(tiny_llama), Spec.parse("awq:w4g64"), None, tmp_path / "out")
@@ -225,3 +266,72 @@ def test_packed_checkpoints_that_cannot_be_unpacked_are_refused(
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(QuantkitError, match=r"layers\.0\.mlp\.up_proj has no scales"):
         dict(awq.dequantize(tmp_path))
+
+
+def test_skipped_linears_and_other_schemes_by_the_tensors_in_the_file(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    source = Checkpoint.open(tiny_llama)
+    entry = {
+        "spec": "gptq:w4g64",
+        "skip": [r"layers\.0\.mlp\.(gate|up)"],
+        "overrides": {r"layers\.1\.mlp\.down_proj": "w8g32"},
+    }
+    spec = Spec.of_entry(entry)
+    planned = plan(source, spec)
+    assert planned.notes == (
+        "2 linears are not quantized: model.layers.0.mlp.gate_proj, model.layers.0.mlp.up_proj",
+    )
+    variant = convert(source, spec, calibration, tmp_path)
+    tensors = load_file(variant.path / "model.safetensors")
+    assert planned.bytes == sum(t.nbytes for t in tensors.values())
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        assert torch.equal(tensors[name], source.read(name))
+    assert list(tensors["model.layers.1.mlp.down_proj.qweight"].shape) == [512 // 4, 256]
+    assert list(tensors["model.layers.1.mlp.down_proj.scales"].shape) == [512 // 32, 256]
+    assert list(tensors["model.layers.0.mlp.down_proj.qweight"].shape) == [512 // 8, 256]
+    config = json.loads((variant.path / "config.json").read_text())["quantization_config"]
+    assert sorted(config["dynamic"].values(), key=len) == [{}, {"bits": 8, "group_size": 32}]
+
+    plain = dict(gptq.dequantize(variant.path))
+    assert plain.keys() == source.tensors.keys()
+    eight = "model.layers.1.mlp.down_proj.weight"
+    four = "model.layers.0.mlp.down_proj.weight"
+    error = {n: (plain[n] - source.read(n).float()).norm() / plain[n].norm() for n in (eight, four)}
+    assert error[eight] < 0.5 * error[four]
+    assert variant.manifest is not None
+    assert variant.manifest.spec["overrides"] == entry["overrides"]
+    assert variant.manifest.spec["skip"] == entry["skip"]
+
+
+def test_awq_says_which_linears_it_left(
+    tiny_llama: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    source = Checkpoint.open(tiny_llama)
+    spec = Spec.of_entry({"spec": "awq:w4g64", "skip": "o_proj"})
+    variant = convert(source, spec, calibration, tmp_path)
+    config = json.loads((variant.path / "config.json").read_text())["quantization_config"]
+    kept = [f"model.layers.{index}.self_attn.o_proj" for index in (0, 1)]
+    assert config["modules_to_not_convert"] == kept
+    plain = dict(awq.dequantize(variant.path))
+    for name in kept:
+        assert torch.equal(plain[f"{name}.weight"], source.read(f"{name}.weight"))
+
+
+@pytest.mark.parametrize("scheme", ["awq:w4g64"])
+def test_learned_rounding_comes_nearer_and_is_in_the_manifest(
+    scheme: str, tiny_llama: Path, made: dict[str, Variant], tmp_path: Path
+) -> None:
+    source = Checkpoint.open(tiny_llama)
+    text = load_text("pydoc:calibration")
+    windows = calibrate(text, source.tokenizer, samples=192, sequence_length=64, seed=0)
+    errors = {}
+    for rounding in ({}, {"rounding": "learned", "iters": 12}):
+        name = f"variant-{len(rounding)}"
+        spec = Spec.of_entry({"spec": scheme, "name": name, **rounding})
+        manifest = convert(source, spec, windows, tmp_path).manifest
+        assert manifest is not None
+        errors[len(rounding)] = manifest.block_errors[0]
+        for key, value in rounding.items():
+            assert manifest.spec[key] == value
+    assert errors[2] < 0.99 * errors[0]
