@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.models import make_checkpoint
 
-KILLS = 12
+KILLS = 10
+"""Of each of the three."""
 
 _DRIVER = """
 import json, os, random, signal, sys, time
@@ -25,7 +27,8 @@ from quantkit.convert import convert
 from quantkit.spec import Spec
 from quantkit.texts import load_text
 
-source, out, spec, kills = sys.argv[1], Path(sys.argv[2]), Spec.parse(sys.argv[3]), int(sys.argv[4])
+source, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
+spec = Spec.of_entry(json.loads(sys.argv[3]))
 checkpoint = Checkpoint.open(source)
 windows = calibrate(
     load_text("pydoc:calibration"), checkpoint.tokenizer, samples=8, sequence_length=64, seed=0
@@ -71,10 +74,21 @@ print(json.dumps({"killed": killed, "resumed": resumed, "completed": completed})
 """
 
 
-@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
-def test_killed_at_random_points_it_gives_the_same_bits(spec: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"spec": "gptq:w4g64"},
+        {"spec": "awq:w4g64"},
+        {"spec": "gptq:w4g64", "rounding": "learned", "iters": 4, "skip": "layers.2.*o_proj"},
+    ],
+    ids=["gptq", "awq", "learned"],
+)
+def test_killed_at_random_points_it_gives_the_same_bits(
+    entry: dict[str, Any], tmp_path: Path
+) -> None:
     source = make_checkpoint(tmp_path / "model", num_hidden_layers=7)
-    argv = [sys.executable, "-c", _DRIVER, str(source), str(tmp_path), spec, str(KILLS)]
+    argv = [sys.executable, "-c", _DRIVER, source, tmp_path, json.dumps(entry), KILLS]
+    argv = [str(argument) for argument in argv]
     ended = subprocess.run(argv, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     counts = json.loads(ended.stdout)
@@ -82,3 +96,49 @@ def test_killed_at_random_points_it_gives_the_same_bits(spec: str, tmp_path: Pat
     assert counts["completed"] >= 1
     assert counts["resumed"] >= KILLS // 3, counts
     assert "blocks are in" in ended.stderr
+
+
+_FULL = """
+import resource, sys
+from pathlib import Path
+from quantkit.calibration import calibrate
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import convert
+from quantkit.errors import ConversionError
+from quantkit.formats import shards
+from quantkit.spec import Spec
+from quantkit.texts import load_text
+
+source, out = Checkpoint.open(sys.argv[1]), Path(sys.argv[2])
+shards._SHARD_BYTES = 400_000  # several files, of which the first ones find room
+windows = calibrate(
+    load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
+)
+spec = Spec.parse("awq:w4g64")
+whole = convert(source, spec, windows, out / "once").path
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+room = max(p.stat().st_size for p in whole.glob("*.safetensors")) - 1
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, unlimited[1]))
+try:
+    convert(source, spec, windows, out / "again")
+except ConversionError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+print(len(list((out / "again").iterdir())))
+again = convert(source, spec, windows, out / "again").path
+for path in whole.iterdir():
+    assert path.name == "quantkit.json" or path.read_bytes() == (again / path.name).read_bytes()
+assert [p.name for p in (out / "again").iterdir()] == [again.name]
+"""
+
+
+def test_out_of_disk_it_says_so_and_then_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", num_hidden_layers=3)
+    # A limit on the size of files fails writes as a full disk does.
+    argv = [sys.executable, "-c", _FULL, str(source), str(tmp_path)]
+    ended = subprocess.run(argv, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    message, left = ended.stdout.splitlines()
+    assert "awq:w4g64: writing" in message
+    assert "goes on from the last finished block" in message
+    assert int(left) <= 1
