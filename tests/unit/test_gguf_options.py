@@ -114,7 +114,7 @@ def test_recipes_take_entries_with_options(tmp_path: Path) -> None:
     assert (mine.options, mine.directory) == ((("tensor_types", (("ffn_down", "Q6_K"),)),), "mine")
     assert small == Spec("gguf", "IQ2_M").having({"imatrix": True})
     path.write_text(path.read_text().replace("name: mine\n    ", ""))
-    with pytest.raises(RecipeError, match="makes gguf-Q4_K_M more than once; give each its own"):
+    with pytest.raises(RecipeError, match="has gguf-Q4_K_M more than once; give each its own"):
         load_recipe(str(path))
     path.write_text(path.read_text().replace("gguf:IQ2_M", "ggfu:IQ2_M"))
     with pytest.raises(RecipeError, match=r"r\.yaml:7: convert\.2: .*did you mean 'gguf'"):
