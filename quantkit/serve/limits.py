@@ -51,7 +51,10 @@ def _check_host(request: web.BaseRequest) -> None:
 
 
 class Bodies:
-    """Reads the bodies of requests, of which only so many bytes are held at the same time."""
+    """Reads the bodies of requests, of which only so many bytes are held at the same time.
+
+    What has arrived counts, not what was announced: who sends nothing takes nobody's room.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -66,31 +69,32 @@ class Bodies:
         limit, length = self._limits.body, request.content_length
         if length is not None and length > limit:
             raise ApiError(413, f"the body has {length} bytes; the limit is {limit}")
-        reserved = limit if length is None else length
-        if self._held + reserved > self._limits.bodies:
-            raise ApiError(429, "too many large requests at once", retry_after=1)
-        self._held += reserved
+        body = await self._receive(request)
         try:
-            body = await self._receive(request)
-            self._held -= reserved - len(body)
-            reserved = len(body)
             yield body
         finally:
-            self._held -= reserved
+            self._held -= len(body)
 
     async def _receive(self, request: web.BaseRequest) -> bytes:
+        """The body, which counts from now on; nothing of it does where this raises."""
         received = bytearray()
         try:
             async with asyncio.timeout(self._limits.client_seconds):
                 async for part in request.content.iter_any():
-                    received += part
-                    if len(received) > self._limits.body:
+                    if len(received) + len(part) > self._limits.body:
                         raise ApiError(413, f"the body exceeds {self._limits.body} bytes")
-        except TimeoutError as error:
-            raise ApiError(408, "the body did not arrive in time") from error
-        except (web.RequestPayloadError, ValueError) as error:
-            raise ApiError(400, "the body is broken") from error
-        return bytes(received)
+                    if self._held + len(part) > self._limits.bodies:
+                        raise ApiError(429, "too many large requests at once", retry_after=1)
+                    received += part
+                    self._held += len(part)
+            return bytes(received)
+        except BaseException as error:
+            self._held -= len(received)
+            if isinstance(error, TimeoutError):
+                raise ApiError(408, "the body did not arrive in time") from error
+            if isinstance(error, web.RequestPayloadError | ValueError):
+                raise ApiError(400, "the body is broken") from error
+            raise
 
 
 class _Refusal(asyncio.Protocol):

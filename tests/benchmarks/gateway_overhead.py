@@ -1,6 +1,6 @@
 """What the gateway costs: one llama-server asked directly and through the gateway, in turns.
 
-    python -m tests.benchmarks.gateway_overhead            # 4 minutes on two cores
+    python -m tests.benchmarks.gateway_overhead            # 5 minutes on two idle cores
     python -m tests.benchmarks.gateway_overhead --apart    # 3 minutes
 
 Both ways reach the same process of the engine. A pair is the same requests both ways, one after
