@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from quantkit.variant import open_variant
-from tests.integration.gateways import CONTEXT, KEY, LENGTH, QUANTKIT, Running, gateway
+from tests.integration.gateways import CONTEXT, ENDLESS, KEY, LENGTH, QUANTKIT, Running, gateway
 from tests.integration.servers import KEY as ENGINE_KEY
 from tests.integration.servers import PATIENCE, running
 
@@ -195,12 +195,22 @@ def test_guidellm(served: Running, variants: dict[str, Path], tmp_path: Path) ->
     assert metrics["output_token_count"]["successful"]["mean"] == 8
 
 
-def test_a_client_that_leaves_ends_the_work(served: Running) -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_leaves_ends_the_work(served: Running, streamed: bool) -> None:
     """The engine says that it computes nothing any more, long before the answer was whole."""
+    served.post("eight")
     before = served.metric("llamacpp:n_decode_total", backend="eight")
-    with served.streaming("eight") as stream:
-        served.until("llamacpp:requests_processing", 1, backend="eight")
-    assert served.wait_for("request", id=stream.id)["status"] == 499
+    if streamed:
+        with served.streaming("eight") as stream:
+            served.until("llamacpp:requests_processing", 1, backend="eight")
+        name = stream.id
+    else:
+        name = "impatient"
+        body = {"model": "eight", **ENDLESS}
+        headers = {"X-Request-Id": name}
+        with served.http() as http, pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/completions", json=body, headers=headers, timeout=1)
+    assert served.wait_for("request", id=name)["status"] == 499
     served.until("llamacpp:requests_processing", 0, backend="eight")
     assert served.metric("llamacpp:n_decode_total", backend="eight") - before < LENGTH
 

@@ -20,8 +20,8 @@ from tests.integration.servers import PATIENCE
 BODY_LIMIT = 64 << 10
 CLIENT_SECONDS = 5
 GOOD, BAD = 8, 1000
-MORE_MEMORY = 64 << 20
-"""Bytes that the gateway may take for them."""
+MORE_MEMORY = BAD * (64 << 10) + (32 << 20)
+"""Bytes that the gateway may take for them: what it reads of each at a time, and some."""
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from openai import OpenAI
@@ -82,6 +83,8 @@ def test_serves_until_ctrl_c(variant: Variant) -> None:
         )
         assert answer.usage is not None
         assert answer.usage.completion_tokens > 0
+        # Nothing stands between: routes that no gateway passes on are there.
+        assert httpx.get(f"http://127.0.0.1:{server.port}/props").json()["total_slots"] == 4
         family = server.family()
         assert any("llama-server" in p.name() for p in family)
         server.process.send_signal(signal.SIGINT)
