@@ -28,7 +28,8 @@ _CLIENT = Path(__file__).with_name("client.py")
 _SECONDS_BESIDES = 90.0
 """For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
 _ATTEMPTS = 2
-"""GuideLLM was seen to wait for its worker for ever at the end of a load, twice in fifty runs."""
+"""GuideLLM was seen to wait for its worker for ever at the end of a load, twice in fifty runs; and
+somebody may kill it."""
 _ENDS = ("report.json", "error.txt")
 _LATE_S = 0.1
 """An open loop whose requests are sent so much too late, 5 % of them, is not the one asked for."""
@@ -107,24 +108,25 @@ class LoadGenerator:
                 report = self._await(stem, limit)
             if report is not None:
                 return report["benchmarks"][0], watch
-            say(f"{where}: guidellm stands still after {limit:.0f} s; once more")
+            code = self._process.exit_code
+            what = "stands still" if code is None else f"ended with exit code {code}"
+            error = self._process.error(f"{what} ({where})")
+            say(f"{error}; it is started again")
             self._stack.close()
             self._start()
-        raise self._process.error(f"has not ended after {limit:.0f} s, {where}")
+        raise error
 
     def _await(self, stem: Path, limit: float) -> dict[str, Any] | None:
-        """The report, None where it takes too long."""
+        """The report, None where GuideLLM ended without one or takes too long."""
         report, failed = (stem.with_name(f"{stem.name}-{end}") for end in _ENDS)
         deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.exit_code is None:
             self._check()
             if report.is_file():
                 found: dict[str, Any] = json.loads(report.read_bytes())
                 return found
             if failed.is_file():
                 raise EngineError(f"guidellm: {failed.read_text()}; see {self._process.log}")
-            if self._process.exit_code is not None:
-                raise self._process.error(f"ended with exit code {self._process.exit_code}")
             time.sleep(0.05)
         return None
 

@@ -19,7 +19,6 @@ from quantkit.bench.guidellm import Target
 from quantkit.bench.loads import Closed, Open, Times, Workload
 from quantkit.bench.options import BenchOptions
 from quantkit.bench.session import Session
-from quantkit.errors import EngineError
 from quantkit.load import Slo
 from quantkit.variant import Variant
 from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork, ticking
@@ -146,8 +145,8 @@ def test_a_client_that_is_the_bottleneck_is_marked(loading: Loading) -> None:
     assert (found.client_busy or 0) > 0.8
 
 
-def test_own_prompts_are_sent_as_they_are_and_a_killed_client_says_so(
-    loading: Loading, model: Variant, tmp_path: Path
+def test_own_prompts_are_sent_as_they_are_and_a_killed_client_is_started_again(
+    loading: Loading, model: Variant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ("Name a river.", "Was ist ein Fluss?\nAntwort:", '{"json": "\u00e4"}')
     own = Workload(None, OUTPUT_TOKENS, 8, texts)
@@ -156,8 +155,8 @@ def test_own_prompts_are_sent_as_they_are_and_a_killed_client_says_so(
         generator.measure(Closed(3), Times(0.5, 2.5))
         assert set(server.prompts) == set(texts)
         threading.Timer(1.0, psutil.Process(generator._process.pid).kill).start()
-        with pytest.raises(EngineError, match="guidellm ended with exit code 137"):
-            generator.measure(Closed(1), Times(0.5, 20.0))
+        assert generator.measure(Closed(1), Times(0.5, 3.0)).requests > 0
+    assert "guidellm ended with exit code 137 (bench at concurrency 1)" in capsys.readouterr().err
 
 
 def test_a_gguf_alone_brings_its_tokenizer() -> None:

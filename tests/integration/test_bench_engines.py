@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,18 +12,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import TypeAdapter
 
 from quantkit.bench import bench, engines_of
 from quantkit.bench.loads import Times, Workload
-from quantkit.bench.measured import Incomplete
+from quantkit.bench.measured import BenchResult, Incomplete
 from quantkit.bench.options import BenchOptions
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError
-from quantkit.ledger import Ledger
 from quantkit.load import MemoryBandwidth, Slo
+from quantkit.recipe import BenchSection
 from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.integration.servers import tree, wait_until_gone
@@ -150,44 +150,57 @@ def test_an_engine_that_is_killed_leaves_what_was_measured(
     assert [len(found.repetitions) for found in caught.value.result.benches] == [1, 1]
 
 
+_STAGE = """
+import sys
+from pathlib import Path
+from quantkit.checkpoint import Checkpoint
+from quantkit.recipe import BenchSection
+from quantkit.run import open_run
+from quantkit.stages import Benching
+from quantkit.variant import open_variant
+source, variant, out = map(Path, sys.argv[1:4])
+section = BenchSection.model_validate_json(sys.argv[4])
+with open_run(out) as run:
+    Benching.prepare(section, Checkpoint.open(source), run).measure(open_variant(variant))
+"""
+"""A run's bench of one variant."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_killed_goes_on_with_the_next_repetition(
     number: int, variant: Variant, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    argv = [
-        sys.executable, "-m", "quantkit", "run", "quickstart", "--out", str(out),
-        "--set", f"source={variant.path.parent.parent / 'model'}",
-        "--set", "evaluate=null",
-        "--set", "convert=[gguf:Q8_0]",
-        "--set", "bench={concurrency: [1, 2], prompt_tokens: 32, output_tokens: 8, seconds: 1, "
-        "repetitions: 2, engines: [llamacpp]}",
-    ]  # fmt: skip
+    section = BenchSection(
+        concurrency=[1, 2], prompt_tokens=32, output_tokens=8, seconds=1.5, repetitions=2
+    )
+    places = [str(variant.path.parent.parent / "model"), str(variant.path), str(out)]
+    argv = [sys.executable, "-c", _STAGE, *places, section.model_dump_json()]
     results = out / "results"
 
-    def repetitions() -> list[Path]:
-        return sorted(results.glob("gguf-Q8_0-load-*.json"))
+    def repetitions() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in results.glob("gguf-Q8_0-load-*.json")}
 
-    # The reference is benched first, on vLLM, which takes its time.
     run = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 200
     while len(repetitions()) < 2 and time.monotonic() < deadline:
         assert run.poll() is None, run.communicate()[1]
         time.sleep(0.1)
-    before = tree(run.pid)
+    processes = tree(run.pid)
     run.send_signal(number)
     run.communicate(timeout=60)
-    wait_until_gone(before)
-    left = {path: path.stat().st_mtime_ns for path in repetitions()}
+    wait_until_gone(processes)
+    left = repetitions()
     assert 2 <= len(left) < 4
     again = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("load: done already") == len(left)
-    assert {path: path.stat().st_mtime_ns for path in left} == left
-    ledger = Ledger.read(out / "ledger.json")
-    assert [len(found.repetitions) for found in ledger.variants[1].bench] == [2, 2]
-    assert ledger.environment.memory_bandwidth is not None
-    assert json.loads((out / "ledger.json").read_text())["variants"][1]["failed"] is None
+    assert again.stderr.count("gguf-Q8_0-load: done already") == len(left)
+    assert "memory-bandwidth: done already" in again.stderr
+    assert {path: when for path, when in repetitions().items() if path in left} == left
+    (whole,) = results.glob("gguf-Q8_0-bench-*.json")
+    found = TypeAdapter(BenchResult).validate_json(whole.read_bytes())
+    assert [len(bench.repetitions) for bench in found.benches] == [2, 2]
+    assert found.error is None
 
 
 def test_engines_are_those_that_take_the_model(variant: Variant) -> None:

@@ -54,6 +54,7 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
         "convert=[gguf:Q4_0, gptq:w4g64, awq:w4g64]",
         "evaluate.limit=20",
         "bench.seconds=3",
+        "bench.repetitions=1",
         "bench.concurrency=[1, 2]",
     )
     ledger = pipeline.run(recipe, tmp_path / "run")
@@ -68,6 +69,7 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
             assert (bench.errors, bench.first_error) == (0, None)
             assert bench.requests > 0
             assert bench.output_tokens_per_s > 0
+            assert bench.bandwidth is not None
         assert row.sample is not None
         assert row.bytes
     served = [row.bench[0].engine.split()[0] for row in ledger.variants]
