@@ -11,6 +11,10 @@ from quantkit.errors import EngineError
 from quantkit.load import Percentiles, Reading, Slo
 
 
+class TooSlow(EngineError):
+    """No request was completed in the window."""
+
+
 def closed_loop(
     benchmark: dict[str, Any], workload: Workload, times: Times, slo: Slo | None, where: str
 ) -> Reading:
@@ -18,7 +22,7 @@ def closed_loop(
     metrics = benchmark["metrics"]
     totals = metrics["request_totals"]
     if totals["successful"] == 0:
-        raise EngineError(f"{where}: {_why_nothing(benchmark, times)}")
+        raise _nothing(where, benchmark, times)
     produced = metrics["output_token_count"]["successful"]
     if produced["min"] != workload.output_tokens or produced["max"] != workload.output_tokens:
         raise EngineError(
@@ -29,7 +33,7 @@ def closed_loop(
     def number(value: Any) -> float:
         # GuideLLM writes 0 for a figure of which it has no sample; none of these can be 0.
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise EngineError(f"{where}: {_why_nothing(benchmark, times)}")
+            raise _nothing(where, benchmark, times)
         return float(value)
 
     def percentiles(name: str) -> Percentiles:
@@ -53,12 +57,13 @@ def closed_loop(
     )
 
 
-def _why_nothing(benchmark: dict[str, Any], times: Times) -> str:
+def _nothing(where: str, benchmark: dict[str, Any], times: Times) -> EngineError:
     reason = _first_error(benchmark)
     if reason:
-        return f"all {len(benchmark['requests']['errored'])} requests failed: {reason}"
-    return (
-        f"too slow: no request was completed in the {times.window:g} s; "
+        count = len(benchmark["requests"]["errored"])
+        return EngineError(f"{where}: all {count} requests failed: {reason}")
+    return TooSlow(
+        f"{where}: too slow: no request was completed in the {times.window:g} s; "
         "give it more seconds or fewer output_tokens"
     )
 

@@ -89,6 +89,10 @@ class Times:
         """Seconds that requests are sent."""
         return self.warmup + self.window + self.after
 
+    def longer(self, factor: float) -> Times:
+        """Warm-up and window so many times as long."""
+        return Times(self.warmup * factor, self.window * factor, self.after)
+
     def open_loop(self, slo: Slo | None, output_tokens: int) -> Times:
         """With the time that the last request of the window may take: as long as the objective
         allows, where it limits both times; else as long as the window."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from quantkit.bench import sweep
+from quantkit.bench.closed_loop import TooSlow
 from quantkit.bench.generator import LoadGenerator
 from quantkit.bench.loads import Closed, Load, Open, Times
 from quantkit.bench.open_loop import Overloaded
@@ -18,6 +19,7 @@ from quantkit.progress import say
 
 T = TypeVar("T")
 
+_PATIENCE = (1, 4, 16)
 _REQUESTS_TO_JUDGE = 20
 """A reading of the search for the goodput is long enough for so many, up to four times as long."""
 
@@ -45,6 +47,7 @@ class Session:
         self.found: sweep.Found | None = None
         self.error: str | None = None
         """The first one."""
+        self._long_enough: dict[Load, Times] = {}
         self._generator = generator
         self._server = server
         self._options = options
@@ -73,17 +76,29 @@ class Session:
         return max((one.output_tokens_per_s for one in found), default=0.0)
 
     def _repetition(self, load: Load, repetition: int) -> None:
-        """Measure it unless it was; an error is noted, and passed on where the server ended."""
+        """Measure it unless it was; an error is noted, and passed on where the server ended.
+
+        A window in which nothing is completed is tried again four and sixteen times as long, and
+        what was long enough then holds for the load.
+        """
         if len(self.readings.get(load, ())) > repetition:
             return
-        try:
-            reading = self._reading(load, repetition, self._times(load))
-        except EngineError as error:
-            if self._server.exit_code is not None:
-                raise
-            self._note(error)
-        else:
-            self.readings.setdefault(load, []).append(reading)
+        times = self._long_enough.get(load) or self._times(load)
+        for patience in _PATIENCE:
+            tried = times.longer(patience)
+            try:
+                reading = self._reading(load, repetition, tried)
+            except EngineError as error:
+                if self._server.exit_code is not None:
+                    raise
+                if not isinstance(error, TooSlow) or patience == _PATIENCE[-1]:
+                    self._note(error)
+                    return
+                say(str(error))
+            else:
+                self._long_enough[load] = tried
+                self.readings.setdefault(load, []).append(reading)
+                return
 
     def _times(self, load: Load) -> Times:
         """As asked for, or longer where requests are: at a high concurrency each takes its time.

@@ -25,7 +25,7 @@ from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork,
 from tests.integration.servers import KEY
 from tests.models import make_checkpoint
 
-SLO = Slo(ttft_ms=600, itl_ms=100)
+SLO = Slo(ttft_ms=600, itl_ms=60)
 WORKLOAD = Workload.synthetic(PROMPT_TOKENS, OUTPUT_TOKENS)
 
 
@@ -122,7 +122,7 @@ def test_the_goodput_of_a_server_of_known_capacity(loading: Loading) -> None:
     server = loading.set(first_s=0.062, next_s=0.006, slots=2)
     assert 2 / server.request_s == pytest.approx(10.0)
     times = Times(0.5, 2.0)
-    options = BenchOptions(WORKLOAD, (2,), (), "constant", SLO, times, repetitions=2)
+    options = BenchOptions(WORKLOAD, (2,), (), "constant", SLO, times, repetitions=1)
 
     class Alive:
         exit_code = None
@@ -134,7 +134,7 @@ def test_the_goodput_of_a_server_of_known_capacity(loading: Loading) -> None:
     # A loaded machine makes sleeps longer, never shorter. Above capacity the queue needs some time
     # to become too long: 0.6 s of it at 12/s, which come together within the window.
     assert 4.0 < session.found.rate_per_s < 12.5
-    assert len(session.found.at_it) == 2
+    assert len(session.found.at_it) == 1
 
 
 def test_a_client_that_is_the_bottleneck_is_marked(loading: Loading) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quantkit.bench.closed_loop import TooSlow
 from quantkit.bench.command import section
 from quantkit.bench.generator import LoadGenerator
 from quantkit.bench.guidellm import Target, scenario
@@ -97,6 +98,27 @@ def test_a_window_is_long_enough_for_requests_that_take_long() -> None:
     assert windows[Closed(1)] == Times(1, 5)
     assert windows[Closed(2)] == Times(1.6, 6.4)
     assert windows[Closed(8)] == Times(3.2, 12.8)  # by what they take at 2
+
+
+def test_a_window_in_which_nothing_is_completed_becomes_longer() -> None:
+    windows: list[float] = []
+
+    class Slow(Generator):
+        def measure(self, load: Load, times: Times) -> Reading:
+            windows.append(times.window)
+            if times.window < 10:
+                raise TooSlow("too slow")
+            return super().measure(load, times)
+
+    made = session(Slow(), options(concurrency=(1,)))
+    made.measure_all()
+    assert windows == [5, 20, 20, 20]  # what was long enough holds
+    assert made.error is None
+    windows.clear()
+    made = session(Slow(), options(concurrency=(1,), times=Times(0.1, 0.5), repetitions=1))
+    made.measure_all()
+    assert windows == [0.5, 2.0, 8.0]
+    assert made.error == "too slow"
 
 
 def test_the_goodput_is_searched_from_what_the_levels_delivered() -> None:
