@@ -28,10 +28,10 @@ class Activations:
         *,
         batch: int,
         device: torch.device,
-        limit: int = MEMORY_LIMIT,
+        limit: int | None = None,
     ) -> None:
         count = math.prod(shape)
-        if count * 4 <= limit:
+        if count * 4 <= (MEMORY_LIMIT if limit is None else limit):
             self._all = torch.empty(shape, pin_memory=device.type == "cuda")
         else:
             with tempfile.NamedTemporaryFile(prefix="quantkit-activations-") as file:

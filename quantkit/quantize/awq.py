@@ -26,6 +26,9 @@ _LOWEST_CLIP = 0.5
 _ROWS_AT_ONCE = 512
 _JUDGED_TOKENS = 1024
 """How many tokens the output of attention and of the MLP is compared on, for each α."""
+_WEIGHED_TOKENS = 8192
+"""How many, of all windows, errors of single linears are summed over; the Hessians of all tokens
+would take most of the time."""
 
 UNCLIPPED = ("q_proj", "k_proj")
 """Their product is what attention softens: clipping them for their own output error hurts it."""
@@ -98,7 +101,8 @@ class BlockAWQ:
         module = block.module
         target = block.advance_source(module) if self._iters else None
         families = [f for f in LLAMA_FAMILIES if f.readers[0] in block.linears]
-        statistics = InputStatistics(module, block.linears)
+        every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
+        statistics = InputStatistics(module, block.linears, every)
         judged = {
             family.judge: RecordedCalls(module, family.judge, _JUDGED_TOKENS)
             for family in families
@@ -112,8 +116,8 @@ class BlockAWQ:
             calls.close()
         notes = [
             f"{block.name}.{leader}: {dead} dead input channels"
-            for leader, hessian in hessians.items()
-            if (dead := dead_channels(hessian, f"{block.name}.{leader}"))
+            for leader, size in statistics.mean_abs.items()
+            if (dead := dead_channels(size, f"{block.name}.{leader}"))
         ]
         for family in families:
             leader = statistics.leader[family.readers[0]]
@@ -149,7 +153,7 @@ def search_scales(
     """The channel scales of the family's input that lose least, (in,) float32.
 
     ``mean_abs``: (in,) and ``hessian``: (in, in) of the family's input. ``run`` gives the judge's
-    output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ), over all tokens.
+    output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ).
     """
     readers = [_linear(block, name) for name in family.readers]
     originals = [reader.weight.data for reader in readers]

@@ -17,7 +17,14 @@ import torch
 from torch import nn
 
 from quantkit.errors import ConversionError
-from quantkit.quantize.inputs import InputStatistics, add_gram, dead_channels, empty_gram, reach
+from quantkit.quantize.inputs import (
+    InputStatistics,
+    add_correction,
+    add_gram,
+    dead_channels,
+    empty_gram,
+    reach,
+)
 from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.replay import replayed
 from quantkit.quantize.rounding import Integers, QuantizedBlock, storable, symmetric_scales
@@ -77,8 +84,9 @@ def gptq(
     that no damping makes invertible.
     """
     kernels = kernels or Kernels()
-    dead_count = dead_channels(hessian, "gptq")
+    # Its diagonal bounds a sum of squares: XᵀX is finite where the diagonal is.
     importance = hessian.diagonal().clone()
+    dead_count = dead_channels(importance, "gptq")
     dead = importance == 0
     order = group_order(importance, group_size)
     backward = order.flip(0)
@@ -204,10 +212,10 @@ class BlockGPTQ:
                     hessian, lost = empty_gram(given.inputs), empty_gram(given.inputs)
                     behind = torch.zeros_like(weights, dtype=hessian.dtype)
                 add_gram(hessian, given.inputs, given.inputs)
-                add_gram(lost, exact.inputs - given.inputs, given.inputs)
+                add_correction(lost, exact.inputs - given.inputs, given.inputs)
                 if exact.stream is not None and given.stream is not None:
-                    add_gram(behind, exact.stream - given.stream, given.inputs)
-        dead_channels(hessian, f"{block.name}.{name}")
+                    add_correction(behind, exact.stream - given.stream, given.inputs)
+        dead_channels(hessian.diagonal(), f"{block.name}.{name}")
         lacking = (weights.to(lost.dtype) @ lost).add_(behind)
         del lost, behind
         weights = refit(weights, hessian, lacking, block.inputs.tokens)

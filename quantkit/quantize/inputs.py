@@ -19,13 +19,14 @@ class InputStatistics:
 
     Linears that are called one after another on the very same tensor (q, k and v; gate and up)
     share their statistics. ``leader[name]`` names the first of them; ``hessian[leader]`` is
-    XᵀX over all tokens (in, in), float32 or, where blocks compute without autocast, float64;
-    ``tokens`` how many there were, ``mean_abs[leader]`` is
+    XᵀX over one in ``every`` tokens (in, in), float32 or, where blocks compute without autocast,
+    float64; ``tokens`` how many there were, ``mean_abs[leader]`` is
     mean |X| per channel (in,) float32. X is what a linear multiplies: rounded to bfloat16 where
     it computes in that.
     """
 
-    def __init__(self, block: nn.Module, linears: Iterable[str]) -> None:
+    def __init__(self, block: nn.Module, linears: Iterable[str], every: int = 1) -> None:
+        self._every = every
         self.leader: dict[str, str] = {}
         self.hessian: dict[str, torch.Tensor] = {}
         self.mean_abs: dict[str, torch.Tensor] = {}
@@ -74,20 +75,19 @@ class InputStatistics:
         self._first = self._first or name
         if name == self._first:
             self.tokens += len(x)
-        add_gram(self.hessian[name], x, x)
+        some = x[:: self._every]
+        add_gram(self.hessian[name], some, some)
         self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
 
 
-def dead_channels(hessian: torch.Tensor, where: str) -> int:
-    """How many input channels were zero on every token.
+def dead_channels(size: torch.Tensor, where: str) -> int:
+    """How many input channels were zero on every token; ``size``: (in,) sums of |X| or X².
 
-    Raise ConversionError where an input was not finite: XᵀX is finite where its diagonal is, which
-    bounds a sum of squares.
+    Raise ConversionError where an input was not finite, and so its sum is not.
     """
-    diagonal = hessian.diagonal()
-    if not torch.isfinite(diagonal).all():
+    if not torch.isfinite(size).all():
         raise ConversionError(f"{where}: what calibration text gives it is not finite")
-    return int((diagonal == 0).sum())
+    return int((size == 0).sum())
 
 
 def multiplied(x: torch.Tensor) -> torch.Tensor:
@@ -115,6 +115,12 @@ def add_gram(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> No
     else:
         left, right = left.to(total.dtype), right.to(total.dtype)
         total.addmm_(left.T, right)
+
+
+def add_correction(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """As ``add_gram``, for what is small beside the rest: products rounded as ``right`` is, which
+    is faster."""
+    total.add_(left.to(right.dtype).T @ right)
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,70 @@
-"""GPTQ and AWQ against round-to-nearest at the same scheme: KL divergence, seconds, memory.
+"""GPTQ and AWQ against rounding to nearest and against their peers: drift, seconds, memory.
 
-    python -m tests.benchmarks.quantizer_quality [--text FILE]... [--calibration TEXT]
+    python -m tests.benchmarks.quantizer_quality --calibration c4.utf8 --text wiki.raw --work DIR
 
-Everything is made from the demo source with 32 x 512 calibration tokens and scored on the same
-windows. Standard errors are over tokens; the reduction is against the rounding that has the same
-grid (symmetric for GPTQ, asymmetric for AWQ).
+One row after another is made of the source, each by a command of its own, on the same token
+ids of the same text, and scored on the same windows. A peer's row is left out where its toolchain
+is not installed (`quantkit engines install auto-round`). What is in DIR already is scored again but
+not made again. Standard errors are over tokens; the change is against the rounding that has the
+same grid (symmetric for GPTQ, asymmetric for AWQ).
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from quantkit.calibration import calibrate
+from quantkit import toolchains
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.errors import ToolchainError
 from quantkit.evaluate import evaluate
 from quantkit.evaluate.reference import Reference
 from quantkit.quantize.awq import Grid
 from quantkit.quantize.gptq import plain_symmetric
 from quantkit.recipe import EvaluateSection
-from quantkit.spec import Spec
 from quantkit.stages import evaluation_plan
 from quantkit.texts import load_text
 from quantkit.threads import spin_briefly
-from quantkit.variant import Model
+from quantkit.variant import Model, open_variant
 
 BITS, GROUP_SIZE = 4, 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make a variant; ``flags`` of `quantkit convert`, none for rounding to nearest."""
+
+    label: str
+    format: str
+    flags: tuple[str, ...] = ()
+    producer: str | None = None
+    samples: int = 64
+    length: int = 512
+
+
+_LEARNED = ("--rounding", "learned", "--iters", "50")
+ROWS = {
+    "rtn-symmetric": Row("rounding, symmetric", "gptq"),
+    "gptq": Row("GPTQ", "gptq"),
+    "gptq-learned": Row("GPTQ, learned", "gptq", _LEARNED),
+    "autoround": Row("AutoRound, iters 0", "gptq", ("--producer-arg", "iters=0"), "auto-round"),
+    "autoround-tuned": Row(
+        "AutoRound, iters 50", "gptq", ("--producer-arg", "iters=50"), "auto-round", 32, 256
+    ),
+    "rtn-asymmetric": Row("rounding, asymmetric", "awq"),
+    "awq": Row("AWQ", "awq"),
+    "awq-learned": Row("AWQ, learned", "awq", _LEARNED),
+    "autoawq": Row("AutoAWQ", "awq", (), "autoawq"),
+}
+_ROUNDING = {"gptq": "rtn-symmetric", "awq": "rtn-asymmetric"}
 
 
 def rounded(
@@ -50,66 +82,84 @@ def rounded(
     return Checkpoint.open(out)
 
 
-def main() -> None:
-    """Print one table a text."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", action="append", help="Default: pydoc:evaluation.")
-    parser.add_argument("--calibration", default="pydoc:calibration")
-    parser.add_argument("--windows", type=int, default=16)
-    options = parser.parse_args()
-    source = Checkpoint.open("demo:smollm2-135m")
-    calibration = calibrate(
-        load_text(options.calibration),
-        source.tokenizer,
-        samples=32,
-        sequence_length=512,
-        seed=0,
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory)
+def make(name: str, model: str, calibration: str, work: Path) -> Model | None:
+    """The row's variant of ``model``, made now or found in ``work``.
+
+    None where its toolchain is not there.
+    """
+    row, directory = ROWS[name], work / name
+    if name in _ROUNDING.values():
+        shutil.rmtree(directory, ignore_errors=True)
+        source = Checkpoint.open(model)
         grid = Grid(BITS, GROUP_SIZE, source.dtype)
-        pairs: dict[str, tuple[Model, Model]] = {
-            "gptq:w4g64": (
-                rounded(
-                    source,
-                    lambda w: plain_symmetric(w, BITS, GROUP_SIZE, source.dtype).dequantize(),
-                    out / "rtn-symmetric",
-                ),
-                convert(source, Spec.parse("gptq:w4g64"), calibration, out),
-            ),
-            "awq:w4g64": (
-                rounded(source, grid.fake, out / "rtn-asymmetric"),
-                convert(source, Spec.parse("awq:w4g64"), calibration, out),
-            ),
-        }
-        for text in options.text or ["pydoc:evaluation"]:
-            section = EvaluateSection(text=text, windows=options.windows)
-            plan = evaluation_plan(section, source, load_text(text))
-            assert plan.windows is not None
-            reference = Reference.build(source, plan.windows, out)
-            print(f"\n{text}: {options.windows} windows of 512\n")
-            print("| | ppl | KLD mean | top-1 | seconds | peak GiB | KLD against rounding |")
-            print("| --- | --- | --- | --- | --- | --- | --- |")
-            for name, models in pairs.items():
-                lost = []
-                for label, model in zip(("rounding", name), models, strict=True):
-                    found = evaluate(model, reference, plan)
-                    kld = found["kld_mean"]
-                    lost.append(kld.value)
-                    manifest = getattr(model, "manifest", None)
-                    cost = (
-                        f"{manifest.convert.seconds:.0f} | "
-                        f"{manifest.convert.peak_rss_bytes / 2**30:.2f}"
-                        if manifest
-                        else "– | –"
-                    )
-                    change = f"{lost[-1] / lost[0] - 1:+.0%}" if len(lost) > 1 else "–"
-                    print(
-                        f"| {label} | {found['ppl'].value:.2f} | {kld.value:.4f} ± "
-                        f"{kld.stderr:.4f} | {found['top1_agreement'].value:.1%} | {cost} | "
-                        f"{change} |",
-                        flush=True,
-                    )
+        symmetric = row.format == "gptq"
+
+        def fake(weights: torch.Tensor) -> torch.Tensor:
+            if symmetric:
+                return plain_symmetric(weights, BITS, GROUP_SIZE, source.dtype).dequantize()
+            return grid.fake(weights)
+
+        return rounded(source, fake, directory)
+    if row.producer:
+        try:
+            toolchains.find(row.producer)
+        except ToolchainError as error:
+            print(f"{row.label}: {error}", file=sys.stderr)
+            return None
+    if not directory.is_dir() or not any(directory.iterdir()):
+        command = [sys.executable, "-m", "quantkit", "convert", model]
+        command += ["--to", f"{row.format}:w{BITS}g{GROUP_SIZE}", "--out", str(directory)]
+        command += ["--calibration", calibration, "--device", "cpu", *row.flags]
+        command += ["--samples", str(row.samples), "--sequence-length", str(row.length)]
+        command += ["--producer", row.producer] if row.producer else []
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    (made,) = directory.iterdir()
+    return open_variant(made)
+
+
+def main() -> None:
+    """Print the table, each row when it is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", default="demo:smollm2-135m")
+    parser.add_argument("--text", default="pydoc:evaluation")
+    parser.add_argument("--calibration", default="pydoc:calibration")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument(
+        "--rows", default=",".join(n for n in ROWS if "learned" not in n), help=", ".join(ROWS)
+    )
+    options = parser.parse_args()
+    names = [name for name in ROWS if name in options.rows.split(",")]
+    names = [n for n in ROWS if n in names or n in {_ROUNDING[ROWS[m].format] for m in names}]
+    options.work.mkdir(parents=True, exist_ok=True)
+    source = Checkpoint.open(options.source)
+    section = EvaluateSection(text=options.text, windows=options.windows)
+    plan = evaluation_plan(section, source, load_text(options.text))
+    assert plan.windows is not None
+    reference = Reference.build(source, plan.windows, options.work)
+    print(f"\n{options.text}: {options.windows} windows of 512; from {options.calibration}\n")
+    print("| | calibration | ppl | KLD mean | top-1 | seconds | peak GiB | KLD against rounding |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    lost: dict[str, float] = {}
+    for name in names:
+        model, row = make(name, options.source, options.calibration, options.work), ROWS[name]
+        if model is None:
+            continue
+        found = evaluate(model, reference, plan).metrics
+        kld, ppl, top = found["kld_mean"], found["ppl"], found["top1_agreement"]
+        lost[name] = kld.value
+        manifest = getattr(model, "manifest", None)
+        tokens, cost, change = "–", "– | –", "–"
+        if manifest:
+            tokens = f"{row.samples} x {row.length}"
+            peak = manifest.convert.peak_rss_bytes / 2**30
+            cost = f"{manifest.convert.seconds:.0f} | {peak:.2f}"
+            change = f"{kld.value / lost[_ROUNDING[row.format]] - 1:+.0%}"
+        print(
+            f"| {row.label} | {tokens} | {ppl.value:.2f} ± {ppl.stderr:.2f} | {kld.value:.4f} ± "
+            f"{kld.stderr:.4f} | {top.value:.1%} | {cost} | {change} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -75,12 +76,25 @@ def test_no_process_above_4_gib(server: Running) -> None:
         assert process.memory_info().rss < 4 << 30
 
 
-@pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
-def test_computes_what_was_evaluated(spec: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """vLLM's kernels on our packing."""
+MIXED = {
+    "spec": "gptq:w4g64",
+    "skip": [r"layers\.0\.self_attn\.[qkv]_proj", r"layers\.1\.mlp\.down_proj"],
+    "overrides": {r"layers\.1\.mlp\.(gate|up)_proj": "w8g32"},
+}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [MIXED, {"spec": "awq:w4g64", "skip": [r"layers\.0\.mlp\.(gate|up)_proj"]}],
+    ids=["gptq", "awq"],
+)
+def test_computes_what_was_evaluated(
+    entry: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """vLLM's kernels on our packing, some linears left as they are or with more bits."""
     source = Checkpoint.open(tiny_llama)
     windows = calibrate(
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
     )
-    variant = convert(source, Spec.parse(spec), windows, tmp_path)
+    variant = convert(source, Spec.of_entry(entry), windows, tmp_path)
     assert_agrees(variant, tmp_path / "log")
