@@ -213,15 +213,18 @@ def _undecided(ledger: Ledger, found: Recommendation) -> list[Prose]:
     client_bound = [
         one.candidate
         for one in found.assessed
-        if (bench := one.candidate.bench(found.concurrency)) and bench.client_bound
+        if not _failed(one)
+        and (bench := one.candidate.bench(found.concurrency))
+        and bench.client_bound
     ]
     if client_bound:
         text.append(
             (
-                "How fast ", *listing(client_bound), " really is: the load generator was the "
-                "bottleneck.",
+                "The true speed of ",
+                *listing(client_bound),
+                ": the load generator was the bottleneck.",
             )
-        )  # fmt: skip
+        )
     if ledger.environment.gpu:
         text.append(("How much memory is used on the GPU: only the host's was measured.",))
     return text

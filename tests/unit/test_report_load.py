@@ -66,7 +66,7 @@ def test_what_is_undecided_is_said() -> None:
         "Whether gptq-w4g64 on vllm meets the limit: KL divergence 0.0388 nats (0.0376 to 0.0400), "
         "at most 0.0390 nats; if it does, it is the one to ship." in undecided
     )
-    assert "How fast gguf-Q8_0 on vllm really is" in undecided
+    assert "The true speed of gguf-Q8_0 on vllm" in undecided
     environment = ledger.environment.model_copy(update={"gpu": "H100"})
     with_gpu = ledger.model_copy(update={"environment": environment})
     assert "memory is used on the GPU" in said(advice(with_gpu, recommend(with_gpu)).undecided)
