@@ -15,12 +15,15 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import ToolchainError
+from quantkit.formats import awq, gptq
 from quantkit.producers.staging import stage_source
 from quantkit.spec import Spec
 from quantkit.texts import load_text
 from quantkit.toolchains import Toolchain
+from quantkit.variant import Variant, open_variant
 from tests.models import make_checkpoint
 
+HERE = Path(__file__).parent
 LOGITS = """
 import sys, torch
 from safetensors.torch import save_file
@@ -77,14 +80,71 @@ def test_a_package_makes_what_is_near_its_source(
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=32, seed=0
     )
     variant = convert(source, Spec.parse(spec).by(producer).having(options), windows, tmp_path)
+    assert divergence(source, variant) < 0.05
     manifest = variant.manifest
     assert manifest is not None
     assert manifest.tools[producer] == toolchain.version
     assert manifest.spec["calibration_given"].startswith("8 x 32 token ids")
     assert manifest.notes == []
+
+
+def divergence(source: Checkpoint, variant: Variant) -> float:
+    """Mean KL divergence over a few tokens; more than nothing."""
     ids = torch.tensor(source.tokenizer("The value of the expression").input_ids)[None]
     with torch.no_grad():
         expected = load(source, torch.float32)(ids).logits.log_softmax(-1)
         found = load(variant, torch.float32)(ids).logits.log_softmax(-1)
-    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
-    assert 1e-5 < divergence < 0.05
+    measured = float((expected.exp() * (expected - found)).sum(-1).mean())
+    assert measured > 1e-5
+    return measured
+
+
+def test_auto_gptq_with_its_activation_order(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for CUDA, and computes without; its own module is the oracle for ``g_idx``."""
+    toolchain = installed("auto-gptq")
+    monkeypatch.setattr("quantkit.producers.job.LAUNCHER", HERE / "auto_gptq_on_cpu.py")
+    monkeypatch.setattr("quantkit.producers.package.gpu", lambda: "none, but who knows")
+    source = Checkpoint.open(tiny_llama)
+    windows = calibrate(
+        load_text("pydoc:calibration"), source.tokenizer, samples=16, sequence_length=64, seed=0
+    )
+    spec = Spec.parse("gptq:w4g64").by("auto-gptq").having({"desc_act": True})
+    variant = convert(source, spec, windows, tmp_path / "out")
+    assert divergence(source, variant) < 0.05
+    g_idx = load_file(variant.path / "model.safetensors")["model.layers.0.mlp.down_proj.g_idx"]
+    assert g_idx.tolist() != sorted(g_idx.tolist())
+    out = tmp_path / "weights.safetensors"
+    subprocess.run(
+        [toolchain.python, "-I", HERE / "elsewhere.py", "auto-gptq", variant.path, out], check=True
+    )
+    ours = dict(gptq.dequantize(variant.path))
+    theirs = load_file(out)
+    assert len(theirs) == 14
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name].half().float(), weight), name
+
+
+def test_auto_rounds_own_formats(tiny_llama: Path, tmp_path: Path) -> None:
+    """Its own modules compute with what we unpack; two packings of one rounding are the same."""
+    python = installed("auto-round").python
+    script = HERE / "auto_round_formats.py"
+    subprocess.run([python, "-I", script, tiny_llama, tmp_path], check=True, capture_output=True)
+    plain, source = {}, Checkpoint.open(tiny_llama)
+    for kind, format_ in (("auto_gptq", "gptq"), ("own", "gptq"), ("auto_awq", "awq")):
+        variant = open_variant(tmp_path / kind)
+        assert variant.format == format_
+        plain[kind] = dict((awq if format_ == "awq" else gptq).dequantize(variant.path))
+        assert plain[kind].keys() == source.tensors.keys()
+    left, eight = "model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+    for kind in ("auto_gptq", "own"):
+        theirs = load_file(tmp_path / f"{kind}.safetensors")
+        assert len(theirs) == 13
+        for name, weight in theirs.items():
+            assert torch.equal(plain[kind][name].half().float(), weight), (kind, name)
+        weight = source.read(eight).float()
+        assert (plain[kind][eight] - weight).norm() < 0.01 * weight.norm()
+    for name in plain["own"].keys() - {eight}:
+        assert torch.equal(plain["own"][name], plain["auto_awq"][name]), name
+    assert torch.equal(plain["own"][left], source.read(left))
