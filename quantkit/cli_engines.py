@@ -7,7 +7,7 @@ import click
 
 @click.group()
 def engines() -> None:
-    """List, install or remove engines; each installed one has an environment of its own."""
+    """List, install or remove engines and producers, each in an environment of its own."""
 
 
 @engines.command("list")
@@ -26,7 +26,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 def install(name: str, force: bool) -> None:
-    """Install an engine that needs an environment of its own.
+    """Install an engine or a producer that needs an environment of its own.
 
     Example:  quantkit engines install vllm
     """
