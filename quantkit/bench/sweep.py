@@ -18,7 +18,7 @@ _GROWTH = 0.05
 _FLAT_LEVELS = 2
 """So many in a row end the sweep: one alone may be noise."""
 
-_STEP = 1.5
+_STEP = 2.0
 _NARROW = 1.1
 """The search ends when the rate that failed is no more than this times the one that passed."""
 _MOST_READINGS = 20
@@ -92,10 +92,10 @@ class _Search:
 def goodput(measure: Measure, share: float, first: float, repetitions: int) -> Found:
     """The highest rate at which ``share`` of the requests meet the objective.
 
-    From ``first`` on the rate is raised by half or lowered by a third until one rate passes and one
-    fails; the bracket is then halved geometrically until it is 10 % wide. Its lower end must hold
-    over ``repetitions`` readings taken together. A rate that passed by luck becomes the upper end,
-    and from then on every rate needs as many readings.
+    From ``first`` on the rate is doubled or halved until one passes and one fails; the bracket is
+    then halved geometrically until it is 10 % wide. Its lower end must hold over ``repetitions``
+    readings taken together. A rate that passed by luck becomes the upper end, and from then on
+    every rate needs as many readings.
     """
     search = _Search(measure, share)
     low, high, rate = 0.0, math.inf, first

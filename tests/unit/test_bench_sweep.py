@@ -79,7 +79,7 @@ def test_an_objective_out_of_reach() -> None:
 def test_a_search_that_never_fails_ends_all_the_same() -> None:
     found = search(lambda _: 1.0)
     assert found.above_per_s is None
-    assert found.rate_per_s == pytest.approx(1.5**19)
+    assert found.rate_per_s == pytest.approx(2.0**19)
     assert "the most" in found.ended
 
 
