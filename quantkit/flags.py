@@ -177,11 +177,7 @@ def integers(command: Command) -> Command:
     return _grouped(
         "integers",
         command,
-        click.option(
-            "--rounding",
-            metavar="HOW",
-            help="GPTQ, AWQ: closed-form, or learned: slower, and nearer to the source.",
-        ),
+        click.option("--rounding", metavar="HOW", help="GPTQ, AWQ: closed-form, or learned."),
         click.option(
             "--iters", type=click.IntRange(1), help="GPTQ, AWQ: steps of learning a block."
         ),

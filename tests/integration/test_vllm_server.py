@@ -79,7 +79,7 @@ def test_no_process_above_4_gib(server: Running) -> None:
 MIXED = {
     "spec": "gptq:w4g64",
     "skip": [r"layers\.0\.self_attn\.[qkv]_proj", r"layers\.1\.mlp\.down_proj"],
-    "overrides": {r"layers\.1\.mlp\.(gate|up)_proj": "w8g32"},
+    "overrides": {r"layers\.1\.mlp\.(gate|up)_proj": "w4g32"},
 }
 
 
@@ -91,7 +91,7 @@ MIXED = {
 def test_computes_what_was_evaluated(
     entry: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """vLLM's kernels on our packing, some linears left as they are or with more bits."""
+    """vLLM's kernels on our packing, some linears left as they are or in smaller groups."""
     source = Checkpoint.open(tiny_llama)
     windows = calibrate(
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
