@@ -29,6 +29,9 @@ class Clockwork:
     prompts: list[str] = field(default_factory=list)
     connections: set[str | None] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.room = threading.Semaphore(self.slots or 1_000_000)
+
     @property
     def request_s(self) -> float:
         return self.first_s + (OUTPUT_TOKENS - 1) * self.next_s
@@ -37,8 +40,6 @@ class Clockwork:
 @contextlib.contextmanager
 def ticking(clockwork: Clockwork) -> Iterator[Clockwork]:
     """The server, while the block runs."""
-    slots = threading.Semaphore(clockwork.slots or 1_000_000)
-
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
@@ -66,7 +67,7 @@ def ticking(clockwork: Clockwork) -> Iterator[Clockwork]:
             token = _event({"object": "text_completion", "choices": [choice]})
             counted = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
             end = _event({"choices": [], "usage": counted}) + b"data: [DONE]\n\n"
-            with slots:
+            with clockwork.room:
                 self._begin(token * OUTPUT_TOKENS + end)
                 if not first_s and not clockwork.next_s:
                     self.wfile.write(token * OUTPUT_TOKENS + end)

@@ -46,7 +46,7 @@ class Loading:
 
     def set(self, **clockwork: Any) -> Clockwork:
         """Another clock, and nothing asked yet."""
-        self.server.__dict__.update({**vars(Clockwork()), **clockwork, "url": self.server.url})
+        self.server.__dict__.update(vars(Clockwork(**clockwork, url=self.server.url)))
         return self.server
 
 

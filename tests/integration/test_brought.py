@@ -98,7 +98,7 @@ def test_it_stands_in_the_same_comparison(
     capfd.readouterr()
     again = run(tiny_llama, out, *entries)
     assert again["packed"].metrics == packed.metrics
-    assert "packed: evaluate done already" in capfd.readouterr().err
+    assert "packed-evaluate: done already" in capfd.readouterr().err
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     changed = run(tiny_llama, out, *entries[:1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -85,8 +85,9 @@ def test_likelihoods_and_answers_differ_by_rounding_only(
 
 def _read_and_cached(served: ServedModel) -> tuple[float, float]:
     """Tokens of all prompts that vLLM looked up in its prefix cache, and found there."""
-    url = f"http://{HOST}:{served._completions.port}/metrics"
-    with urlopen(url) as response:
+    asked = served._completions
+    key = {"Authorization": f"Bearer {asked.api_key}"}
+    with urlopen(Request(f"http://{HOST}:{asked.port}/metrics", headers=key)) as response:
         lines = response.read().decode().splitlines()
     return tuple(  # type: ignore[return-value]
         sum(

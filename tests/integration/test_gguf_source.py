@@ -28,6 +28,7 @@ MOE = {
     "norm_topk_prob": True,
 }
 NO_CALIBRATION: dict[str, Any] = {}
+NATIVE: dict[str, Any] = {"producer": None, "producer_args": ()}
 
 
 def make(source: Path, scheme: str, out: Path, requantize: bool = False, **gguf: Any) -> Variant:
@@ -37,6 +38,8 @@ def make(source: Path, scheme: str, out: Path, requantize: bool = False, **gguf:
         out,
         force=False,
         calibration=NO_CALIBRATION,
+        producer=NATIVE,
+        integers={},
         gguf=gguf,
         allow_requantize=requantize,
     )
@@ -179,6 +182,8 @@ def test_what_is_made_of_the_checkpoint_only_is_refused(
                 tmp_path / "out",
                 force=False,
                 calibration={"text": "pydoc:calibration"},
+                producer=NATIVE,
+                integers={},
                 gguf=options,
             )
         assert not (tmp_path / "out").exists()
