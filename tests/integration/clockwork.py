@@ -40,6 +40,7 @@ class Clockwork:
 @contextlib.contextmanager
 def ticking(clockwork: Clockwork) -> Iterator[Clockwork]:
     """The server, while the block runs."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True

@@ -126,11 +126,12 @@ class Running:
         wait_until(found, self.log.read_text)
         return found()[0]
 
-    def until(self, name: str, value: float, **labels: str) -> None:
-        """Until a metric has this value."""
+    def until(self, name: str, value: float, pause: float = 0.02, **labels: str) -> None:
+        """Until a metric has this value; ``pause``: seconds between two looks."""
         wait_until(
             lambda: self.metric(name, **labels) == value,
             lambda: f"{name} is {self.metric(name, **labels)}, not {value}",
+            pause,
         )
 
     def engines(self) -> dict[str, psutil.Process]:
@@ -158,12 +159,14 @@ class Running:
         )
 
 
-def wait_until(holds: Callable[[], object], seen: Callable[[], str] = str) -> None:
+def wait_until(
+    holds: Callable[[], object], seen: Callable[[], str] = str, pause: float = 0.02
+) -> None:
     """Return once something holds; fail, with what is seen instead, where it never does."""
     deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline, seen()
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 @contextlib.contextmanager
