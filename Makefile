@@ -27,7 +27,7 @@ test: setup vllm lint
 	$(BIN)/python -m pytest tests
 
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -163,10 +163,7 @@ class Checkpoint:
         """The configuration as transformers reads it; a checkpoint's own code is refused."""
         from quantkit.hf_config import read_config
 
-        try:
-            return read_config(self.path)
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(f"{self.path / 'config.json'}: {first_line(error)}") from error
+        return read_config(self.path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from quantkit.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,14 +23,19 @@ _MODELS = "transformers.models.auto.modeling_auto"
 
 
 def read_config(directory: Path) -> PretrainedConfig:
-    """Raise what transformers raises; a checkpoint's own code is refused."""
+    """Raise CheckpointError where transformers knows no such model; the checkpoint's own code is
+    refused."""
     from transformers import AutoConfig
 
+    read = partial(AutoConfig.from_pretrained, directory, trust_remote_code=False)
     try:
-        with _without_models():
-            return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except ImportError:  # of a version that minds
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        try:
+            with _without_models():
+                return read()
+        except ImportError:  # of a version that minds
+            return read()
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{directory / 'config.json'}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -13,13 +13,12 @@ from quantkit.engines import load_engine
 from quantkit.environment import environment
 from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
-from quantkit.formats import load_format
 from quantkit.ledger import TextEntry
 from quantkit.load import MemoryBandwidth
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text
-from quantkit.variant import Model, tokenizer_directory
+from quantkit.variant import Model, context_length, tokenizer_directory
 
 if TYPE_CHECKING:
     from quantkit.bench.measured import BenchResult
@@ -216,7 +215,7 @@ def load_prompts(path: str | None, answer_tokens: int, model: Model) -> Prompts 
         load_tokenizer(directory),
         directory,
         max_tokens=answer_tokens,
-        max_length=_context_length(model),
+        max_length=context_length(model),
     )
 
 
@@ -240,7 +239,7 @@ def evaluation_plan(
         cut = windows(ids, section.context, bos, section.windows)
     return EvaluationPlan(
         tokenizer=tokenizer,
-        max_length=_context_length(model),
+        max_length=context_length(model),
         windows=cut,
         prompts=prompts,
         tasks=tuple(section.tasks),
@@ -270,10 +269,3 @@ def early_stop(
 def _prompts_key(answers: ReferenceAnswers) -> list[Any]:
     """What a result on the prompts depends on, and what it says of them."""
     return [answers.source, answers.prompts.protocol(), answers.prompts.content_sha256]
-
-
-def _context_length(model: Model) -> int:
-    """The most tokens that the model was made for."""
-    if isinstance(model, Checkpoint):
-        return int(model.config["max_position_embeddings"])
-    return int(load_format(model.format).inspect(model)["context_length"])

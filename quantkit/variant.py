@@ -151,6 +151,17 @@ def tokenizer_directory(model: Model) -> Path:
     return model.path.parent if model.path.is_file() else model.path
 
 
+def context_length(model: Model) -> int:
+    """The most tokens that the model was made for."""
+    if isinstance(model, Variant) and model.format == "gguf":
+        from quantkit.formats import load_format
+
+        return int(load_format(model.format).inspect(model)["context_length"])
+    from quantkit.hf_config import read_config
+
+    return int(read_config(model.path).get_text_config().max_position_embeddings)
+
+
 def open_variant(path: Path) -> Variant:
     """Open a variant's directory, a bare GGUF file, or a packed checkpoint of others.
 

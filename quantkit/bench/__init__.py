@@ -22,7 +22,7 @@ from quantkit.engines import load_engine, serving_engine
 from quantkit.engines.base import Engine
 from quantkit.errors import EngineError
 from quantkit.load import MemoryBandwidth
-from quantkit.variant import Model
+from quantkit.variant import Model, context_length
 
 
 def engines_of(names: Sequence[str], model: Model) -> list[Engine]:
@@ -57,11 +57,12 @@ def bench(
 ) -> BenchResult:
     """Measure ``model`` on ``engine``; logs and GuideLLM's reports go into ``work``.
 
-    ``bandwidth``: the machine's, if the engine computes there. Raise ToolchainError or
-    IncompatibleVariant before anything is started, EngineError where nothing could be measured,
-    Incomplete where not all could.
+    ``bandwidth``: the machine's, if the engine computes there. Before anything is started, raise
+    ToolchainError, IncompatibleVariant, or RecipeError where a request is longer than the model's
+    context; later EngineError where nothing could be measured, Incomplete where not all could.
     """
     engine.check(model)
+    options.workload.check(context_length(model))
     work.mkdir(parents=True, exist_ok=True)
     stem = work / f"{re.sub(r'[^-.0-9A-Za-z_]+', '-', model.id)}-{engine.name}"
     with meter() as energy, served(model, engine, options, stem) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.errors import RecipeError
 from quantkit.load import Arrivals, Slo
 
 
@@ -33,6 +34,14 @@ class Workload:
         """Tokens that a server must hold for each request, in whole blocks: a quarter more than
         the lengths, because a prompt is text, and text can come out a little longer."""
         return -(-max(self.longest + self.output_tokens, 128) * 5 // 4 // 64) * 64
+
+    def check(self, most: int) -> None:
+        """Raise RecipeError where a request would be longer than ``most`` tokens."""
+        if self.longest + self.output_tokens > most:
+            raise RecipeError(
+                f"bench: a prompt of {self.longest} tokens and an answer of {self.output_tokens} "
+                f"are more than the {most} that the model was made for; shorten one of them"
+            )
 
     def protocol(self) -> dict[str, Any]:
         """What two results must have in common to be compared."""

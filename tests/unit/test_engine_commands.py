@@ -35,7 +35,7 @@ def vllm_command(
 def write_config(path: Path, **quantization: Any) -> Path:
     config = {
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "hidden_size": 576, "max_position_embeddings": 8192,
+        "model_type": "llama", "hidden_size": 576, "max_position_embeddings": 8192,
         "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True,
                                 "desc_act": False, **quantization},
     }  # fmt: skip

@@ -21,6 +21,7 @@ from quantkit.engines.base import (
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.hf_config import read_config
 from quantkit.variant import Model
 
 _KV_BLOCK = 128
@@ -119,7 +120,7 @@ class VLLM:
             # Eager: compiling takes minutes on few cores. int4 weights with int8 activations,
             # vLLM's choice where a CPU has AMX, would serve another model than was evaluated.
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
-            argv += ["--kv-cache-memory-bytes", str(_cache_bytes(_config(model), options))]
+            argv += ["--kv-cache-memory-bytes", str(_cache_bytes(model, options))]
             env["VLLM_CPU_INT4_W4A8"] = "0"
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
@@ -136,20 +137,21 @@ def _config(model: Model) -> dict[str, Any]:
     return config
 
 
-def _cache_bytes(config: dict[str, Any], options: ServeOptions) -> int:
+def _cache_bytes(model: Model, options: ServeOptions) -> int:
     """Bytes of the keys and values of ``slots`` requests of full context, in whole blocks.
 
     Where the context is the model's own, for one such request: many are never that long.
     """
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
+    config = read_config(model.path).get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     context, requests = options.context, options.slots
     if context is None:
-        context, requests = config["max_position_embeddings"], 1
+        context, requests = config.max_position_embeddings, 1
     blocks = -(-context // _KV_BLOCK) * requests + 1  # vLLM keeps one block for itself
     tokens = blocks * _KV_BLOCK
-    return int(tokens * 2 * layers * kv_heads * width * _KV_BYTES)
+    return int(tokens * 2 * config.num_hidden_layers * kv_heads * width * _KV_BYTES)
 
 
 def _check_quantization(config: dict[str, Any], model: Model) -> None:
