@@ -17,6 +17,7 @@ from quantkit.errors import ConversionError
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
+from quantkit.stored_names import StoredNames
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -36,17 +37,6 @@ ARCHITECTURES = (
     "DeepseekV2ForCausalLM",
 )
 """Decoders of which one block after another computes what transformers' whole model does."""
-
-_RENAMED = {
-    "MixtralForCausalLM": {
-        ".mlp.": ".block_sparse_moe.",
-        ".gate_proj.": ".w1.",
-        ".down_proj.": ".w2.",
-        ".up_proj.": ".w3.",
-    },
-    "GPTNeoXForCausalLM": {"lm_head.": "embed_out."},
-}
-"""By architecture, parts of names that transformers has and its checkpoints have otherwise."""
 
 _BATCH_TOKENS = 4096
 
@@ -82,10 +72,7 @@ class DecoderBlocks:
             if isinstance(child, nn.ModuleList)
         )
         self._base = f"{model.base_model_prefix}."
-        # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
-        self._dropped = (
-            "" if any(t.startswith(self._base) for t in checkpoint.tensors) else self._base
-        )
+        self._stored = StoredNames.of(model, checkpoint.tensors)
         self._place = f"{self._base}{name}."
         checkpoint.check_shapes(
             {
@@ -94,14 +81,6 @@ class DecoderBlocks:
                 if name not in model.all_tied_weights_keys
             }
         )
-        self.linears = [
-            name
-            for name, module in self._blocks[0].named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        """Names of the linears of the first block, relative to it: ``self_attn.q_proj``."""
-        self.state_names = list(self._blocks[0].state_dict())
-        """Names of all tensors of the first block, relative to it: ``self_attn.q_proj.weight``."""
         self._arguments: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -116,11 +95,15 @@ class DecoderBlocks:
         names = self._blocks[index].state_dict()
         return {name: self._stored(f"{self._place}{index}.{name}") for name in names}
 
-    def _stored(self, name: str) -> str:
-        """What the checkpoint calls the model's tensor ``name``."""
-        for ours, theirs in _RENAMED.get(self.checkpoint.architecture, {}).items():
-            name = name.replace(ours, theirs)
-        return name.removeprefix(self._dropped)
+    def linears(self, index: int) -> dict[str, str]:
+        """By the names of block ``index``'s linears, relative to it (``self_attn.q_proj``), the
+        checkpoint's names."""
+        stored = self.stored(index)
+        return {
+            name: stored[f"{name}.weight"].removesuffix(".weight")
+            for name, module in self._blocks[index].named_modules()
+            if isinstance(module, nn.Linear)
+        }
 
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""

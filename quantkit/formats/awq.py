@@ -15,6 +15,7 @@ from quantkit.formats.integer_linears import (
     linear_names,
     needed,
     plan_linears,
+    router_names,
     write_config,
 )
 from quantkit.formats.linear_options import LinearOptions
@@ -54,7 +55,7 @@ class AWQ:
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
         quantize = BlockAWQ(checkpoint.dtype, asked.options.steps)
         converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks))
+        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
         return replace(converted, options=config)
 
@@ -69,16 +70,19 @@ def _asked(spec: Spec) -> IntegerLinears:
     return IntegerLinears(spec, scheme, options, layout)
 
 
-def quantization_config(asked: IntegerLinears, linears: Sequence[str]) -> dict[str, Any]:
+def quantization_config(
+    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
+) -> dict[str, Any]:
     """What transformers, vLLM and AutoAWQ read to load the checkpoint."""
     schemes = asked.schemes(linears)
+    skipped = [name for name in linears if name not in schemes]
     return {
         "quant_method": "awq",
         "version": "gemm",
         "bits": asked.scheme.bits,
         "group_size": asked.scheme.group_size,
         "zero_point": True,
-        "modules_to_not_convert": [name for name in linears if name not in schemes] or None,
+        "modules_to_not_convert": [*skipped, *routers] or None,
     }
 
 

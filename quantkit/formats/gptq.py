@@ -17,6 +17,7 @@ from quantkit.formats.integer_linears import (
     linear_names,
     needed,
     plan_linears,
+    router_names,
     write_config,
 )
 from quantkit.formats.linear_options import LinearOptions, dynamic
@@ -51,13 +52,13 @@ class GPTQ:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
         from quantkit.blocks import DecoderBlocks
         from quantkit.formats.block_conversion import convert_linears
-        from quantkit.quantize.gptq import BlockGPTQ
+        from quantkit.quantize.block_gptq import BlockGPTQ
 
         asked, windows = _asked(spec), needed(spec, calibration)
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
         quantize = BlockGPTQ(checkpoint.dtype, DAMP_PERCENT, asked.options.steps)
         converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks))
+        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
         (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
         return replace(converted, options={**config, "act_order": "groups"})
@@ -73,10 +74,12 @@ def _asked(spec: Spec) -> IntegerLinears:
     return IntegerLinears(spec, scheme, options, layout)
 
 
-def quantization_config(asked: IntegerLinears, linears: Sequence[str]) -> dict[str, Any]:
+def quantization_config(
+    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
+) -> dict[str, Any]:
     """What transformers, vLLM and GPTQModel read to load the checkpoint."""
     scheme = asked.scheme
-    departing = dynamic(scheme, asked.schemes(linears), linears)
+    departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",

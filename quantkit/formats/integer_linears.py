@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 """What the native quantizers make, and vLLM was seen to load."""
 
 _KERNEL_COLUMNS = 32
@@ -113,8 +120,7 @@ def entries(
 
     found = [stored(name) for name in blocks.tensors_outside()]
     for index in range(len(blocks)):
-        for name in blocks.state_names:
-            full = blocks.prefix(index) + name
+        for full in blocks.stored(index).values():
             linear = full.removesuffix(".weight")
             if not full.endswith(".weight") or linear not in layouts:
                 found.append(stored(full))
@@ -127,10 +133,19 @@ def entries(
 
 def linear_names(blocks: DecoderBlocks) -> list[str]:
     """Names in the checkpoint of every linear of every block, in order."""
+    return [name for index in range(len(blocks)) for name in blocks.linears(index).values()]
+
+
+def router_names(blocks: DecoderBlocks) -> list[str]:
+    """Names in the checkpoint of what gives tokens to experts: linears to an engine, which has to
+    be told that they are not quantized."""
+    from quantkit.experts import ROUTER
+
     return [
-        f"{blocks.prefix(index)}{linear}"
+        stored.removesuffix(".weight")
         for index in range(len(blocks))
-        for linear in blocks.linears
+        for name, stored in blocks.stored(index).items()
+        if name == f"{ROUTER}.weight"
     ]
 
 

@@ -19,6 +19,8 @@ FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 """Linears that engines run as one: they must have one scheme. By the name that vLLM gives it."""
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.\w+")
+"""A linear of an expert; all those of a block are run as one, by the name before the number."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class LinearOptions:
                 found[name] = next(schemes, default)
         for fused in fused_linears(names).values():
             if len({found.get(name) for name in fused}) > 1:
-                said = ", ".join(f"{name}: {found.get(name, 'skipped')}" for name in fused)
+                said = ", ".join(f"{name}: {found.get(name, 'skipped')}" for name in fused[:6])
+                said += ", …" * (len(fused) > 6)
                 raise RecipeError(
                     f"spec {spec}: engines run these as one linear, so they need one scheme: {said}"
                 )
@@ -126,8 +129,10 @@ def fused_linears(names: Iterable[str]) -> dict[str, list[str]]:
     whole = {part: fused for fused, parts in FUSED.items() for part in parts}
     found: dict[str, list[str]] = {}
     for name in names:
+        expert = _EXPERT.fullmatch(name)
         stem, dot, last = name.rpartition(".")
-        found.setdefault(f"{stem}{dot}{whole.get(last, last)}", []).append(name)
+        fused = expert[1] if expert else f"{stem}{dot}{whole.get(last, last)}"
+        found.setdefault(fused, []).append(name)
     return found
 
 
@@ -146,6 +151,8 @@ def dynamic(
         if scheme == default:
             continue
         names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *parts]))
+        if _EXPERT.fullmatch(parts[0]):
+            names = rf"{re.escape(fused)}(?:\..+)?"
         if scheme is None:
             found[f"-:^(?:{names})$"] = {}
         else:

@@ -13,6 +13,24 @@ from typing import Any
 def make(job: dict[str, Any]) -> dict[str, Any]:
     """Search scales and clips, and save; see ``launcher.py``."""
     from awq import AutoAWQForCausalLM
+    from awq.quantize.quantizer import AwqQuantizer
+
+    class Quantizer(AwqQuantizer):  # type: ignore[misc]
+        """The search for scales multiplies weights in place, and takes them from a copy again.
+
+        But that copy is made by ``Tensor.cpu``, which copies nothing where they are on the CPU:
+        there all goes on with weights that were scaled for good, and the file talks nonsense.
+        """
+
+        def _compute_best_scale(
+            self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *rest: Any
+        ) -> Any:
+            state = module2inspect.state_dict
+            module2inspect.state_dict = lambda: {k: v.clone() for k, v in state().items()}
+            try:
+                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
+            finally:
+                del module2inspect.state_dict
 
     ids: list[list[int]] = json.loads(Path(job["token_ids"]).read_text(encoding="utf-8"))
     length = len(ids[0])
@@ -31,6 +49,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
         calib_data=ids,
         max_calib_samples=len(ids),
         max_calib_seq_len=length,
+        quantizer_cls=Quantizer,
         **job["options"],
     )
     model.save_quantized(job["output"])

@@ -8,17 +8,18 @@ range is clipped where that lowers its output error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from quantkit.experts import expert_of
+from quantkit.quantize.families import Family, families, fold_channels, fold_scales
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
 from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
-from quantkit.quantize.streamed import StreamedBlock
+from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
 
 _ALPHAS = 20
 _CLIP_STEPS = 10
@@ -32,31 +33,6 @@ would take most of the time."""
 
 UNCLIPPED = ("q_proj", "k_proj")
 """Their product is what attention softens: clipping them for their own output error hurts it."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Linears with one input whose scaling folds into one module before them.
-
-    ``fold`` is a norm or a linear (its output channels); ``judge`` the module whose output error
-    decides, or None where the readers' own output is it.
-    """
-
-    fold: str
-    readers: tuple[str, ...]
-    judge: str | None
-
-
-LLAMA_FAMILIES = (
-    Family(
-        "input_layernorm",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "self_attn",
-    ),
-    Family("self_attn.v_proj", ("self_attn.o_proj",), None),
-    Family("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
-    Family("mlp.up_proj", ("mlp.down_proj",), None),
-)
 
 
 @dataclass(frozen=True)
@@ -100,12 +76,13 @@ class BlockAWQ:
         grid = Grid(scheme.bits, scheme.group_size, self._dtype)
         module = block.module
         target = block.advance_source(module) if self._iters else None
-        families = [f for f in LLAMA_FAMILIES if f.readers[0] in block.linears]
+        scaled = families(block.linears)
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
-        statistics = InputStatistics(module, block.linears, every)
+        watched = dict.fromkeys([*block.linears, *(family.given for family in scaled)])
+        statistics = InputStatistics(module, watched, every)
         judged = {
             family.judge: RecordedCalls(module, family.judge, _JUDGED_TOKENS)
-            for family in families
+            for family in scaled
             if family.judge
         }
         block.run()
@@ -119,21 +96,28 @@ class BlockAWQ:
             for leader, size in statistics.mean_abs.items()
             if (dead := dead_channels(size, f"{block.name}.{leader}"))
         ]
-        for family in families:
-            leader = statistics.leader[family.readers[0]]
+        leaders = statistics.leader
+        unseen = {expert_of(name) for name in block.linears if name not in leaders}
+        notes += unseen_note(block, unseen)
+        for family in scaled:
+            if family.given not in leaders:
+                continue  # of an expert that saw no token
+            given = leaders[family.given]
             run = judged[family.judge].replay(block.blocks.autocast) if family.judge else None
             scale = search_scales(
-                module, family, statistics.mean_abs[leader], hessians[leader], run, grid
+                module, family, statistics.mean_abs[given], hessians[given], run, grid
             )
             fold_scales(module, family, scale)
-            hessians[leader] /= scale[:, None] * scale  # its input is now smaller by that
+            # What they are given is now smaller by that.
+            for leader in {leaders[name] for name in family.readers if name in leaders}:
+                hessians[leader] /= scale[:, None] * scale
         starts = {}
         for name in block.linears:
-            weights = _linear(module, name).weight.data
-            if name.endswith(UNCLIPPED):
+            weights = linear_weight(module, name)
+            if name.endswith(UNCLIPPED) or name not in leaders:
                 low, high = grid.extent(weights)
             else:
-                low, high = clip(weights, hessians[statistics.leader[name]], grid)
+                low, high = clip(weights, hessians[leaders[name]], grid)
             starts[name] = Start(weights, grid.round(weights, low, high))
         if target:
             learned = learn(block, target, starts, self._iters)
@@ -155,13 +139,16 @@ def search_scales(
     ``mean_abs``: (in,) and ``hessian``: (in, in) of the family's input. ``run`` gives the judge's
     output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ).
     """
-    readers = [_linear(block, name) for name in family.readers]
-    originals = [reader.weight.data for reader in readers]
-    fold = _fold_channels(block, family)
+    readers = [block.get_submodule(name) for name in family.readers]
+    originals = [linear_weight(block, name) for name in family.readers]
+    fold = fold_channels(block, family)
     strength = fold.reduce(mean_abs)
-    relative = fold.reduce(_relative_weight(torch.cat(originals), grid.group_size))
+    relative = fold.reduce(_relative_weight(originals, grid.group_size))
     judge = block.get_submodule(family.judge) if family.judge else None
     wanted = run(judge) if run and judge is not None else None
+
+    def rounded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return (grid.fake(weight * scale) / scale).to(weight.dtype)
 
     best, chosen = torch.inf, torch.ones_like(mean_abs)
     for step in range(_ALPHAS):
@@ -169,35 +156,20 @@ def search_scales(
         scale = strength.pow(alpha) / (relative.pow(1 - alpha) + 1e-4) if step else strength * 0 + 1
         scale = scale.clamp(min=1e-4)
         scale = fold.expand(scale / (scale.max() * scale.min()).sqrt())
-        rounded = [(grid.fake(w * scale) / scale).to(w.dtype) for w in originals]
         if wanted is None or run is None or judge is None:
-            error = sum(
-                float(((w - r) @ hessian).mul_(w - r).sum())
-                for w, r in zip(originals, rounded, strict=True)
-            )
+            error = 0.0
+            for weight in originals:
+                lost = weight - rounded(weight, scale)
+                error += float((lost @ hessian).mul_(lost).sum())
         else:
-            for reader, weight in zip(readers, rounded, strict=True):
-                reader.weight.data = weight
+            for reader, weight in zip(readers, originals, strict=True):
+                reader.weight.data = rounded(weight, scale)
             error = float((run(judge) - wanted).square_().mean())
         if error < best:
             best, chosen = error, scale
     for reader, weight in zip(readers, originals, strict=True):
         reader.weight.data = weight
     return chosen
-
-
-def fold_scales(block: nn.Module, family: Family, scale: torch.Tensor) -> None:
-    """Multiply the readers' input channels by ``scale`` (in,) and divide what feeds them by it.
-
-    The block computes the same function as before, but for rounding.
-    """
-    for name in family.readers:
-        _linear(block, name).weight.data.mul_(scale)
-    module: Any = block.get_submodule(family.fold)
-    folded = _fold_channels(block, family).pick(scale)
-    module.weight.data.div_(folded if module.weight.dim() == 1 else folded[:, None])
-    if getattr(module, "bias", None) is not None:
-        module.bias.data.div_(folded)
 
 
 def clip(
@@ -230,52 +202,11 @@ def clip(
     return best_low, best_high
 
 
-@dataclass(frozen=True)
-class _FoldChannels:
-    """How the readers' input channels relate to the output channels of what precedes them.
-
-    One to one, except where a key/value head's channels are repeated for each of its query heads:
-    then the copies must share their scale.
-    """
-
-    heads: int = 1
-    copies: int = 1
-
-    def _view(self, values: torch.Tensor) -> torch.Tensor:
-        return values.view(self.heads, self.copies, -1)
-
-    def reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """(in,) → (fold,): mean over the copies."""
-        return self._view(values).mean(1).flatten()
-
-    def expand(self, values: torch.Tensor) -> torch.Tensor:
-        """(fold,) → (in,): the same for every copy."""
-        per_head = values.view(self.heads, 1, -1)
-        return per_head.expand(-1, self.copies, -1).reshape(-1)
-
-    def pick(self, values: torch.Tensor) -> torch.Tensor:
-        """(in,) → (fold,): of copies that are equal, the first."""
-        return self._view(values)[:, 0].flatten()
-
-
-def _fold_channels(block: nn.Module, family: Family) -> _FoldChannels:
-    read = _linear(block, family.readers[0]).weight.shape[1]
-    module: Any = block.get_submodule(family.fold)
-    width: int = module.weight.shape[0]
-    if width == read:
-        return _FoldChannels()
-    attention: Any = block.get_submodule(family.fold.rpartition(".")[0])
-    return _FoldChannels(heads=width // attention.head_dim, copies=read // width)
-
-
-def _relative_weight(weights: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Mean of |w| relative to its group's largest, per input channel: (in,)."""
-    grouped = weights.abs().view(weights.shape[0], -1, group_size)
-    relative = grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-12)
-    return relative.view_as(weights).mean(0)
-
-
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    module = block.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module
+def _relative_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
+    """Mean of |w| relative to its group's largest, per input channel of all of them: (in,)."""
+    total = torch.zeros_like(weights[0][0])
+    for weight in weights:
+        grouped = weight.abs().view(len(weight), -1, group_size)
+        relative = grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-12)
+        total += relative.view_as(weight).sum(0)
+    return total / sum(map(len, weights))

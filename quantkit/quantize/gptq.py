@@ -7,39 +7,20 @@ inside each group, so that every group stays contiguous in the file (desc_act fa
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
 
 from quantkit.errors import ConversionError
-from quantkit.quantize.inputs import (
-    InputStatistics,
-    add_correction,
-    add_gram,
-    dead_channels,
-    empty_gram,
-    reach,
-)
-from quantkit.quantize.learned import Start, learn
+from quantkit.quantize.inputs import dead_channels
 from quantkit.quantize.replay import replayed
-from quantkit.quantize.rounding import Integers, QuantizedBlock, storable, symmetric_scales
-from quantkit.quantize.streamed import StreamedBlock
-from quantkit.stopwatch import stage
+from quantkit.quantize.rounding import Integers, storable, symmetric_scales
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
 REFIT_DAMPING = 2.0
 """Times input channels a token, of the mean diagonal of the Hessian. With less, or with little
 text, other text does not gain what the calibration text does."""
-
-STREAMS = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
-"""Linears whose output is added to the residual stream, and the module that is given the stream as
-it is before."""
 
 
 @dataclass(frozen=True)
@@ -162,92 +143,6 @@ def round_columns(
         error.div_(inverse[j, j])
         left[j + 1 :].addr_(inverse[j, j + 1 :], error, alpha=-1)
     return codes.add_(half).byte(), errors, left
-
-
-class BlockGPTQ:
-    """Quantizes block after block, and in each the linears in the order of their calls, every one
-    for what those before it give now. ``dtype`` as for ``gptq``. With ``iters``, that many steps
-    of learning follow (``quantize/learned.py``)."""
-
-    follows_source = True
-
-    def __init__(self, dtype: torch.dtype, damp_percent: float, iters: int = 0) -> None:
-        self._dtype, self._damp_percent, self._iters = dtype, damp_percent, iters
-        self._kernels = Kernels()
-
-    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
-        """The integers of a block's linears."""
-        original = _sharing_weights(block.module)
-        starts: dict[str, Start] = {}
-        notes: list[str] = []
-        for names in _sharing_inputs(block):
-            solved = self._solve(block, original, names)
-            notes += self._notes(f"{block.name}.{names[0]}", solved)
-            start = 0
-            for name in names:
-                linear: Any = block.module.get_submodule(name)
-                rows = slice(start, start + linear.out_features)
-                integers = solved.integers.rows(rows.start, rows.stop)
-                starts[name] = Start(solved.compensated[rows], integers)
-                rounded = integers.dequantize().to(linear.weight.dtype)
-                linear.weight = nn.Parameter(rounded, requires_grad=False)
-                start = rows.stop
-        target = block.advance_source(original)
-        if self._iters:
-            learned = learn(block, target, starts, self._iters)
-            return QuantizedBlock(learned.integers, tuple(notes))
-        return QuantizedBlock({name: s.integers for name, s in starts.items()}, tuple(notes))
-
-    def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
-        """Linears with one input have one Hessian: they are solved stacked."""
-        assert block.source is not None
-        name = names[0]
-        weights = torch.cat([original.get_parameter(f"{n}.weight") for n in names])
-        hessian = lost = behind = torch.empty(0)
-        for number, (now, before) in enumerate(zip(block.inputs, block.source, strict=True)):
-            given = reach(block.module, name, STREAMS.get(name), partial(block.run_batch, now))
-            exact = reach(original, name, STREAMS.get(name), partial(block.run_batch, before))
-            with stage("hessian"):
-                if number == 0:
-                    hessian, lost = empty_gram(given.inputs), empty_gram(given.inputs)
-                    behind = torch.zeros_like(weights, dtype=hessian.dtype)
-                add_gram(hessian, given.inputs, given.inputs)
-                add_correction(lost, exact.inputs - given.inputs, given.inputs)
-                if exact.stream is not None and given.stream is not None:
-                    add_correction(behind, exact.stream - given.stream, given.inputs)
-        dead_channels(hessian.diagonal(), f"{block.name}.{name}")
-        lacking = (weights.to(lost.dtype) @ lost).add_(behind)
-        del lost, behind
-        weights = refit(weights, hessian, lacking, block.inputs.tokens)
-        scheme = block.linears[names[0]]
-        return gptq(
-            weights,
-            hessian,
-            bits=scheme.bits,
-            group_size=scheme.columns(weights.shape[1]),
-            dtype=self._dtype,
-            damp_percent=self._damp_percent,
-            kernels=self._kernels,
-        )
-
-    def _notes(self, where: str, solved: Solved) -> Iterator[str]:
-        if solved.dead_channels:
-            yield f"{where}: {solved.dead_channels} dead input channels"
-        if solved.damp_percent != self._damp_percent:
-            yield f"{where}: damping raised to {solved.damp_percent:.2f}"
-
-
-def _sharing_weights(module: nn.Module) -> nn.Module:
-    """A copy that keeps the weights which the module has now, without copies of them."""
-    return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
-
-
-def _sharing_inputs(block: StreamedBlock) -> list[list[str]]:
-    """The linears to quantize, in the order of their calls, those with one input together."""
-    statistics = InputStatistics(block.module, block.linears)
-    block.blocks.run(block.index, block.module, block.inputs.pick(torch.tensor([0])))
-    statistics.close()
-    return list(statistics.shared().values())
 
 
 def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:

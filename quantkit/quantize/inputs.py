@@ -11,32 +11,31 @@ import torch
 from torch import nn
 
 from quantkit.errors import ConversionError
+from quantkit.experts import is_routed
 from quantkit.stopwatch import stage
 
 
 class InputStatistics:
-    """What the linears of a block see: hooks that watch their inputs while the block runs.
+    """What modules of a block see: hooks that watch their inputs while the block runs.
 
-    Linears that are called one after another on the very same tensor (q, k and v; gate and up)
-    share their statistics. ``leader[name]`` names the first of them; ``hessian[leader]`` is
-    XᵀX over one in ``every`` tokens (in, in), float32 or, where blocks compute without autocast,
-    float64; ``tokens`` how many there were, ``mean_abs[leader]`` is
+    Modules that are called one after another on the very same tensor (q, k and v; gate and up)
+    share their statistics. ``leader[name]`` names the first of them; a module that was never
+    called, as an expert that no token is given, has none. ``hessian[leader]`` is
+    XᵀX over one in ``every`` tokens (in, in), of an expert over all that it is given; float32 or,
+    where blocks compute without autocast, float64. ``mean_abs[leader]`` is
     mean |X| per channel (in,) float32. X is what a linear multiplies: rounded to bfloat16 where
     it computes in that.
     """
 
-    def __init__(self, block: nn.Module, linears: Iterable[str], every: int = 1) -> None:
+    def __init__(self, block: nn.Module, names: Iterable[str], every: int = 1) -> None:
         self._every = every
         self.leader: dict[str, str] = {}
         self.hessian: dict[str, torch.Tensor] = {}
         self.mean_abs: dict[str, torch.Tensor] = {}
-        self.tokens = 0
+        self._tokens: dict[str, int] = {}
         self._last: tuple[str, torch.Tensor] | None = None
-        self._first: str | None = None
         modules = dict(block.named_modules())
-        self._hooks = [
-            modules[name].register_forward_pre_hook(self._hook(name)) for name in linears
-        ]
+        self._hooks = [modules[name].register_forward_pre_hook(self._hook(name)) for name in names]
 
     def close(self) -> None:
         """Take the hooks off and turn sums into means."""
@@ -44,10 +43,10 @@ class InputStatistics:
             hook.remove()
         self._last = None
         for leader, total in self.mean_abs.items():
-            self.mean_abs[leader] = total / max(1, self.tokens)
+            self.mean_abs[leader] = total / max(1, self._tokens[leader])
 
     def shared(self) -> dict[str, list[str]]:
-        """Leader → all linears that see the same input, in calling order."""
+        """Leader → all modules that see the same input, in calling order."""
         groups: dict[str, list[str]] = {}
         for name, leader in self.leader.items():
             groups.setdefault(leader, []).append(name)
@@ -67,15 +66,14 @@ class InputStatistics:
         return watch
 
     def _add(self, name: str, x: torch.Tensor) -> None:
-        """Add what one linear sees of one batch: (tokens, in)."""
+        """Add what one module sees of one batch: (tokens, in)."""
         x = multiplied(x)
         if name not in self.hessian:
             self.hessian[name] = empty_gram(x)
             self.mean_abs[name] = x.new_zeros(x.shape[1], dtype=torch.float32)
-        self._first = self._first or name
-        if name == self._first:
-            self.tokens += len(x)
-        some = x[:: self._every]
+            self._tokens[name] = 0
+        self._tokens[name] += len(x)
+        some = x if is_routed(name) else x[:: self._every]
         add_gram(self.hessian[name], some, some)
         self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from quantkit.blocks import DecoderBlocks
+from quantkit.experts import expert_of, is_routed
 from quantkit.quantize.activations import Activations
 from quantkit.spec import GroupScheme
 
@@ -47,3 +48,19 @@ class StreamedBlock:
     def run_batch(self, batch: torch.Tensor, module: nn.Module) -> torch.Tensor:
         """What ``module``, this block or a copy of it, gives for one batch of activations."""
         return self.blocks.run(self.index, module, batch)
+
+
+def unseen_note(block: StreamedBlock, unseen: Collection[str]) -> Iterator[str]:
+    """What the manifest says of experts, by their names in the block, that saw no token."""
+    if unseen:
+        experts = {expert_of(name) for name in block.linears if is_routed(name)}
+        numbers = ", ".join(map(str, sorted(int(name.rpartition(".")[2]) for name in unseen)))
+        yield (
+            f"{block.name}: {len(unseen)} of {len(experts)} experts saw no token and are rounded "
+            f"to nearest ({numbers}); more calibration text reaches more of them"
+        )
+
+
+def linear_weight(module: nn.Module, linear: str) -> torch.Tensor:
+    """The weight of a linear of a block: (out, in), as it is now."""
+    return module.get_parameter(f"{linear}.weight").data

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from quantkit import toolchains
+from quantkit import demo, toolchains
 from quantkit.calibration import calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
@@ -97,6 +98,33 @@ def divergence(source: Checkpoint, variant: Variant) -> float:
     measured = float((expected.exp() * (expected - found)).sum(-1).mean())
     assert measured > 1e-5
     return measured
+
+
+def test_autoawq_on_the_cpu_keeps_the_weights_that_it_scales(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Its search forgets the weights as they were; seen where channels are of different sizes."""
+    installed("autoawq")
+    source = Checkpoint.open(tiny_llama)
+    weights = {name: source.read(name).float() for name in source.tensors}
+    changed = demo.rescale(weights, source.config, seed=1)
+    stretched = tmp_path / "stretched"
+    shutil.copytree(tiny_llama, stretched)
+    save_file(
+        {name: weight.half() for name, weight in changed.items()}, stretched / "model.safetensors"
+    )
+    source = Checkpoint.open(stretched)
+    windows = calibrate(
+        load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=32, seed=0
+    )
+    variant = convert(source, Spec.parse("awq:w4g64").by("autoawq"), windows, tmp_path / "out")
+    found = dict(awq.dequantize(variant.path))
+    layer = "model.layers.1."
+    norm = layer + "input_layernorm.weight"
+    for name in ("q_proj", "k_proj", "v_proj"):
+        key = f"{layer}self_attn.{name}.weight"
+        expected = source.read(key).float() * source.read(norm).float()
+        assert (found[key] * found[norm] - expected).norm() < 0.2 * expected.norm(), name
 
 
 def test_auto_gptq_with_its_activation_order(

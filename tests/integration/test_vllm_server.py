@@ -26,6 +26,7 @@ from tests.integration.servers import (
     tree,
     wait_until_gone,
 )
+from tests.models import make_checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,15 +85,16 @@ MIXED = {
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [MIXED, {"spec": "awq:w4g64", "skip": [r"layers\.0\.mlp\.(gate|up)_proj"]}],
+    ("family", "entry"),
+    [
+        ("llama", MIXED),
+        ("qwen3", {"spec": "awq:w4g64", "skip": [r"layers\.0\.mlp\.(gate|up)_proj"]}),
+    ],
     ids=["gptq", "awq"],
 )
-def test_computes_what_was_evaluated(
-    entry: dict[str, Any], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_computes_what_was_evaluated(family: str, entry: dict[str, Any], tmp_path: Path) -> None:
     """vLLM's kernels on our packing, some linears left as they are or in smaller groups."""
-    source = Checkpoint.open(tiny_llama)
+    source = Checkpoint.open(make_checkpoint(tmp_path / "source", family=family))
     windows = calibrate(
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
     )

@@ -9,14 +9,8 @@ from torch import nn
 from quantkit.blocks import DecoderBlocks
 from quantkit.checkpoint import Checkpoint
 from quantkit.quantize.activations import Activations
-from quantkit.quantize.awq import (
-    LLAMA_FAMILIES,
-    BlockAWQ,
-    Grid,
-    clip,
-    fold_scales,
-    search_scales,
-)
+from quantkit.quantize.awq import BlockAWQ, Grid, clip, search_scales
+from quantkit.quantize.families import families, fold_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import GroupScheme
@@ -42,12 +36,12 @@ def _exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torc
 def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) -> None:
     hidden, block = _hidden(blocks), blocks.load(0)
     before = _exact(blocks, block, hidden)
-    statistics = InputStatistics(block, blocks.linears)
+    statistics = InputStatistics(block, blocks.linears(0))
     _exact(blocks, block, hidden)
     statistics.close()
     changed = 0
-    for family in LLAMA_FAMILIES:
-        leader = statistics.leader[family.readers[0]]
+    for family in families(blocks.linears(0)):
+        leader = statistics.leader[family.given]
         scale = search_scales(
             block,
             family,
@@ -69,10 +63,10 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
     hidden, block = _hidden(blocks), blocks.load(0)
     wanted = _exact(blocks, block, hidden)
     plain = blocks.load(0)
-    for name in blocks.linears:
+    for name in blocks.linears(0):
         linear = plain.get_submodule(name)
         linear.weight.data = GRID.fake(linear.weight.data)
-    linears = dict.fromkeys(blocks.linears, GroupScheme(4, 64))
+    linears = dict.fromkeys(blocks.linears(0), GroupScheme(4, 64))
     streamed = StreamedBlock(blocks, 0, block, linears, hidden)
     for name, integers in BlockAWQ(torch.float32)(streamed).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()

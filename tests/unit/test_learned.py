@@ -31,10 +31,10 @@ def _learn(path: Path, iters: int) -> tuple[Learned, dict[str, Start], StreamedB
     blocks = DecoderBlocks(Checkpoint.open(path))
     ids = torch.randint(3, 1000, (160, 64), generator=torch.Generator().manual_seed(0))
     module, inputs, source = blocks.load(0), blocks.embed(ids), blocks.embed(ids)
-    linears = dict.fromkeys(blocks.linears, GroupScheme(BITS, SIZE))
+    linears = dict.fromkeys(blocks.linears(0), GroupScheme(BITS, SIZE))
     block = StreamedBlock(blocks, 0, module, linears, inputs, source)
     starts = {
-        name: _nearest(module.get_parameter(f"{name}.weight").data) for name in blocks.linears
+        name: _nearest(module.get_parameter(f"{name}.weight").data) for name in blocks.linears(0)
     }
     target = block.advance_source(module)
     return learn(block, target, starts, iters), starts, block

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit import experts
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, IncompatibleVariant
 from quantkit.hf_config import attention
+from quantkit.stored_names import StoredNames
 from quantkit.variant import Model
 
 if TYPE_CHECKING:
@@ -31,14 +34,18 @@ def load(source: Model, dtype: torch.dtype) -> Any:
                 attn_implementation=attention(config),
                 dtype=dtype,
             )
+            experts.separate(model)
     except ValueError as error:  # an architecture that transformers does not have
         raise IncompatibleVariant(f"{source.path}: {str(error).splitlines()[0]}") from error
     model.tie_weights()
-    slots: dict[str, torch.Tensor] = model.state_dict()
+    stored = StoredNames.of(model, Checkpoint.open(source.path).tensors)
+    slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}
+    # Old checkpoints store what follows from the config.
+    follows = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
     filled = set()
     for name, tensor in _weights(source):
-        if name.endswith("rotary_emb.inv_freq"):
-            continue  # old checkpoints store what follows from the config
+        if name not in slots and any(re.search(pattern, name) for pattern in follows):
+            continue
         slot = slots.get(name)
         if slot is None and name.endswith(".bias") and not tensor.any():
             continue  # some packages give every linear a bias, of zeros

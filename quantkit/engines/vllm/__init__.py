@@ -19,6 +19,7 @@ from quantkit.engines.base import (
     check_format,
 )
 from quantkit.engines.vllm import demand_key
+from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.hf_config import read_config
@@ -32,7 +33,6 @@ follows a question is in the middle of one. Smaller ones are slow; on a GPU it i
 """
 _KV_BYTES = 2
 """Of one element of the cache, bf16."""
-_AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
@@ -62,8 +62,11 @@ class VLLM:
     def check(self, model: Model) -> None:
         """Raise ToolchainError where vLLM is missing, IncompatibleVariant for what it refuses."""
         check_format(self, model)
-        toolchains.find(self.name)
-        _check_quantization(_config(model), model)
+        toolchain = toolchains.find(self.name)
+        config = _config(model)
+        check_quantization(config, model)
+        if toolchain.device == "cpu":
+            check_experts(config, model)
 
     def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
         """Raise IncompatibleVariant: vLLM runs in another environment."""
@@ -152,27 +155,3 @@ def _cache_bytes(model: Model, options: ServeOptions) -> int:
     blocks = -(-context // _KV_BLOCK) * requests + 1  # vLLM keeps one block for itself
     tokens = blocks * _KV_BLOCK
     return int(tokens * 2 * config.num_hidden_layers * kv_heads * width * _KV_BYTES)
-
-
-def _check_quantization(config: dict[str, Any], model: Model) -> None:
-    """What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
-    found = config.get("quantization_config") or {}
-    method = found.get("quant_method")
-    where = f"vllm does not load this {method} ({model.path})"
-    if method == "compressed-tensors":
-        for group in (found.get("config_groups") or {}).values():
-            if (group.get("weights") or {}).get("actorder") in ("group", "dynamic"):
-                raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
-    if method == "auto-round" and found.get("packing_format") not in (None, *_AUTO_ROUND_PACKINGS):
-        raise IncompatibleVariant(
-            f"{where}: packing_format {found['packing_format']}; it takes "
-            f"{', '.join(_AUTO_ROUND_PACKINGS)}"
-        )
-    if method not in ("gptq", "auto-round") or model.format != "gptq":
-        return
-    if found.get("bits") not in (4, 8):
-        raise IncompatibleVariant(f"{where}: bits {found.get('bits')}; it takes 4 and 8")
-    if found.get("sym") is False:
-        raise IncompatibleVariant(f"{where}: asymmetric; convert it with sym true")
-    if found.get("desc_act") and found.get("group_size") != -1:
-        raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")

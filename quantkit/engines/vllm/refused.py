@@ -1,0 +1,51 @@
+"""What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import IncompatibleVariant
+from quantkit.formats.packed import linears_of
+from quantkit.variant import Model
+
+_AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
+_CPU = Path("/proc/cpuinfo")
+
+
+def check_quantization(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for a quantization of which vLLM has no part or no kernel."""
+    found = config.get("quantization_config") or {}
+    method = found.get("quant_method")
+    where = f"vllm does not load this {method} ({model.path})"
+    if method == "compressed-tensors":
+        for group in (found.get("config_groups") or {}).values():
+            if (group.get("weights") or {}).get("actorder") in ("group", "dynamic"):
+                raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
+    if method == "auto-round" and found.get("packing_format") not in (None, *_AUTO_ROUND_PACKINGS):
+        raise IncompatibleVariant(
+            f"{where}: packing_format {found['packing_format']}; it takes "
+            f"{', '.join(_AUTO_ROUND_PACKINGS)}"
+        )
+    if method not in ("gptq", "auto-round") or model.format != "gptq":
+        return
+    if found.get("bits") not in (4, 8):
+        raise IncompatibleVariant(f"{where}: bits {found.get('bits')}; it takes 4 and 8")
+    if found.get("sym") is False:
+        raise IncompatibleVariant(f"{where}: asymmetric; convert it with sym true")
+    if found.get("desc_act") and found.get("group_size") != -1:
+        raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")
+
+
+def check_experts(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for quantized experts where the CPU has no AMX."""
+    if not any(key in config for key in ("num_experts", "num_local_experts")):
+        return
+    if _CPU.is_file() and "amx_tile" in _CPU.read_text(encoding="utf-8"):
+        return
+    if any(".experts." in name for name in linears_of(Checkpoint.open(model.path).tensors)):
+        raise IncompatibleVariant(
+            f"vllm has no kernel for quantized experts on a CPU without AMX ({model.path}); serve "
+            "it on a GPU, or convert the model to gguf"
+        )

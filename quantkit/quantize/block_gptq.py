@@ -1,0 +1,173 @@
+"""GPTQ of a decoder block: each linear for what those before it, quantized, give it now."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantkit.experts import SHARING_INPUT, expert_of, is_routed
+from quantkit.quantize.gptq import Kernels, Solved, gptq, refit
+from quantkit.quantize.inputs import (
+    InputStatistics,
+    add_correction,
+    add_gram,
+    dead_channels,
+    empty_gram,
+    reach,
+)
+from quantkit.quantize.learned import Start, learn
+from quantkit.quantize.rounding import QuantizedBlock
+from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
+from quantkit.stopwatch import stage
+
+STREAMS = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+"""Linears whose output is added to the residual stream, and the module that is given the stream as
+it is before."""
+_HESSIAN_BYTES = 2 << 30
+"""Of experts whose inputs are summed at the same time."""
+
+
+class BlockGPTQ:
+    """Quantizes block after block, and in each the linears in the order of their calls, every one
+    for what those before it give now. ``dtype`` as for ``gptq``. With ``iters``, that many steps
+    of learning follow (``quantize/learned.py``)."""
+
+    follows_source = True
+
+    def __init__(self, dtype: torch.dtype, damp_percent: float, iters: int = 0) -> None:
+        self._dtype, self._damp_percent, self._iters = dtype, damp_percent, iters
+        self._kernels = Kernels()
+
+    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
+        """The integers of a block's linears."""
+        original = _sharing_weights(block.module)
+        starts: dict[str, Start] = {}
+        notes: list[str] = []
+        for names in _sharing_inputs(block):
+            solved = self._solve(block, original, names)
+            notes += self._notes(f"{block.name}.{names[0]}", solved)
+            starts |= _take(block.module, names, solved)
+        unseen: set[str] = set()
+        for names, hessian in _routed(block):
+            solved = self._gptq(block, names, _stacked(block.module, names), hessian)
+            if hessian is None:
+                unseen.add(expert_of(names[0]))
+            else:
+                notes += self._notes(f"{block.name}.{names[0]}", solved)
+            starts |= _take(block.module, names, solved)
+        notes += unseen_note(block, unseen)
+        target = block.advance_source(original)
+        if self._iters:
+            learned = learn(block, target, starts, self._iters)
+            return QuantizedBlock(learned.integers, tuple(notes))
+        return QuantizedBlock({name: s.integers for name, s in starts.items()}, tuple(notes))
+
+    def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
+        """Linears with one input have one Hessian: they are solved stacked."""
+        assert block.source is not None
+        name = names[0]
+        weights = _stacked(original, names)
+        hessian = lost = behind = torch.empty(0)
+        for number, (now, before) in enumerate(zip(block.inputs, block.source, strict=True)):
+            given = reach(block.module, name, STREAMS.get(name), partial(block.run_batch, now))
+            exact = reach(original, name, STREAMS.get(name), partial(block.run_batch, before))
+            with stage("hessian"):
+                if number == 0:
+                    hessian, lost = empty_gram(given.inputs), empty_gram(given.inputs)
+                    behind = torch.zeros_like(weights, dtype=hessian.dtype)
+                add_gram(hessian, given.inputs, given.inputs)
+                add_correction(lost, exact.inputs - given.inputs, given.inputs)
+                if exact.stream is not None and given.stream is not None:
+                    add_correction(behind, exact.stream - given.stream, given.inputs)
+        lacking = (weights.to(lost.dtype) @ lost).add_(behind)
+        del lost, behind
+        weights = refit(weights, hessian, lacking, block.inputs.tokens)
+        return self._gptq(block, names, weights, hessian)
+
+    def _gptq(
+        self,
+        block: StreamedBlock,
+        names: Sequence[str],
+        weights: torch.Tensor,
+        hessian: torch.Tensor | None,
+    ) -> Solved:
+        """``gptq`` of linears with one input; without a Hessian every column counts alike, and so
+        each is rounded to nearest."""
+        if hessian is None:
+            hessian = torch.eye(weights.shape[1], device=weights.device)
+        dead_channels(hessian.diagonal(), f"{block.name}.{names[0]}")
+        scheme = block.linears[names[0]]
+        return gptq(
+            weights,
+            hessian,
+            bits=scheme.bits,
+            group_size=scheme.columns(weights.shape[1]),
+            dtype=self._dtype,
+            damp_percent=self._damp_percent,
+            kernels=self._kernels,
+        )
+
+    def _notes(self, where: str, solved: Solved) -> Iterator[str]:
+        if solved.dead_channels:
+            yield f"{where}: {solved.dead_channels} dead input channels"
+        if solved.damp_percent != self._damp_percent:
+            yield f"{where}: damping raised to {solved.damp_percent:.2f}"
+
+
+def _sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy that keeps the weights which the module has now, without copies of them."""
+    return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
+
+
+def _sharing_inputs(block: StreamedBlock) -> list[list[str]]:
+    """The linears to quantize that see every token, in the order of their calls, those with one
+    input together."""
+    names = [name for name in block.linears if not is_routed(name)]
+    statistics = InputStatistics(block.module, names)
+    block.blocks.run(block.index, block.module, block.inputs.pick(torch.tensor([0])))
+    statistics.close()
+    return list(statistics.shared().values())
+
+
+def _routed(block: StreamedBlock) -> Iterator[tuple[list[str], torch.Tensor | None]]:
+    """Linears of experts that share their input, and the Hessian of it, None where an expert is
+    given no token.
+
+    Experts work side by side, so the windows run once for all of them, or once for as many as have
+    their Hessians in memory; what takes the output of others comes after these were quantized.
+    """
+    experts = list(dict.fromkeys(expert_of(name) for name in block.linears if is_routed(name)))
+    for leaves in SHARING_INPUT if experts else ():
+        width = linear_weight(block.module, f"{experts[0]}.{leaves[0]}").shape[1]
+        at_once = max(1, _HESSIAN_BYTES // (4 * width * width))
+        for start in range(0, len(experts), at_once):
+            some = experts[start : start + at_once]
+            statistics = InputStatistics(block.module, [f"{one}.{leaves[0]}" for one in some])
+            block.run()
+            statistics.close()
+            for one in some:
+                names = [f"{one}.{leaf}" for leaf in leaves]
+                yield names, statistics.hessian.pop(names[0], None)
+
+
+def _take(module: nn.Module, names: Sequence[str], solved: Solved) -> dict[str, Start]:
+    """Give linears that were solved stacked the weights that they have from now on."""
+    taken, start = {}, 0
+    for name in names:
+        linear: Any = module.get_submodule(name)
+        rows = slice(start, start + linear.out_features)
+        integers = solved.integers.rows(rows.start, rows.stop)
+        taken[name] = Start(solved.compensated[rows], integers)
+        rounded = integers.dequantize().to(linear.weight.dtype)
+        linear.weight = nn.Parameter(rounded, requires_grad=False)
+        start = rows.stop
+    return taken
+
+
+def _stacked(module: nn.Module, names: Sequence[str]) -> torch.Tensor:
+    return torch.cat([linear_weight(module, name) for name in names])

@@ -1,0 +1,41 @@
+"""What checkpoints call the tensors of transformers' modules, where they call them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_RENAMED: Mapping[str, Mapping[str, str]] = {
+    "MixtralForCausalLM": {
+        ".mlp.": ".block_sparse_moe.",
+        ".gate_proj.": ".w1.",
+        ".down_proj.": ".w2.",
+        ".up_proj.": ".w3.",
+    },
+    "GPTNeoXForCausalLM": {"lm_head.": "embed_out."},
+}
+"""By architecture, parts of names that transformers has and its checkpoints have otherwise."""
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """The names in one checkpoint: ``stored(name)`` for a tensor of the model."""
+
+    renamed: Mapping[str, str]
+    dropped: str
+    """What names in the checkpoint lack at their front."""
+
+    @classmethod
+    def of(cls, model: Any, tensors: Iterable[str]) -> StoredNames:
+        """Of a model of transformers, its experts apart, in a checkpoint with these tensors."""
+        base = f"{model.base_model_prefix}."
+        # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
+        dropped = "" if any(name.startswith(base) for name in tensors) else base
+        return cls(_RENAMED.get(type(model).__name__, {}), dropped)
+
+    def __call__(self, name: str) -> str:
+        """What the checkpoint calls the model's tensor ``name``."""
+        for ours, theirs in self.renamed.items():
+            name = name.replace(ours, theirs)
+        return name.removeprefix(self.dropped)
