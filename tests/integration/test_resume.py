@@ -14,7 +14,7 @@ import pytest
 from tests.models import make_checkpoint
 
 KILLS = 10
-"""Of each of the three."""
+"""Of each of the four."""
 
 _DRIVER = """
 import json, os, random, signal, sys, time
@@ -75,18 +75,22 @@ print(json.dumps({"killed": killed, "resumed": resumed, "completed": completed})
 
 
 @pytest.mark.parametrize(
-    "entry",
+    ("entry", "model"),
     [
-        {"spec": "gptq:w4g64"},
-        {"spec": "awq:w4g64"},
-        {"spec": "gptq:w4g64", "rounding": "learned", "iters": 4, "skip": "layers.2.*o_proj"},
+        ({"spec": "gptq:w4g64"}, {"family": "llama"}),
+        ({"spec": "awq:w4g64"}, {"family": "llama"}),
+        (
+            {"spec": "gptq:w4g64", "rounding": "learned", "iters": 4, "skip": "layers.2.*o_proj"},
+            {"family": "llama"},
+        ),
+        ({"spec": "gptq:w4g64"}, {"family": "mixtral", "num_local_experts": 3}),
     ],
-    ids=["gptq", "awq", "learned"],
+    ids=["gptq", "awq", "learned", "experts"],
 )
 def test_killed_at_random_points_it_gives_the_same_bits(
-    entry: dict[str, Any], tmp_path: Path
+    entry: dict[str, Any], model: dict[str, Any], tmp_path: Path
 ) -> None:
-    source = make_checkpoint(tmp_path / "model", num_hidden_layers=7)
+    source = make_checkpoint(tmp_path / "model", num_hidden_layers=7, **model)
     argv = [sys.executable, "-c", _DRIVER, source, tmp_path, json.dumps(entry), KILLS]
     argv = [str(argument) for argument in argv]
     ended = subprocess.run(argv, env=dict(os.environ), capture_output=True, text=True, check=False)
