@@ -12,7 +12,7 @@ import psutil
 
 import quantkit
 from quantkit.ledger import Environment
-from quantkit.load import MemoryBandwidth
+from quantkit.ledger.load import MemoryBandwidth
 
 _PACKAGES = (
     "torch",

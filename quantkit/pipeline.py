@@ -31,6 +31,7 @@ class RunPlan:
 
     source: Checkpoint
     variants: list[Plan]
+    brought: list[Brought]
 
     @property
     def bytes(self) -> int:
@@ -42,10 +43,10 @@ class RunPlan:
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
     source = Checkpoint.open(recipe.source)
-    for entry in recipe.variants:
-        if isinstance(entry, Brought):
-            entry.check()
-    return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs])
+    brought = [entry for entry in recipe.variants if isinstance(entry, Brought)]
+    for entry in brought:
+        entry.check()
+    return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs], brought)
 
 
 def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:

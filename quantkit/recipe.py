@@ -20,7 +20,7 @@ from quantkit.brought import Brought
 from quantkit.calibration import Precision
 from quantkit.devices import AUTO
 from quantkit.errors import RecipeError, did_you_mean
-from quantkit.load import Arrivals, Slo
+from quantkit.ledger.load import Arrivals, Slo
 from quantkit.packaged import packaged_files
 from quantkit.spec import Spec
 from quantkit.yaml_file import first_problem, read_yaml

@@ -13,7 +13,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
 from quantkit.ledger import REFERENCE, Failure, Row
-from quantkit.loss import Loss
+from quantkit.ledger.loss import Loss
 from quantkit.progress import say
 from quantkit.spec import Spec
 from quantkit.variant import Model
@@ -29,6 +29,8 @@ class RowBuilder:
 
     id: str
     spec: str
+    path: str
+    """As the ledger has it: of what is made here, relative to the run's directory."""
     model: Model | None = None
     evaluated: Evaluated = field(default_factory=Evaluated)
     loss: Loss | None = None
@@ -38,12 +40,13 @@ class RowBuilder:
     @classmethod
     def of_source(cls, source: Checkpoint) -> RowBuilder:
         """The first row: what every other one is compared with."""
-        return cls(REFERENCE, f"{source.format}:{source.scheme}", source)
+        return cls(REFERENCE, f"{source.format}:{source.scheme}", str(source.path), source)
 
     @classmethod
     def of_variant(cls, entry: Spec | Brought) -> RowBuilder:
         """The row of a variant that is still to be made, or opened."""
-        return cls(entry.directory, str(entry))
+        made = f"variants/{entry.directory}"
+        return cls(entry.directory, str(entry), entry.path if isinstance(entry, Brought) else made)
 
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
         """``work()``, or None where it fails: then the row keeps the first reason and the run
@@ -66,15 +69,15 @@ class RowBuilder:
             self.failed = self.failed or Failure(stage="bench", error=self.benched.error)
 
     def row(self, source: Checkpoint) -> Row:
-        """The finished row; paths of variants are relative to the run's directory."""
+        """The finished row."""
         made = self.model
         if made is None:
-            return Row(id=self.id, spec=self.spec, path=f"variants/{self.id}", failed=self.failed)
+            return Row(id=self.id, spec=self.spec, path=self.path, failed=self.failed)
         if isinstance(made, Checkpoint):
             facts = Row(
                 id=self.id,
                 spec=self.spec,
-                path=str(made.path),
+                path=self.path,
                 bytes=made.bytes,
                 bits_per_weight=made.bytes * 8 / source.parameters,
             )
@@ -93,7 +96,7 @@ class RowBuilder:
             facts = Row(
                 id=self.id,
                 spec=self.spec,
-                path=f"variants/{self.id}",
+                path=self.path,
                 bytes=made.bytes,
                 bits_per_weight=made.manifest.bits_per_weight,
                 bits_per_weight_quantized=made.manifest.bits_per_weight_quantized,

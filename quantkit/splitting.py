@@ -15,7 +15,7 @@ from quantkit.engines import load_engine, scoring_engine, serving_engine
 from quantkit.engines.base import Engine, label
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
 from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
-from quantkit.loss import Loss, NoiseFloor, Part
+from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.run import RunDirectory
 from quantkit.spec import Spec
 from quantkit.variant import Model, Variant

@@ -14,7 +14,7 @@ from quantkit.environment import environment
 from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
 from quantkit.ledger import TextEntry
-from quantkit.load import MemoryBandwidth
+from quantkit.ledger.load import MemoryBandwidth
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text

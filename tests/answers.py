@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.prompt_drift import AnswerPair, PromptDrift, PromptGroup
+from quantkit.ledger.prompt_drift import AnswerPair, PromptDrift, PromptGroup
 
 PROMPTS = 40
 PROTOCOL = {

@@ -7,10 +7,10 @@ import random
 
 import numpy as np
 
-from quantkit.drift import Bin, Comparison, Profile, WorstPosition
 from quantkit.evaluate.compare import compare
 from quantkit.evaluate.samples import Answers, Evaluated
 from quantkit.ledger import Ledger, Row
+from quantkit.ledger.drift import Bin, Comparison, Profile, WorstPosition
 
 WINDOWS, SCORED = 80, 255
 SUBJECTS = 57

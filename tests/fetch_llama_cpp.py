@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantkit import llama_cpp_source
 from quantkit.files import new_directory
 from quantkit.home import home
+from quantkit.toolchains import llama_cpp_source
 
 WANTED = (*llama_cpp_source.CONVERTER_FILES, "models/ggml-vocab-")
 

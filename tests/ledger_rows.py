@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantkit.ledger import Metric, Row, Sample
-from quantkit.load import Bench, Percentiles, Reading, Spread
+from quantkit.ledger.load import Bench, Percentiles, Reading, Spread
 from quantkit.variant import ConvertCost
 from tests import answers, drifts
 

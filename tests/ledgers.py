@@ -13,7 +13,7 @@ from quantkit.ledger import (
     SourceEntry,
     TextEntry,
 )
-from quantkit.load import MemoryBandwidth
+from quantkit.ledger.load import MemoryBandwidth
 from quantkit.variant import CalibrationRecord
 from tests import drifts, loads
 from tests.ledger_rows import reference, row

@@ -8,7 +8,7 @@ from statistics import median, stdev
 from typing import Any
 
 from quantkit.ledger import Row
-from quantkit.load import (
+from quantkit.ledger.load import (
     Bandwidth,
     Bench,
     Goodput,

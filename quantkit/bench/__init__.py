@@ -21,7 +21,7 @@ from quantkit.bench.session import Keep, Session
 from quantkit.engines import load_engine, serving_engine
 from quantkit.engines.base import Engine
 from quantkit.errors import EngineError
-from quantkit.load import MemoryBandwidth
+from quantkit.ledger.load import MemoryBandwidth
 from quantkit.variant import Model, context_length
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from quantkit.bench.loads import Times, Workload
 from quantkit.bench.requests import attained, cached, requests
 from quantkit.errors import EngineError
-from quantkit.load import Percentiles, Reading, Slo
+from quantkit.ledger.load import Percentiles, Reading, Slo
 
 
 class TooSlow(EngineError):

@@ -21,7 +21,7 @@ from quantkit.bench.open_loop import open_loop
 from quantkit.bench.watch import BOUND, Use, Watch
 from quantkit.engines.process import Process, launched
 from quantkit.errors import EngineError
-from quantkit.load import Reading, Slo
+from quantkit.ledger.load import Reading, Slo
 from quantkit.progress import say
 
 _CLIENT = Path(__file__).with_name("client.py")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import RecipeError
-from quantkit.load import Arrivals, Slo
+from quantkit.ledger.load import Arrivals, Slo
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quantkit.errors import EngineError
 from quantkit.ledger import Sample
-from quantkit.load import Bench, Goodput, RateBench
+from quantkit.ledger.load import Bench, Goodput, RateBench
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from quantkit.load import MemoryBandwidth
+from quantkit.ledger.load import MemoryBandwidth
 
 _ARRAY_BYTES = 256 << 20
 _TIMES_THE_CACHE = 8

@@ -7,7 +7,7 @@ from typing import Any
 from quantkit.bench.loads import Times, Workload
 from quantkit.bench.requests import cached, percentiles, requests
 from quantkit.errors import EngineError
-from quantkit.load import Reading, Slo
+from quantkit.ledger.load import Reading, Slo
 
 
 class Overloaded(EngineError):

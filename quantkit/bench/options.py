@@ -10,7 +10,7 @@ from quantkit.bench.sweep import MOST_CONCURRENT
 from quantkit.checkpoint import load_tokenizer
 from quantkit.errors import RecipeError
 from quantkit.files import sha256_json
-from quantkit.load import Arrivals, Slo
+from quantkit.ledger.load import Arrivals, Slo
 from quantkit.variant import Model, tokenizer_directory
 
 if TYPE_CHECKING:

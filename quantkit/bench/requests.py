@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit.load import Percentiles, Slo
+from quantkit.ledger.load import Percentiles, Slo
 
 Outcome = Literal["completed", "failed", "cut off"]
 _OUTCOMES: dict[str, Outcome] = {

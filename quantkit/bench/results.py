@@ -12,7 +12,7 @@ from quantkit.bench.loads import Closed, Load
 from quantkit.bench.options import BenchOptions
 from quantkit.bench.sweep import Found, pooled
 from quantkit.bench.weights import Weights, weights
-from quantkit.load import (
+from quantkit.ledger.load import (
     Bandwidth,
     Bench,
     Goodput,

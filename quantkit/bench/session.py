@@ -14,7 +14,7 @@ from quantkit.bench.open_loop import Overloaded
 from quantkit.bench.options import BenchOptions
 from quantkit.engines.process import Process
 from quantkit.errors import EngineError
-from quantkit.load import RateReading, Reading
+from quantkit.ledger.load import RateReading, Reading
 from quantkit.progress import say
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quantkit.load import RateReading
+from quantkit.ledger.load import RateReading
 
 MOST_CONCURRENT = 64
 """Where an automatic sweep ends, grown or not: the server has slots for so many."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from quantkit.drift import ALPHA, Comparison, Flips, SubjectDrift, Verdict
 from quantkit.evaluate import paired, sequential
 from quantkit.evaluate.paired import Difference
 from quantkit.evaluate.samples import Answers, Evaluated, flips, gaps
 from quantkit.ledger import REFERENCE, Metric, require_comparable
+from quantkit.ledger.drift import ALPHA, Comparison, Flips, SubjectDrift, Verdict
 
 _LARGEST = 700.0
 """e to this is still a number."""

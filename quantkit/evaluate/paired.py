@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from quantkit.drift import ALPHA
+from quantkit.ledger.drift import ALPHA
 
 POWER = 0.8
 """The chance with which the number of further questions would decide."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quantkit.drift import Bin, Profile, WorstPosition
 from quantkit.evaluate.divergence import Drift, Positions, delta_p
 from quantkit.evaluate.statistics import mean
+from quantkit.ledger.drift import Bin, Profile, WorstPosition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ import torch
 from quantkit.engines.prefixes import common
 from quantkit.evaluate.prompt_file import Prompt, Prompts
 from quantkit.evaluate.statistics import clustered_mean, proportion
-from quantkit.prompt_drift import AnswerPair, PromptDrift, PromptGroup
+from quantkit.ledger.prompt_drift import AnswerPair, PromptDrift, PromptGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quantkit.engines.base import Engine
     from quantkit.evaluate.prompt_pairs import Pair
     from quantkit.evaluate.statistics import Estimate
-    from quantkit.prompt_drift import PromptDrift
+    from quantkit.ledger.prompt_drift import PromptDrift
     from quantkit.variant import Model
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from quantkit.drift import Flips, Profile
 from quantkit.ledger import Metric
-from quantkit.prompt_drift import PromptDrift
+from quantkit.ledger.drift import Flips, Profile
+from quantkit.ledger.prompt_drift import PromptDrift
 
 METRICS_VERSION = 3
 """Raised when a metric is computed in another way: results of two versions do not compare."""

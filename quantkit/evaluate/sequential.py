@@ -27,9 +27,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.drift import ALPHA
 from quantkit.evaluate import paired
 from quantkit.evaluate.paired import Difference
+from quantkit.ledger.drift import ALPHA
 
 FUTILE = 0.05
 """Where all remaining questions would decide with less than this chance, none is asked."""

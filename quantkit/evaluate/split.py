@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quantkit.errors import EvaluationError
-from quantkit.loss import Part
+from quantkit.ledger.loss import Part
 from quantkit.progress import track
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from lm_eval import utils as lm_eval_utils
 from lm_eval.api import task as lm_eval_task
 from lm_eval.tasks import TaskManager
 
-from quantkit.errors import EvaluationError, RecipeError, did_you_mean
+from quantkit.errors import EvaluationError, RecipeError, did_you_mean, first_line
 from quantkit.evaluate.language_model import EngineLM, OpenModel
 from quantkit.evaluate.prompt_file import end_ids
 from quantkit.evaluate.samples import Answers
@@ -152,11 +152,11 @@ def load_task(task: str, data: Mapping[str, str], shots: int | None) -> Any:
     except (ConnectionError, DatasetNotFoundError) as error:
         raise EvaluationError(
             f"{task}: its data is not in {HF_DATASETS_CACHE}, and the hub cannot be reached "
-            f"({_first_line(error)}); run it once with a network, or take a task with data of your "
+            f"({first_line(error)}); run it once with a network, or take a task with data of your "
             "own (wikitext_file, mmlu_csv, or a YAML file as evals/template.yaml)"
         ) from error
     except (OSError, ImportError) as error:  # the task's data, or a package that it needs
-        raise EvaluationError(f"{task}: {_first_line(error)}") from error
+        raise EvaluationError(f"{task}: {first_line(error)}") from error
     if len(loaded["tasks"]) > 1 and not loaded["groups"]:
         raise EvaluationError(f"{task}: is a set of tasks; name one: {', '.join(loaded['tasks'])}")
     for leaf in loaded["tasks"].values():
@@ -249,10 +249,6 @@ def _add(answer: dict[str, Any], sample: Mapping[str, Any], prefix: str) -> None
         if is_accuracy(name) and sample[metric] in (0, 1):
             answer["right"][name] = bool(sample[metric])
             answer["pick"][name] = pick
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class AWQ:
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Format.convert``; block after block, each on the output of the quantized ones."""
-        from quantkit.blocks import DecoderBlocks
+        from quantkit.decoder.blocks import DecoderBlocks
         from quantkit.formats.block_conversion import convert_linears
         from quantkit.quantize.awq import BlockAWQ
 

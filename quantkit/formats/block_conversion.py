@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from quantkit.blocks import DecoderBlocks
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.devices import peak_bytes
 from quantkit.errors import ConversionError
 from quantkit.files import write_json

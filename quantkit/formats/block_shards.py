@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.formats.shards import Shards
 from quantkit.quantize.rounding import Integers

@@ -17,8 +17,8 @@ from quantkit.spec import GroupScheme, Spec
 if TYPE_CHECKING:
     import torch
 
-    from quantkit.blocks import DecoderBlocks
     from quantkit.calibration import Calibration
+    from quantkit.decoder.blocks import DecoderBlocks
     from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
@@ -80,7 +80,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
 
     Raise ConversionError naming the first linear whose shape does not fit.
     """
-    from quantkit.blocks import DecoderBlocks
+    from quantkit.decoder.blocks import DecoderBlocks
 
     spec = asked.spec
     if checkpoint.architecture not in ARCHITECTURES:
@@ -139,7 +139,7 @@ def linear_names(blocks: DecoderBlocks) -> list[str]:
 def router_names(blocks: DecoderBlocks) -> list[str]:
     """Names in the checkpoint of what gives tokens to experts: linears to an engine, which has to
     be told that they are not quantized."""
-    from quantkit.experts import ROUTER
+    from quantkit.decoder.experts import ROUTER
 
     return [
         stored.removesuffix(".weight")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.experts import ROUTER, expert_of, is_routed
+from quantkit.decoder.experts import ROUTER, expert_of, is_routed
 
 
 @dataclass(frozen=True)

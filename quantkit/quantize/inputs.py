@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantkit.decoder.experts import is_routed
 from quantkit.errors import ConversionError
-from quantkit.experts import is_routed
 from quantkit.stopwatch import stage
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
-from quantkit.experts import expert_of, is_routed
+from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.experts import expert_of, is_routed
 from quantkit.quantize.activations import Activations
 from quantkit.spec import GroupScheme
 

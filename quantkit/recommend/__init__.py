@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
-from quantkit.ledger import Ledger
+from quantkit.ledger import REFERENCE, Ledger
 from quantkit.recommend.candidates import Candidate, Nearness, candidates
 from quantkit.recommend.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommend.interval import Interval
@@ -61,13 +61,18 @@ class Recommendation:
 def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
     """Apply the rule to a ledger.
 
-    Raise EvaluationError where nothing was served in a bench, RecipeError for limits on what the
-    run did not measure.
+    Raise EvaluationError where nothing was served in a bench, or of no variant's quality anything
+    is known; RecipeError for limits on what the run did not measure.
     """
     wants = wants or Wants()
     served = candidates(ledger)
     if not served:
         raise EvaluationError("nothing to recommend: no whole variant of this run was benched")
+    served = [one for one in served if one.judged]
+    if all(one.row.id == REFERENCE for one in served) and len(ledger.variants) > 1:
+        raise EvaluationError(
+            "nothing to recommend: what the variants lost was not measured; give the run `evaluate`"
+        )
     served = _on_engine(served, wants.engine)
     concurrency = _concurrency(served, wants.concurrency)
     bounds = limits(ledger, wants, concurrency)
@@ -90,8 +95,11 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
 
 
 def by_default(ledger: Ledger) -> Recommendation | None:
-    """Under no limit but the default one on drift; None where nothing was benched."""
-    return recommend(ledger) if candidates(ledger) else None
+    """Under no limit but the default one on drift; None where nothing can be recommended."""
+    try:
+        return recommend(ledger)
+    except EvaluationError:
+        return None
 
 
 def _on_engine(served: list[Candidate], engine: str | None) -> list[Candidate]:
@@ -139,6 +147,8 @@ def _missing(ledger: Ledger, assessed: Sequence[Assessed], concurrency: int) -> 
             found.append(Missing(row.id, f"failed in {row.failed.stage}"))
         elif not row.bench:
             found.append(Missing(row.id, "was not benched"))
+        elif row.id != REFERENCE and not row.metrics:
+            found.append(Missing(row.id, "what it lost was not measured"))
         elif row.id not in known:
             found.append(Missing(row.id, "was not benched on this engine"))
     for one in assessed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from quantkit.ledger import REFERENCE, Ledger, Row
-from quantkit.load import Bench, Delivered, Goodput, Slo
+from quantkit.ledger.load import Bench, Delivered, Goodput, Slo
 from quantkit.recommend.interval import Interval, of_metric, of_repetitions
 
 T = TypeVar("T", Bench, Goodput)
@@ -30,6 +30,11 @@ class Candidate:
     def key(self) -> tuple[str, str]:
         """What tells it from all others."""
         return self.row.id, self.engine
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything is known of what it lost."""
+        return self.row.id == REFERENCE or bool(self.row.metrics)
 
     @property
     def memory(self) -> Interval:

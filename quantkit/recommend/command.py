@@ -7,7 +7,7 @@ from typing import Any
 
 from quantkit.errors import RecipeError
 from quantkit.ledger import Ledger
-from quantkit.load import Slo
+from quantkit.ledger.load import Slo
 from quantkit.recommend import Recommendation, Wants, recommend
 from quantkit.run import LEDGER
 from quantkit.serve.config import parse_size

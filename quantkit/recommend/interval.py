@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from quantkit.drift import ALPHA
 from quantkit.ledger import Metric
+from quantkit.ledger.drift import ALPHA
 
 ONE_RUN = 0.10
 """Fewer than three repetitions show no error: below a tenth, differences are not ranked."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from quantkit.errors import RecipeError
 from quantkit.ledger import REFERENCE, Ledger, is_accuracy
-from quantkit.load import Slo
+from quantkit.ledger.load import Slo
 from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from quantkit.console import print_json, print_table
+from quantkit.cli.console import print_json, print_table
 from quantkit.ledger import Ledger
 from quantkit.recommend import Assessed, Check, Interval, Limit, Recommendation
 from quantkit.report.format import NOTHING, size, span

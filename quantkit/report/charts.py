@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from quantkit.ledger import Ledger, Metric, Row
-from quantkit.load import Percentiles
+from quantkit.ledger.load import Percentiles
 from quantkit.report.drifts import said
 from quantkit.report.format import fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Z95, against_reference

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.drift import ALPHA, Bin, Comparison, WorstPosition
 from quantkit.ledger import Ledger, Row
+from quantkit.ledger.drift import ALPHA, Bin, Comparison, WorstPosition
 from quantkit.report.format import NOTHING, fixed, number, signed
 from quantkit.report.noise import against_reference, tiers
 from quantkit.report.prose import Name, Prose, listing

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger
-from quantkit.load import Bench, Goodput, RateBench
+from quantkit.ledger.load import Bench, Goodput, RateBench
 from quantkit.recommend import Candidate, candidates, said
 from quantkit.recommend.candidates import throughput
 from quantkit.report.format import NOTHING, duration, milliseconds, number, size, span

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.drift import Comparison
 from quantkit.ledger import Ledger, Metric
+from quantkit.ledger.drift import Comparison
 from quantkit.report.drifts import UNITS, asked, roughly, said
 from quantkit.report.format import count, fixed, number, plus_minus, size, span
 from quantkit.report.noise import (

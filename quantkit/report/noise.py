@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.drift import Comparison
 from quantkit.evaluate.compare import groups
 from quantkit.ledger import REFERENCE, Ledger, Metric, Row
-from quantkit.load import Bench
+from quantkit.ledger.drift import Comparison
+from quantkit.ledger.load import Bench
 from quantkit.recommend.candidates import throughput
 from quantkit.recommend.interval import Interval
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger
-from quantkit.prompt_drift import AnswerPair, PromptDrift, PromptGroup
+from quantkit.ledger.prompt_drift import AnswerPair, PromptDrift, PromptGroup
 from quantkit.report.findings import Finding
 from quantkit.report.format import NOTHING, fixed, plus_minus
 from quantkit.report.prose import Name, Prose

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger, Row
-from quantkit.loss import Loss, NoiseFloor, Part
+from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.report.format import NOTHING, fixed, number, plus_minus, signed
 from quantkit.report.noise import Z95, AgainstFloor, against_floor
 from quantkit.report.panels import Measure, Panels, Reading, lay_out

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger, Metric, Row, is_accuracy
-from quantkit.load import Bench
+from quantkit.ledger.load import Bench
 from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Served, against_reference
 

@@ -83,14 +83,14 @@ class Tradeoff:
 
 
 def tradeoffs(ledger: Ledger, found: Recommendation | None = None) -> list[Tradeoff]:
-    """One chart a concurrency at which anything has both coordinates, highest concurrency first.
+    """One chart a concurrency at which any variant has both coordinates, highest concurrency first.
 
     What is recommended is marked where the recommendation is for that concurrency.
     """
     charts = []
     for concurrency in concurrencies(ledger)[::-1]:
         placed = front(ledger, concurrency)
-        if placed:
+        if any(one.candidate.row.id != REFERENCE for one in placed):
             here = found is not None and found.concurrency == concurrency
             pick = found.pick.candidate.key if found and found.pick and here else None
             charts.append(_tradeoff(ledger, concurrency, placed, pick))

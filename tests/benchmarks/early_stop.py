@@ -19,11 +19,11 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from quantkit.drift import ALPHA, Verdict
 from quantkit.evaluate import paired, sequential
 from quantkit.evaluate.compare import verdict
 from quantkit.evaluate.paired import Difference
 from quantkit.ledger import REFERENCE
+from quantkit.ledger.drift import ALPHA, Verdict
 
 TITLES = ("variant", "questions", "drift", "of all", "asked", "saved", "same", "given up", "other")
 

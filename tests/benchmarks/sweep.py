@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quantkit import pipeline
 from quantkit.ledger import Ledger, Row
-from quantkit.load import Bench
+from quantkit.ledger.load import Bench
 from quantkit.recipe import load_recipe
 
 SAME_WEIGHTS = ("gguf-BF16", "reference")

@@ -26,7 +26,7 @@ from quantkit.engines.process import free_port
 from tests.integration.servers import PATIENCE, tree
 
 KEY = "a-key-of-tests"
-QUANTKIT = [sys.executable, "-c", "from quantkit.cli import main; main()"]
+QUANTKIT = [sys.executable, "-c", "from quantkit.cli.main import main; main()"]
 LENGTH = 60_000
 """Tokens that no machine computes while a test looks on; what asks for them must be ended."""
 CONTEXT = 1 << 16

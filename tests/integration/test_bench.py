@@ -19,7 +19,7 @@ from quantkit.bench.guidellm import Target
 from quantkit.bench.loads import Closed, Open, Times, Workload
 from quantkit.bench.options import BenchOptions
 from quantkit.bench.session import Session
-from quantkit.load import Slo
+from quantkit.ledger.load import Slo
 from quantkit.variant import Variant
 from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork, ticking
 from tests.integration.servers import KEY

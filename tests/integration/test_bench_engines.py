@@ -23,7 +23,7 @@ from quantkit.convert import convert
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError, RecipeError
-from quantkit.load import MemoryBandwidth, Slo
+from quantkit.ledger.load import MemoryBandwidth, Slo
 from quantkit.recipe import BenchSection
 from quantkit.spec import Spec
 from quantkit.variant import Variant

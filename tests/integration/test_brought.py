@@ -89,6 +89,7 @@ def test_it_stands_in_the_same_comparison(
     # The same file gives the same numbers, wherever it comes from.
     assert brought.bits_per_weight == pytest.approx(made.bits_per_weight)
     assert brought.metrics["kld_mean"] == made.metrics["kld_mean"]
+    assert wrong.path == str(tmp_path / "wrong")
     assert wrong.failed is not None
     assert wrong.failed.stage == "open"
     assert "its tokenizer.json differs from that of" in wrong.failed.error

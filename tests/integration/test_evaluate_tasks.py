@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from quantkit import pipeline
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.engines.transformers import Transformers
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import QuantkitError

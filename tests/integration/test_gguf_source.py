@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit import verbs
 from quantkit.checkpoint import Checkpoint
+from quantkit.cli import verbs
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares

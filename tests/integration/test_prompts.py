@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quantkit import pipeline
 from quantkit.checkpoint import Checkpoint
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import RecipeError

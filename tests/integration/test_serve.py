@@ -24,7 +24,7 @@ from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
-QUANTKIT = [sys.executable, "-c", "from quantkit.cli import main; main()"]
+QUANTKIT = [sys.executable, "-c", "from quantkit.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")

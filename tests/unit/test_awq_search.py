@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.quantize.activations import Activations
 from quantkit.quantize.awq import BlockAWQ, Grid, clip, search_scales
 from quantkit.quantize.families import families, fold_scales

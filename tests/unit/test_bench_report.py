@@ -10,7 +10,7 @@ from quantkit.bench.closed_loop import closed_loop
 from quantkit.bench.loads import Times, Workload
 from quantkit.bench.open_loop import Overloaded, open_loop
 from quantkit.errors import EngineError
-from quantkit.load import Reading, Slo
+from quantkit.ledger.load import Reading, Slo
 from tests.guidellm_reports import closed, request, spread, with_requests
 
 WORKLOAD = Workload.synthetic(128, 32)

@@ -10,7 +10,7 @@ from quantkit.bench.results import bandwidth_share, cost, spread, summary
 from quantkit.bench.weights import Weights, _counted, weights
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
-from quantkit.load import MemoryBandwidth, Percentiles, Reading
+from quantkit.ledger.load import MemoryBandwidth, Percentiles, Reading
 from quantkit.spec import Spec
 from tests.models import make_checkpoint
 

@@ -17,7 +17,7 @@ from quantkit.bench.loads import Closed, Load, Open, Times, Workload
 from quantkit.bench.options import BenchOptions
 from quantkit.bench.session import Session
 from quantkit.errors import EngineError, RecipeError
-from quantkit.load import Percentiles, Reading, Slo
+from quantkit.ledger.load import Percentiles, Reading, Slo
 from quantkit.recipe import BenchSection
 from quantkit.variant import Variant
 

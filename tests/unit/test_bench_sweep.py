@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from quantkit.bench.sweep import Found, doubling, goodput
-from quantkit.load import RateReading
+from quantkit.ledger.load import RateReading
 
 
 def saturating(level: int) -> float:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.blocks import ARCHITECTURES, DecoderBlocks
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.blocks import ARCHITECTURES, DecoderBlocks
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf.architectures import SUPPORTED
 from quantkit.quantize.inputs import InputStatistics

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from tests import ledgers
 
 VERBS = (
@@ -62,7 +62,7 @@ def variant(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from quantkit.cli import cli\n"
+        "from quantkit.cli.main import cli\n"
         "try: cli(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'rich', 'yaml', 'lm_eval'}\n"
@@ -168,10 +168,13 @@ def test_evaluate_prints_verdicts_of_questions_asked_until_decided(
     _fails(*needs, "--reference", tiny_llama, "--text", "pydoc:evaluation")
 
 
-def test_plan_prints_sizes(tiny_llama: Path) -> None:
-    ended = quantkit("plan", "quickstart", "--set", f"source={tiny_llama}", "--json")
-    planned = json.loads(ended.stdout)
-    assert [plan["spec"] for plan in planned][:2] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+def test_plan_prints_sizes_and_what_is_measured_as_it_is(tiny_llama: Path, variant: Path) -> None:
+    entries = f"convert=[gguf:Q8_0, gguf:Q4_K_M, {{path: {variant}}}]"
+    asked = ("plan", "quickstart", "--set", f"source={tiny_llama}", "--set", entries)
+    *planned, brought = json.loads(quantkit(*asked, "--json").stdout)
+    assert [plan["spec"] for plan in planned] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+    assert brought == {"id": variant.name, "path": str(variant)}
+    assert f"{variant.name}: measured as it is, from {variant}" in quantkit(*asked).stdout
 
 
 def test_bad_specs(tiny_llama: Path, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.drift import ALPHA, Comparison
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.compare import compare, verdict
 from quantkit.evaluate.samples import Answers, Evaluated, flips
 from quantkit.ledger import Ledger, Metric
+from quantkit.ledger.drift import ALPHA, Comparison
 from tests import ledgers
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit import blocks, devices
+from quantkit import devices
 from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
+from quantkit.decoder import blocks
 from quantkit.errors import RecipeError
 from quantkit.quantize.activations import Activations
 from quantkit.quantize.gptq import _inverse_factor

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

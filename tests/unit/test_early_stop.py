@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.drift import Comparison, Flips, Verdict
 from quantkit.engines.base import TokenScores
 from quantkit.errors import EvaluationError
 from quantkit.evaluate import EvaluationPlan, evaluate, questions
@@ -21,6 +20,7 @@ from quantkit.evaluate.early_stop import EarlyStop
 from quantkit.evaluate.samples import Evaluated
 from quantkit.evaluate.tasks import TaskResult
 from quantkit.ledger import REFERENCE
+from quantkit.ledger.drift import Comparison, Flips, Verdict
 from quantkit.report.drifts import pairs
 from quantkit.report.pages import html
 from tests import ledgers

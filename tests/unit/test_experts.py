@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.engines.transformers.weights import load
 from quantkit.engines.vllm import refused
 from quantkit.errors import IncompatibleVariant, RecipeError

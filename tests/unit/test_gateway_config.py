@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.cli import serve
+from quantkit.cli.main import serve
 from quantkit.errors import RecipeError
 from quantkit.recommend import recommend
 from quantkit.serve.arguments import of_pairs, words

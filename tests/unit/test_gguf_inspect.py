@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from llama_cpp._ggml import libggml
 
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.errors import CheckpointError, QuantkitError
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.inspection import inspect

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.convert import plan
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.gguf import GGUF, file_types, ggml

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.quantize.learned import MOMENTUM, TRAVEL, Learned, LearnedLinear, Start, learn
 from quantkit.quantize.rounding import Integers, round_to_nearest
 from quantkit.quantize.streamed import StreamedBlock

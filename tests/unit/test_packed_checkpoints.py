@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.cli.verbs import inspect
 from quantkit.engines import load_engine
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant
 from quantkit.formats import compressed_tensors, load_format
 from quantkit.spec import Spec
 from quantkit.variant import open_model, open_variant
-from quantkit.verbs import inspect
 from tests.packed_checkpoints import (
     LINEARS,
     Drawn,

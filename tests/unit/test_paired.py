@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from quantkit.drift import ALPHA
 from quantkit.evaluate import paired
+from quantkit.ledger.drift import ALPHA
 
 RUNS = 2000
 

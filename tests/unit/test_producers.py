@@ -15,6 +15,7 @@ from quantkit import convert as converting
 from quantkit import toolchains
 from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
+from quantkit.cli.spec_arguments import by_producer
 from quantkit.convert import convert, plan
 from quantkit.errors import ConversionError, QuantkitError, RecipeError, ToolchainError
 from quantkit.formats import gptq, load_format
@@ -23,7 +24,6 @@ from quantkit.producers.package import Package, Schemes
 from quantkit.producers.staging import as_transformers_4
 from quantkit.recipe import Recipe
 from quantkit.spec import Spec
-from quantkit.spec_arguments import by_producer
 from quantkit.texts import load_text
 from quantkit.toolchains import Toolchain
 from quantkit.variant import Variant, verify

@@ -9,8 +9,8 @@ import pytest
 
 from quantkit.errors import EvaluationError, RecipeError
 from quantkit.ledger import Failure, Ledger, Row
-from quantkit.load import Slo
-from quantkit.recommend import Recommendation, Wants, recommend
+from quantkit.ledger.load import Slo
+from quantkit.recommend import Recommendation, Wants, by_default, recommend
 from quantkit.recommend.interval import Interval, of_repetitions
 from tests import ledgers, loads
 from tests.ledger_rows import LLAMACPP, VLLM
@@ -237,7 +237,7 @@ def test_what_is_missing_is_named_and_not_recommended() -> None:
         "reference": "was not benched",
         "broken": "failed in evaluate",
         "unbenched": "was not benched",
-        "unmeasured on llamacpp": "no KL divergence",
+        "unmeasured": "what it lost was not measured",
         "lower on llamacpp": "no bench at 4 requests at a time",
     }
     with pytest.raises(EvaluationError, match="nothing to recommend"):
@@ -263,7 +263,7 @@ def test_a_bench_that_failed_on_one_engine_does_not_take_the_other_away() -> Non
 
 
 def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
-    bare = [one.model_copy(update={"metrics": {}}) for one in (FAST, NEAR)]
+    bare = [one.model_copy(update={"metrics": {"ppl": one.metrics["ppl"]}}) for one in (FAST, NEAR)]
     found = ledgers.quickstart()
     original = found.variants[0].model_copy(update={"metrics": {}, "bench": []})
     made = found.model_copy(update={"variants": [original, *bare], "comparisons": []})
@@ -272,6 +272,14 @@ def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
     for wants in (Wants(max_kld=0.1), Wants(max_drop=1.0)):
         with pytest.raises(RecipeError, match="this run"):
             recommend(made, wants)
+
+
+def test_nothing_is_recommended_of_which_nobody_knows_what_it_lost() -> None:
+    bare = [one.model_copy(update={"metrics": {}}) for one in (FAST, NEAR)]
+    made = ledger(*bare).model_copy(update={"comparisons": []})
+    with pytest.raises(EvaluationError, match="what the variants lost was not measured; give the"):
+        recommend(made)
+    assert by_default(made) is None
 
 
 def test_a_sweep_that_levelled_off_counts_at_more_requests() -> None:

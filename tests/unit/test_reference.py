@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EvaluationError
 from quantkit.evaluate import reference as module

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import math
 
-from quantkit.drift import SubjectDrift
 from quantkit.ledger import Ledger
+from quantkit.ledger.drift import SubjectDrift
 from quantkit.report.cautions import cautions
 from quantkit.report.drifts import profiles, verdicts
 from quantkit.report.findings import compared, findings, headlines

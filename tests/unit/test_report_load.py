@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from quantkit.ledger import Ledger, Row
-from quantkit.load import RateBench
+from quantkit.ledger.load import RateBench
 from quantkit.recommend import Wants, recommend
 from quantkit.report.claims import Claims, claims, conclusion
 from quantkit.report.curves import curves, spread_out

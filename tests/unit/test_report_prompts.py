@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from markdown_it import MarkdownIt
 
-from quantkit.prompt_drift import PromptDrift
+from quantkit.ledger.prompt_drift import PromptDrift
 from quantkit.report.pages import html, markdown
 from quantkit.report.prompts import answers, finding
 from quantkit.report.prose import plain

@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from quantkit.ledger import Ledger
-from quantkit.loss import Loss, NoiseFloor, Part
+from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.report.cautions import cautions
 from quantkit.report.noise import against_floor
 from quantkit.report.pages import html, markdown

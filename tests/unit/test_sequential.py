@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.drift import ALPHA
 from quantkit.evaluate import paired, sequential
+from quantkit.ledger.drift import ALPHA
 
 RUNS = 300
 TOLERANCE = 0.01

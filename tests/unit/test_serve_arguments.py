@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from quantkit import toolchains
-from quantkit.cli import cli
+from quantkit.cli.main import cli
 from quantkit.engines.process import free_port
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError

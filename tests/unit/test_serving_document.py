@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.cli import serve
+from quantkit.cli.main import serve
 from quantkit.serve.config import Limits
 
 ROOT = Path(__file__).parents[2]

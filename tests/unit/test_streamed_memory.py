@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.blocks import DecoderBlocks
 from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
+from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.quantize import activations
 from quantkit.spec import Spec
 from quantkit.texts import load_text

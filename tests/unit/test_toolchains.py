@@ -13,7 +13,7 @@ import pytest
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.formats.gguf import fallback
-from quantkit.toolchain_recipes import RECIPES, Recipe
+from quantkit.toolchains.recipes import RECIPES, Recipe
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import experts
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder import experts
+from quantkit.decoder.stored_names import StoredNames
 from quantkit.errors import CheckpointError, IncompatibleVariant
 from quantkit.hf_config import attention
-from quantkit.stored_names import StoredNames
 from quantkit.variant import Model
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from quantkit.errors import ConversionError, ToolchainError
 from quantkit.formats.base import Converted
 from quantkit.formats.gguf import architectures
 from quantkit.home import home
-from quantkit.llama_cpp_source import CONVERTER
 from quantkit.progress import say
 from quantkit.spec import Spec
+from quantkit.toolchains.llama_cpp_source import CONVERTER
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration

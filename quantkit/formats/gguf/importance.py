@@ -47,7 +47,7 @@ def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMa
 
 def check_computable(checkpoint: Checkpoint) -> None:
     """Raise ConversionError for an architecture whose blocks quantkit cannot run."""
-    from quantkit.blocks import ARCHITECTURES
+    from quantkit.decoder.blocks import ARCHITECTURES
 
     if checkpoint.architecture not in ARCHITECTURES:
         raise ConversionError(
@@ -65,7 +65,7 @@ def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatri
     are taken as they are, where llama-imatrix begins each with a BOS if the model wants one. Raise
     ConversionError as ``check_computable``.
     """
-    from quantkit.blocks import DecoderBlocks
+    from quantkit.decoder.blocks import DecoderBlocks
 
     check_computable(checkpoint)
     blocks = DecoderBlocks(checkpoint, calibration.device, calibration.precision)

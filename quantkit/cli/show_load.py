@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantkit.console import print_json, print_table
-from quantkit.load import Bench, Delivered, RateBench
+from quantkit.cli.console import print_json, print_table
+from quantkit.ledger.load import Bench, Delivered, RateBench
 
 if TYPE_CHECKING:
     from quantkit.bench.measured import BenchResult

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from quantkit import __version__, flags
-from quantkit.cli_engines import engines
+from quantkit import __version__
+from quantkit.cli import flags
+from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError
 from quantkit.threads import spin_briefly
 
@@ -61,7 +62,8 @@ def run(
 
     Example:  quantkit run quickstart --set source=./my-model --out runs/mine
     """
-    from quantkit import pipeline, show
+    from quantkit import pipeline
+    from quantkit.cli import show
     from quantkit.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -81,10 +83,11 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Example:  quantkit plan quickstart --set source=./my-model
     """
-    from quantkit import pipeline, show
+    from quantkit import pipeline
+    from quantkit.cli import show
     from quantkit.recipe import load_recipe
 
-    show.plans(pipeline.plan(load_recipe(recipe, overrides)).variants, as_json)
+    show.plan(pipeline.plan(load_recipe(recipe, overrides)), as_json)
 
 
 @cli.command()
@@ -112,7 +115,7 @@ def convert(
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """
-    from quantkit import show, verbs
+    from quantkit.cli import show, verbs
 
     show.variants(verbs.convert(model, specs, out, force=force, **options), as_json)
 
@@ -151,7 +154,7 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
 
     Example:  quantkit evaluate variants/* --reference ./my-model --eval mmlu --text wikitext-2:test
     """
-    from quantkit import show, verbs
+    from quantkit.cli import show, verbs
 
     show.evaluated(verbs.evaluate(paths, reference, **options), as_json)
 
@@ -167,7 +170,7 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     Example:  quantkit bench variants/gguf-Q4_K_M --slo ttft_ms=500,itl_ms=50
     """
-    from quantkit import show_load, verbs
+    from quantkit.cli import show_load, verbs
 
     results = verbs.bench(paths, **options)
     show_load.results(results, as_json)
@@ -209,7 +212,7 @@ def serve(paths: tuple[str, ...], **options: Any) -> None:
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
-    from quantkit import verbs
+    from quantkit.cli import verbs
 
     sys.exit(verbs.serve(paths, **options))
 
@@ -236,7 +239,7 @@ def inspect(path: str, as_json: bool) -> None:
 
     Example:  quantkit inspect model-Q4_K_M.gguf
     """
-    from quantkit import show, verbs
+    from quantkit.cli import show, verbs
 
     show.facts(verbs.inspect(path), as_json)
 
@@ -249,7 +252,7 @@ def verify(path: Path, as_json: bool) -> None:
 
     Example:  quantkit verify variants/gguf-Q4_K_M
     """
-    from quantkit import show
+    from quantkit.cli import show
     from quantkit.variant import open_variant
     from quantkit.variant import verify as find_problems
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.drift import Comparison, Profile
 from quantkit.errors import EvaluationError
 from quantkit.files import write_json
-from quantkit.load import Bench, Goodput, MemoryBandwidth, RateBench
-from quantkit.loss import Loss, NoiseFloor
-from quantkit.prompt_drift import PromptDrift
+from quantkit.ledger.drift import Comparison, Profile
+from quantkit.ledger.load import Bench, Goodput, MemoryBandwidth, RateBench
+from quantkit.ledger.loss import Loss, NoiseFloor
+from quantkit.ledger.prompt_drift import PromptDrift
 from quantkit.variant import CalibrationRecord, ConvertCost
 
 REFERENCE = "reference"

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.cli.spec_arguments import by_producer, with_gguf_options, with_integer_options
 from quantkit.engines import load_engine
 from quantkit.errors import RecipeError
 from quantkit.garbage import keeping_all
@@ -18,7 +19,6 @@ from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
 from quantkit.same_tokens import require_same_tokens
 from quantkit.spec import Spec
-from quantkit.spec_arguments import by_producer, with_gguf_options, with_integer_options
 from quantkit.variant import (
     MANIFEST,
     Model,

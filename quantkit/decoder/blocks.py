@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from quantkit import experts
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder import experts
+from quantkit.decoder.stored_names import StoredNames
 from quantkit.errors import ConversionError
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
-from quantkit.stored_names import StoredNames
 
 ARCHITECTURES = (
     "LlamaForCausalLM",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.console import print_json, print_table
+from quantkit.cli.console import print_json, print_table
 from quantkit.ledger import Ledger, Metric, Row
 
 if TYPE_CHECKING:
     from quantkit.evaluate.compare import Compared
-    from quantkit.formats.base import Plan
-    from quantkit.prompt_drift import PromptDrift
+    from quantkit.ledger.prompt_drift import PromptDrift
+    from quantkit.pipeline import RunPlan
     from quantkit.toolchains import ToolchainStatus
     from quantkit.variant import Variant
 
@@ -37,27 +37,31 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
     click.echo(f"\nreport: {(directory / 'report.html').absolute()}")
 
 
-def plans(planned: Sequence[Plan], as_json: bool) -> None:
-    """What a run will make."""
+def plan(planned: RunPlan, as_json: bool) -> None:
+    """What a run will make, and what it will measure as it is."""
+    brought = [{"id": entry.directory, "path": entry.path} for entry in planned.brought]
     if as_json:
-        print_json([{**asdict(plan), "spec": str(plan.spec)} for plan in planned])
+        made = [{**asdict(variant), "spec": str(variant.spec)} for variant in planned.variants]
+        print_json([*made, *brought])
         return
     print_table(
         ["spec", "MB", "bits/weight", "calibrated"],
         (
             [
-                str(plan.spec),
-                f"{plan.bytes / 1e6:.1f}",
-                f"{plan.bits_per_weight:.2f}",
-                "yes" if plan.needs_calibration else "no",
+                str(variant.spec),
+                f"{variant.bytes / 1e6:.1f}",
+                f"{variant.bits_per_weight:.2f}",
+                "yes" if variant.needs_calibration else "no",
             ]
-            for plan in planned
+            for variant in planned.variants
         ),
     )
-    for plan in planned:
-        for note in plan.notes:
-            click.echo(f"{plan.spec}: {note}")
-    click.echo(f"{sum(plan.bytes for plan in planned) / 1e6:.1f} MB in all")
+    for variant in planned.variants:
+        for note in variant.notes:
+            click.echo(f"{variant.spec}: {note}")
+    click.echo(f"{planned.bytes / 1e6:.1f} MB in all")
+    for entry in brought:
+        click.echo(f"{entry['id']}: measured as it is, from {entry['path']}")
 
 
 def variants(made: Sequence[Variant], as_json: bool) -> None:

@@ -17,7 +17,8 @@ def list_(as_json: bool) -> None:
 
     Example:  quantkit engines list
     """
-    from quantkit import show, toolchains
+    from quantkit import toolchains
+    from quantkit.cli import show
 
     show.engines(toolchains.listing(), as_json)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit import llama_cpp_source
+from quantkit.toolchains import llama_cpp_source
 
 Device = Literal["cpu", "cuda"]
 

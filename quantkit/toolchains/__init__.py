@@ -24,13 +24,13 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quantkit import llama_cpp_source
 from quantkit.environment import gpu
 from quantkit.errors import ToolchainError, did_you_mean
 from quantkit.files import write_json
 from quantkit.home import home
 from quantkit.progress import say
-from quantkit.toolchain_recipes import PURPOSES, RECIPES, Device, Recipe
+from quantkit.toolchains import llama_cpp_source
+from quantkit.toolchains.recipes import PURPOSES, RECIPES, Device, Recipe
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -1,0 +1,1 @@
+"""A checkpoint's decoder, block by block, as transformers computes it."""
