@@ -169,12 +169,12 @@ def test_evaluate_prints_verdicts_of_questions_asked_until_decided(
 
 
 def test_plan_prints_sizes_and_what_is_measured_as_it_is(tiny_llama: Path, variant: Path) -> None:
-    entries = f"convert=[gguf:Q8_0, gguf:Q4_K_M, {{path: {variant}}}]"
+    entries = f"convert=[gguf:Q8_0, gguf:Q4_K_M, {{path: {variant}, name: theirs}}]"
     asked = ("plan", "quickstart", "--set", f"source={tiny_llama}", "--set", entries)
     *planned, brought = json.loads(quantkit(*asked, "--json").stdout)
     assert [plan["spec"] for plan in planned] == ["gguf:Q8_0", "gguf:Q4_K_M"]
-    assert brought == {"id": variant.name, "path": str(variant)}
-    assert f"{variant.name}: measured as it is, from {variant}" in quantkit(*asked).stdout
+    assert brought == {"id": "theirs", "path": str(variant)}
+    assert f"theirs: measured as it is, from {variant}" in quantkit(*asked).stdout
 
 
 def test_bad_specs(tiny_llama: Path, tmp_path: Path) -> None:

@@ -164,3 +164,19 @@ def test_does_not_serve(tiny_llama: Path) -> None:
     assert not Transformers().capabilities.serves
     with pytest.raises(IncompatibleVariant, match="does not serve"):
         Transformers().server(Checkpoint.open(tiny_llama), ServeOptions(port=1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_names_that_transformers_has_otherwise(family: str, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / family, family=family)
+    expected = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    if family == "gpt2":  # as OpenAI's: without the prefix, and with the masks of its attention
+        state = load_file(path / "model.safetensors")
+        state = {name.removeprefix("transformer."): weight for name, weight in state.items()}
+        state["h.0.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
+        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    with torch.inference_mode():
+        wanted = expected(input_ids=torch.arange(3, 23)[None]).logits[0]
+    with TransformersScorer(Checkpoint.open(path), 64) as scorer:
+        (found,) = scorer.logits([range(3, 23)], [0])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
