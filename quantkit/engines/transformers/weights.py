@@ -18,6 +18,7 @@ from quantkit.variant import Model
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
 
 def load(source: Model, dtype: torch.dtype) -> Any:
@@ -25,7 +26,8 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    config = _config(source)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
+    config = _unquantized(checkpoint.hf_config)
     try:
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(
@@ -38,7 +40,7 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     except ValueError as error:  # an architecture that transformers does not have
         raise IncompatibleVariant(f"{source.path}: {str(error).splitlines()[0]}") from error
     model.tie_weights()
-    stored = StoredNames.of(model, Checkpoint.open(source.path).tensors)
+    stored = StoredNames.of(model, checkpoint.tensors)
     slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}
     # Old checkpoints store what follows from the config.
     follows = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
@@ -67,11 +69,9 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _config(source: Model) -> Any:
-    """The model's config, as of a model that is not quantized."""
-    if isinstance(source, Checkpoint):
-        return copy.deepcopy(source.hf_config)
-    config = Checkpoint.open(source.path).hf_config
+def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
+    """The config as of a model that is not quantized."""
+    config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
