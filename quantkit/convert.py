@@ -185,6 +185,8 @@ def _describe(
     directory: Path,
 ) -> None:
     """Add the source's tokenizer and such, and the manifest."""
+    # Of an attempt that was killed when all but the final name was there.
+    (directory / MANIFEST).unlink(missing_ok=True)
     for file in checkpoint.sidecars:
         shutil.copyfile(file, directory / file.name)
     manifest = Manifest(

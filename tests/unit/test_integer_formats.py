@@ -231,6 +231,30 @@ def test_a_failed_conversion_leaves_nothing(tiny_llama: Path, tmp_path: Path) ->
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_stopped_before_it_had_its_name_it_is_made_as_if_nothing_had_been(
+    tiny_llama: Path,
+    calibration: Calibration,
+    made: dict[str, Variant],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quantkit.convert.settle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(Checkpoint.open(tiny_llama), Spec.parse("awq:w4g32"), calibration, tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert (left / "quantkit.json").is_file()
+    again = convert(Checkpoint.open(tiny_llama), Spec.parse("awq:w4g32"), calibration, tmp_path)
+    assert again.manifest is not None
+    whole = made["awq:w4g32"].manifest
+    assert whole is not None
+    assert again.manifest.files == whole.files
+    assert verify(again) == []
+
+
 def test_an_existing_variant_is_not_overwritten_unless_forced(
     tiny_llama: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
