@@ -3,7 +3,8 @@
 It waits there for ``1.json``, ``2.json`` … (GuideLLM's scenarios), runs each when it appears, and
 renames what GuideLLM wrote to ``N-report.json``; where GuideLLM fails, ``N-error.txt`` says why.
 Importing GuideLLM takes seconds, and so does each of its workers: here both happen once, because
-workers are forked from a server that has imported it already.
+workers are forked from a server that has imported it already. What this module sets right in
+GuideLLM holds for them too: each runs it, as multiprocessing does with the main module.
 """
 
 from __future__ import annotations
@@ -14,11 +15,34 @@ import multiprocessing
 import sys
 import time
 import traceback
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+from guidellm.backends.openai.http import OpenAIHTTPBackend
 
 _PRELOADED = ["guidellm.scheduler.worker", "guidellm.backends", "guidellm.backends.openai.http"]
 _SECONDS_BETWEEN_LOOKS = 0.05
+
+
+async def lines(_: Any, stream: Any) -> AsyncIterator[str]:
+    """The lines of an event stream that are not empty; a line feed ends each.
+
+    GuideLLM takes those of httpx, which also end at separators that Unicode has (U+0085, U+2028):
+    one of them in a token would be an event cut in two, and an error of the server's.
+    """
+    left = b""
+    async for piece in stream.aiter_bytes():
+        *whole, left = (left + piece).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line.decode().strip("\r")
+    if left.strip():
+        yield left.decode()
+
+
+OpenAIHTTPBackend._aiter_lines = lines
 
 
 def main(directory: Path) -> None:

@@ -64,7 +64,8 @@ def ticking(clockwork: Clockwork) -> Iterator[Clockwork]:
                 self._answer(clockwork.slow_s if slow else clockwork.first_s)
 
         def _answer(self, first_s: float) -> None:
-            choice = {"index": 0, "text": "a"}
+            # What ends a line for Unicode ends no line of an event stream.
+            choice = {"index": 0, "text": "\u2028\x85a"}
             token = _event({"object": "text_completion", "choices": [choice]})
             counted = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
             end = _event({"choices": [], "usage": counted}) + b"data: [DONE]\n\n"
@@ -97,4 +98,4 @@ def ticking(clockwork: Clockwork) -> Iterator[Clockwork]:
 
 
 def _event(value: Any) -> bytes:
-    return f"data: {json.dumps(value)}\n\n".encode()
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
