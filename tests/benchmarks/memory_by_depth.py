@@ -55,7 +55,8 @@ def convert(source: Path, spec: str) -> Path:
     out = source.with_name(f"{source.name}-variants")
     command = [sys.executable, "-m", "quantkit", "convert", str(source), "--to", spec]
     command += ["--out", str(out), "--samples", "16", "--sequence-length", "512"]
-    subprocess.run([*command, "--device", "cpu"], check=True, stdout=sys.stderr)
+    command += ["--calibration", "pydoc:calibration", "--device", "cpu"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
     return out / spec.replace(":", "-")
 
 
