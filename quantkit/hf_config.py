@@ -7,12 +7,13 @@ where that import fails, so here it fails.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import CheckpointError, first_line
 
@@ -36,6 +37,18 @@ def read_config(directory: Path) -> PretrainedConfig:
             return read()
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{directory / 'config.json'}: {first_line(error)}") from error
+
+
+def setting(directory: Path, name: str) -> Any:
+    """What config.json says of the language model, by transformers' name; None where nothing does.
+
+    transformers, whose import takes seconds, is asked only where the file itself does not say it
+    under that name: of GPT-2, or of a model that also sees.
+    """
+    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if name in written:
+        return written[name]
+    return getattr(read_config(directory).get_text_config(), name, None)
 
 
 @contextmanager

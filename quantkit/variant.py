@@ -14,6 +14,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
 from quantkit.files import sha256_file, sha256_files
 from quantkit.formats.packed import Quantization
+from quantkit.hf_config import setting
 from quantkit.spec import Spec
 
 MANIFEST = "quantkit.json"
@@ -157,9 +158,7 @@ def context_length(model: Model) -> int:
         from quantkit.formats import load_format
 
         return int(load_format(model.format).inspect(model)["context_length"])
-    from quantkit.hf_config import read_config
-
-    return int(read_config(model.path).get_text_config().max_position_embeddings)
+    return int(setting(model.path, "max_position_embeddings"))
 
 
 def open_variant(path: Path) -> Variant:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from quantkit.hf_config import setting
+from tests.models import make_checkpoint
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -28,3 +31,23 @@ def test_the_configuration_is_that_of_transformers(tiny_qwen2: Path) -> None:
     )
     expected = AutoConfig.from_pretrained(tiny_qwen2).to_dict()
     assert json.loads(done.stdout) == json.loads(json.dumps(expected, default=str))
+
+
+SETTING = """
+import sys
+from pathlib import Path
+from quantkit.hf_config import setting
+print(setting(Path(sys.argv[1]), "max_position_embeddings"), "transformers" in sys.modules)
+"""
+
+
+def test_a_setting_that_the_file_names_needs_no_transformers(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    other = make_checkpoint(tmp_path / "gpt2", family="gpt2")
+    assert "n_positions" in json.loads((other / "config.json").read_text())
+    for path, expected in ((tiny_qwen2, "2048 False"), (other, "2048 True")):
+        argv = [sys.executable, "-c", SETTING, path]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+    assert setting(tiny_qwen2, "no_such_setting") is None

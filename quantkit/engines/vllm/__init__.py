@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from quantkit import toolchains
@@ -22,8 +23,8 @@ from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import IncompatibleVariant, ToolchainError
-from quantkit.hf_config import read_config
-from quantkit.variant import Model
+from quantkit.hf_config import setting
+from quantkit.variant import Model, context_length
 
 _KV_BLOCK = 128
 """Tokens in a block of vLLM's cache on the CPU."""
@@ -145,13 +146,13 @@ def _cache_bytes(model: Model, options: ServeOptions) -> int:
 
     Where the context is the model's own, for one such request: many are never that long.
     """
-    config = read_config(model.path).get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    say = partial(setting, model.path)
+    layers, heads = say("num_hidden_layers"), say("num_attention_heads")
+    width = say("head_dim") or say("hidden_size") // heads
+    kv_heads = say("num_key_value_heads") or heads
     context, requests = options.context, options.slots
     if context is None:
-        context, requests = config.max_position_embeddings, 1
+        context, requests = context_length(model), 1
     blocks = -(-context // _KV_BLOCK) * requests + 1  # vLLM keeps one block for itself
     tokens = blocks * _KV_BLOCK
-    return int(tokens * 2 * config.num_hidden_layers * kv_heads * width * _KV_BYTES)
+    return int(tokens * 2 * layers * kv_heads * width * _KV_BYTES)
