@@ -7,12 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-ROUTER = "mlp.gate"
-"""What gives tokens to experts, by its name in a block: no linear to transformers."""
-
-SHARING_INPUT = (("gate_proj", "up_proj"), ("down_proj",))
-"""The linears of an expert in the order of their calls, those with one input together."""
-
 
 class Experts(nn.ModuleList):
     """Computes what transformers' module does that holds ``gate_up_proj`` and ``down_proj`` of all
@@ -60,14 +54,3 @@ def separate(model: nn.Module) -> None:
         # Elsewhere a linear may have this name: in Phi-3.
         if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             model.set_submodule(name, Experts(module))
-
-
-def is_routed(linear: str) -> bool:
-    """Whether a linear, by its name in a block, is an expert's: it sees the tokens that a router
-    gives it, which may be none."""
-    return ".experts." in linear
-
-
-def expert_of(linear: str) -> str:
-    """The name of the expert that a linear is of: ``mlp.experts.3``."""
-    return linear.rpartition(".")[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.expert_names import ROUTER
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.base import Plan
 from quantkit.formats.linear_options import LinearOptions
@@ -139,8 +140,6 @@ def linear_names(blocks: DecoderBlocks) -> list[str]:
 def router_names(blocks: DecoderBlocks) -> list[str]:
     """Names in the checkpoint of what gives tokens to experts: linears to an engine, which has to
     be told that they are not quantized."""
-    from quantkit.decoder.experts import ROUTER
-
     return [
         stored.removesuffix(".weight")
         for index in range(len(blocks))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.decoder.expert_names import is_routed, mixture_of
 from quantkit.errors import RecipeError
 from quantkit.spec import GroupScheme, Spec
 
@@ -19,8 +20,6 @@ FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 """Linears that engines run as one: they must have one scheme. By the name that vLLM gives it."""
-_EXPERT = re.compile(r"(.+\.experts)\.\d+\.\w+")
-"""A linear of an expert; all those of a block are run as one, by the name before the number."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,8 @@ def fused_linears(names: Iterable[str]) -> dict[str, list[str]]:
     whole = {part: fused for fused, parts in FUSED.items() for part in parts}
     found: dict[str, list[str]] = {}
     for name in names:
-        expert = _EXPERT.fullmatch(name)
         stem, dot, last = name.rpartition(".")
-        fused = expert[1] if expert else f"{stem}{dot}{whole.get(last, last)}"
+        fused = mixture_of(name) if is_routed(name) else f"{stem}{dot}{whole.get(last, last)}"
         found.setdefault(fused, []).append(name)
     return found
 
@@ -151,7 +149,7 @@ def dynamic(
         if scheme == default:
             continue
         names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *parts]))
-        if _EXPERT.fullmatch(parts[0]):
+        if is_routed(parts[0]):
             names = rf"{re.escape(fused)}(?:\..+)?"
         if scheme is None:
             found[f"-:^(?:{names})$"] = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.decoder.experts import expert_of
+from quantkit.decoder.expert_names import expert_of
 from quantkit.quantize.families import Family, families, fold_channels, fold_scales
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
 from quantkit.quantize.learned import Start, learn

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.decoder.experts import SHARING_INPUT, expert_of, is_routed
+from quantkit.decoder.expert_names import SHARING_INPUT, expert_of, is_routed
 from quantkit.quantize.gptq import Kernels, Solved, gptq, refit
 from quantkit.quantize.inputs import (
     InputStatistics,

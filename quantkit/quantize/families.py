@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.decoder.experts import ROUTER, expert_of, is_routed
+from quantkit.decoder.expert_names import ROUTER, expert_of, is_routed
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,6 @@ def families(linears: Iterable[str]) -> list[Family]:
             _family("mlp.up_proj", ("mlp.down_proj",)),
         ]
     return [family for family in found if names.issuperset(family.readers)]
-
-
-_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def _family(fold: str, readers: tuple[str, ...], judge: str | None = None) -> Family:

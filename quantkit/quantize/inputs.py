@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.decoder.experts import is_routed
+from quantkit.decoder.expert_names import is_routed
 from quantkit.errors import ConversionError
 from quantkit.stopwatch import stage
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.decoder.experts import expert_of, is_routed
+from quantkit.decoder.expert_names import expert_of, is_routed
 from quantkit.quantize.activations import Activations
 from quantkit.spec import GroupScheme
 

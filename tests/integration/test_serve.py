@@ -7,7 +7,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,8 @@ from quantkit.convert import convert
 from quantkit.engines.process import free_port
 from quantkit.spec import Spec
 from quantkit.variant import Variant
+from tests.integration.gateways import QUANTKIT
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
-
-QUANTKIT = [sys.executable, "-c", "from quantkit.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from quantkit.quantize.families import families, fold_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import GroupScheme
+from tests.block_outputs import exact, rounded
 
 GRID = Grid(4, 64, torch.float32)
 
@@ -28,16 +29,11 @@ def _hidden(blocks: DecoderBlocks) -> Activations:
     return blocks.embed(torch.randint(3, 1000, (4, 64), generator=generator))
 
 
-def _exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
-
-
 def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) -> None:
     hidden, block = _hidden(blocks), blocks.load(0)
-    before = _exact(blocks, block, hidden)
+    before = exact(blocks, block, hidden)
     statistics = InputStatistics(block, blocks.linears(0))
-    _exact(blocks, block, hidden)
+    exact(blocks, block, hidden)
     statistics.close()
     changed = 0
     for family in families(blocks.linears(0)):
@@ -52,7 +48,7 @@ def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) ->
         )
         changed += not torch.equal(scale, torch.ones_like(scale))
         fold_scales(block, family, scale)
-    after = _exact(blocks, block, hidden)
+    after = exact(blocks, block, hidden)
     assert changed == 4
     assert (after - before).abs().max() < 2e-5 * before.abs().max()
 
@@ -61,18 +57,15 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
     blocks: DecoderBlocks,
 ) -> None:
     hidden, block = _hidden(blocks), blocks.load(0)
-    wanted = _exact(blocks, block, hidden)
-    plain = blocks.load(0)
-    for name in blocks.linears(0):
-        linear = plain.get_submodule(name)
-        linear.weight.data = GRID.fake(linear.weight.data)
+    wanted = exact(blocks, block, hidden)
+    plain = rounded(blocks, GRID)
     linears = dict.fromkeys(blocks.linears(0), GroupScheme(4, 64))
     streamed = StreamedBlock(blocks, 0, block, linears, hidden)
     for name, integers in BlockAWQ(torch.float32)(streamed).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()
 
     def error(candidate: nn.Module) -> float:
-        return float((_exact(blocks, candidate, hidden) - wanted).square().mean())
+        return float((exact(blocks, candidate, hidden) - wanted).square().mean())
 
     assert error(block) < 0.75 * error(plain)
 

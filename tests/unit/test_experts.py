@@ -30,6 +30,7 @@ from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import GroupScheme, Spec
 from quantkit.texts import load_text
 from quantkit.variant import Variant
+from tests.block_outputs import exact, rounded
 from tests.models import make_checkpoint
 
 COMMON = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
@@ -44,6 +45,7 @@ FAMILIES = {
 }
 """Of Qwen3-MoE the first block is a mixture and the second is not."""
 SCHEME = GroupScheme(4, 64)
+GRID = Grid(4, 64, torch.float32)
 IDS = torch.randint(3, 1000, (8, 64), generator=torch.Generator().manual_seed(0))
 
 
@@ -114,13 +116,12 @@ def divergence(source: Checkpoint, other: object) -> float:
 def test_a_mixture_is_nearer_to_its_source_than_rounded_to_nearest(
     source: Checkpoint, variant: Variant
 ) -> None:
-    rounded = load(source, torch.float32)
-    grid = Grid(4, 64, torch.float32)
-    for module in rounded.modules():
-        if isinstance(module, torch.nn.Linear) and module is not rounded.lm_head:
-            module.weight.data = grid.fake(module.weight.data)
+    plain = load(source, torch.float32)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Linear) and module is not plain.lm_head:
+            module.weight.data = GRID.fake(module.weight.data)
     found = divergence(source, load(variant, torch.float32))
-    assert 0 < found < 0.9 * divergence(source, rounded)
+    assert 0 < found < 0.9 * divergence(source, plain)
 
 
 def test_an_engine_is_told_that_routers_are_not_quantized(
@@ -180,26 +181,21 @@ def test_experts_are_solved_for_the_tokens_that_transformers_gives_them(
 def test_folding_an_experts_scales_leaves_the_function_and_the_router(source: Checkpoint) -> None:
     blocks = DecoderBlocks(source)
     hidden, block = blocks.embed(IDS), blocks.load(0)
-
-    def exact() -> torch.Tensor:
-        with torch.no_grad():
-            return torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
-
-    before = exact()
+    before = exact(blocks, block, hidden)
     mixture = [family for family in families(blocks.linears(0)) if "experts" in family.readers[0]]
     assert len(mixture) == 1 + 6
     statistics = InputStatistics(block, [*blocks.linears(0), "mlp"])
-    exact()
+    exact(blocks, block, hidden)
     statistics.close()
     for family in mixture:
         leader = statistics.leader[family.given]
         hessian = statistics.hessian[leader].float()
         size = statistics.mean_abs[leader]
-        scale = search_scales(block, family, size, hessian, None, Grid(4, 64, torch.float32))
+        scale = search_scales(block, family, size, hessian, None, GRID)
         if len(family.readers) > 1:
             scale = torch.linspace(0.5, 2, len(scale))
         fold_scales(block, family, scale)
-    assert (exact() - before).abs().max() < 2e-5 * before.abs().max()
+    assert (exact(blocks, block, hidden) - before).abs().max() < 2e-5 * before.abs().max()
 
 
 @pytest.mark.parametrize("tiles", [True, False])
@@ -286,18 +282,11 @@ def test_rounding_of_experts_is_learned(
 def test_a_block_of_awq_keeps_what_the_mixture_computes(source: Checkpoint) -> None:
     blocks = DecoderBlocks(source)
     hidden, block = blocks.embed(IDS), blocks.load(0)
-    with torch.no_grad():
-        before = torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
+    before = exact(blocks, block, hidden)
     linears = dict.fromkeys(blocks.linears(0), SCHEME)
     streamed = StreamedBlock(blocks, 0, block, linears, hidden)
     for name, integers in BlockAWQ(torch.float32)(streamed).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()
-    with torch.no_grad():
-        after = torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
-    plain = blocks.load(0)
-    for name in linears:
-        linear = plain.get_submodule(name)
-        linear.weight.data = Grid(4, 64, torch.float32).fake(linear.weight.data)
-    with torch.no_grad():
-        rounded = torch.cat([plain(batch, **blocks.arguments(0)) for batch in hidden])
-    assert (after - before).square().mean() < 0.9 * (rounded - before).square().mean()
+    after = exact(blocks, block, hidden)
+    plain = exact(blocks, rounded(blocks, GRID), hidden)
+    assert (after - before).square().mean() < 0.9 * (plain - before).square().mean()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
 from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import CheckpointError, IncompatibleVariant
+from quantkit.errors import CheckpointError, IncompatibleVariant, first_line
 from quantkit.hf_config import attention
 from quantkit.variant import Model
 
@@ -38,7 +38,7 @@ def load(source: Model, dtype: torch.dtype) -> Any:
             )
             experts.separate(model)
     except ValueError as error:  # an architecture that transformers does not have
-        raise IncompatibleVariant(f"{source.path}: {str(error).splitlines()[0]}") from error
+        raise IncompatibleVariant(f"{source.path}: {first_line(error)}") from error
     model.tie_weights()
     stored = StoredNames.of(model, checkpoint.tensors)
     slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}

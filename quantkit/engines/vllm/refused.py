@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.expert_names import is_routed
 from quantkit.errors import IncompatibleVariant
 from quantkit.formats.packed import linears_of
 from quantkit.variant import Model
@@ -44,7 +45,7 @@ def check_experts(config: dict[str, Any], model: Model) -> None:
         return
     if _CPU.is_file() and "amx_tile" in _CPU.read_text(encoding="utf-8"):
         return
-    if any(".experts." in name for name in linears_of(Checkpoint.open(model.path).tensors)):
+    if any(is_routed(name) for name in linears_of(Checkpoint.open(model.path).tensors)):
         raise IncompatibleVariant(
             f"vllm has no kernel for quantized experts on a CPU without AMX ({model.path}); serve "
             "it on a GPU, or convert the model to gguf"
