@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def test_llama_server_shares_its_context_among_slots(tmp_path: Path) -> None:
     assert value(command, "--parallel") == "3"
     assert value(command, "--alias") == "m"
     assert "--cache-ram" not in command.argv
+
+
+def test_a_name_with_commas_is_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-server would take its parts for several, of which it answers with the first by the
+    alphabet."""
+    options = replace(OPTIONS, model_name="tiny,fast,a")
+    llama = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), options)
+    vllm = vllm_command(monkeypatch, write_config(tmp_path), options)
+    assert value(llama, "--alias") == "tiny-fast-a"
+    assert value(vllm, "--served-model-name") == "tiny,fast,a"
 
 
 def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

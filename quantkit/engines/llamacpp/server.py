@@ -62,7 +62,8 @@ def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> 
     argv = [
         str(server.path),
         "--model", str(model.weights),
-        "--alias", options.model_name or model.id,
+        # llama-server takes it for several names where there is a comma.
+        "--alias", (options.model_name or model.id).replace(",", "-"),
         "--host", options.host,
         "--port", str(options.port),
         "--parallel", str(options.slots),
