@@ -188,8 +188,8 @@ class Gateway:
             if exchange.request.path == _CHAT and not backend.renders_chats:
                 raise ApiError(
                     400,
-                    f"{backend.name}: has no chat template, so it cannot be asked by messages; send a "
-                    "prompt to /v1/completions",
+                    f"{backend.name}: has no chat template, so it takes no messages; send a prompt "
+                    "to /v1/completions",
                     param="messages",
                 )
             for _ in range(backend.attempts):

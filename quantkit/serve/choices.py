@@ -15,6 +15,8 @@ from quantkit.serve.stream import Events, usage
 
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 """What a request must say for ``assembled``."""
+_NOTHING = b"data: null\n\n"
+"""What llama-server says when it begins with a further prompt; clients expect an object."""
 
 
 class SummedEvents(Events):
@@ -33,7 +35,7 @@ class SummedEvents(Events):
     def feed(self, data: bytes, now: float) -> bytes:
         """See ``Events.feed``."""
         whole = super().feed(data, now)
-        if b'"timings"' not in whole:
+        if b'"timings"' not in whole and _NOTHING not in whole:
             return whole
         return b"".join(self._summed(event + b"\n\n") for event in whole.split(b"\n\n")[:-1])
 
@@ -44,6 +46,8 @@ class SummedEvents(Events):
         return sum(self._prompt_tokens.values()), self._output_tokens
 
     def _summed(self, event: bytes) -> bytes:
+        if event == _NOTHING:
+            return b""
         content = json.loads(event[6:]) if event.startswith(b"data: {") else {}
         first = next(iter(content.get("choices") or ()), {})
         told = content.get("usage")

@@ -171,7 +171,7 @@ def alone(engine: Engine, path: str, **body: Any) -> list[dict[str, Any]]:
     text = httpx.post(
         engine.url + path, json={"model": "m", **body, **options}, headers=headers, timeout=60
     ).text
-    return [event["usage"] for event in events(text) if event.get("usage")]
+    return [event["usage"] for event in events(text) if event and event.get("usage")]
 
 
 def events(text: str) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ def test_usage_is_of_all_choices(
         stream = post(served, path, **body, stream=True, **options).text
         assert stream.endswith("data: [DONE]\n\n")
         found = events(stream)
-        usages = [event["usage"] for event in found if event.get("usage")]
+        usages = [event["usage"] for event in found if "usage" in event]
         if options:
             assert len(usages) == 1
             assert usages == [found[-1]["usage"]]

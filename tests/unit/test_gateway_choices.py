@@ -23,7 +23,7 @@ def told(prompt: int, cached: int, output: int) -> dict[str, Any]:
     return {"usage": usage, "timings": timings}
 
 
-def stream(*events: dict[str, Any]) -> bytes:
+def stream(*events: dict[str, Any] | None) -> bytes:
     data = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events]
     return "".join([*data, "data: [DONE]\n\n"]).encode()
 
@@ -56,6 +56,7 @@ TEXT = (
     text(2, "x"),
     text(0, "a"),
     text(0, "b"),
+    None,  # when it begins with the second prompt
     text(0, "", "length") | told(5, 0, 2),
     text(1, "", "stop") | told(5, 5, 1),
     text(3, "z"),
@@ -86,7 +87,7 @@ def test_one_usage_at_the_end(seed: int) -> None:
         assert usages == [left[-1]["usage"]]
         assert usages[0]["total_tokens"] == sum(expected)
         assert usages[0]["prompt_tokens_details"] == {"cached_tokens": 3 if prompts == 1 else 0}
-        kept = [event["choices"] for event in events if event["choices"]]
+        kept = [event["choices"] for event in events if event and event["choices"]]
         assert [event["choices"] for event in left if event["choices"]] == kept
 
 
