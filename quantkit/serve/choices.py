@@ -49,7 +49,7 @@ class SummedEvents(Events):
         if event == _NOTHING:
             return b""
         content = json.loads(event[6:]) if event.startswith(b"data: {") else {}
-        first = next(iter(content.get("choices") or ()), {})
+        first: dict[str, Any] = next(iter(content.get("choices") or ()), {})
         told = content.get("usage")
         found = usage(content) if told or first.get("finish_reason") else None
         if found is None or "timings" not in content:

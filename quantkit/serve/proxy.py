@@ -22,6 +22,7 @@ REQUEST_ID = "X-Request-Id"
 _SECONDS_TO_CONNECT = 10.0
 _PASSED_BACK = ("Content-Type", "Retry-After")
 _REFUSED_KEY = (401, 403)
+_STREAM_FAILED = "the engine ended the stream with an error"
 
 
 @dataclass
@@ -131,10 +132,11 @@ async def _gathered(
     if not events.ended:
         raise aiohttp.ClientPayloadError("no end")
     content = assembled(stream)
-    error = content.get("error")
-    if error is None:
-        exchange.tokens = events.usage()
-    return web.json_response(content, status=error["code"] if error else 200)
+    if error := content.get("error"):
+        exchange.error = _STREAM_FAILED
+        return web.json_response(content, status=error["code"])
+    exchange.tokens = events.usage()
+    return web.json_response(content)
 
 
 async def _stream(
@@ -160,7 +162,7 @@ async def _stream(
         if not events.ended:
             raise aiohttp.ClientPayloadError("no end")
         if events.failed:
-            exchange.status, exchange.error = 502, "the engine ended the stream with an error"
+            exchange.status, exchange.error = 502, _STREAM_FAILED
     finally:
         exchange.ttft = events.first
         exchange.tokens = events.usage()
