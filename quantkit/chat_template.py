@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +46,7 @@ def tokenizer_templates(directory: Path) -> dict[str, str]:
     return _of_settings(directory / "tokenizer_config.json")
 
 
-def templates_in_gguf(metadata: dict[str, Any]) -> dict[str, str]:
+def templates_in_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Likewise of a GGUF's metadata."""
     named = {
         key.removeprefix(f"{_KEY}."): text
@@ -139,8 +139,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8: {error}") from error
-
-
 
 
 def _of_settings(path: Path) -> dict[str, str]:

@@ -195,7 +195,9 @@ def _describe(
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)
     spec = planned.spec
-    chat = prove_chat(checkpoint, Variant(directory.name, directory, spec.format, spec.scheme, None))
+    chat = prove_chat(
+        checkpoint, Variant(directory.name, directory, spec.format, spec.scheme, None)
+    )
     manifest = Manifest(
         source=SourceRecord(
             id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256

@@ -76,9 +76,7 @@ def add_tokens(directory: Path, added: dict[int, str]) -> None:
     gone = {vocabulary[id_] for id_ in added}
     tokenizer["model"]["vocab"] = {text: id_ for id_, text in (vocabulary | added).items()}
     tokenizer["model"]["merges"] = [
-        merge
-        for merge in tokenizer["model"]["merges"]
-        if gone.isdisjoint((*merge, "".join(merge)))
+        merge for merge in tokenizer["model"]["merges"] if gone.isdisjoint((*merge, "".join(merge)))
     ]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer["added_tokens"] += [

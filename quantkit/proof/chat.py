@@ -51,9 +51,7 @@ def prove_chat(source: Checkpoint, variant: Variant) -> ChatProof:
     return proof
 
 
-def _prove_templates(
-    templates: dict[str, str], source: Checkpoint, variant: Variant
-) -> list[str]:
+def _prove_templates(templates: dict[str, str], source: Checkpoint, variant: Variant) -> list[str]:
     wanted, found = templates, templates_of(variant)
     if variant.format == "gguf":
         from quantkit.formats.gguf.chat import stored_name

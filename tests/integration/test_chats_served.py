@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint, load_tokenizer
@@ -20,8 +21,9 @@ from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.chats import CHATS, TEMPLATES, TIME, WEATHER, WITH_TOOLS, as_openai
 from tests.integration.servers import KEY, PATIENCE, Running, running
-from tests.models import add_tokens, begin_with_bos, make_checkpoint
+from tests.models import add_tokens, make_checkpoint
 
+TRIMS_QUESTIONS = ("llama", "gemma", "gemma_3")
 SPECIAL = {"unk_token": "<|endoftext|>", "pad_token": "<|im_end|>", "own_token": "<|im_start|>"}
 
 
@@ -45,22 +47,40 @@ def ask(server: Running, route: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{server.url}{route}", json=body, headers=headers, timeout=PATIENCE)
 
 
-def differences(server: Running, directory: Path) -> dict[str, tuple[str, str]]:
-    """Of each chat that llama-server does not render as transformers does, both texts."""
+def as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What llama-server, and vLLM, make of contents where the template takes only text."""
+    found = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            content = "\n".join(part["text"] for part in content)
+        found.append({**message, "content": content or ""})
+    return found
+
+
+def differences(
+    server: Running, directory: Path, *, parts: bool = False
+) -> dict[str, tuple[str, str]]:
+    """Of each chat that llama-server does not render as transformers does, both texts.
+
+    ``parts``: the template takes lists of them.
+    """
     tokenizer = load_tokenizer(directory)
     found = {}
     for name, messages in CHATS.items():
+        own = messages if parts and "parts" in name else as_text(messages)
         for tools in (None, [WEATHER, TIME])[: 1 + (name in WITH_TOOLS)]:
             try:
                 expected = tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=True
+                    own, tools=tools, tokenize=False, add_generation_prompt=True
                 )
-            except Exception as error:
-                expected = f"{type(error).__name__}"
+            except TemplateError as error:
+                expected = f"refused: {error}"
             more = {"tools": tools} if tools else {}
             answer = ask(server, "/apply-template", messages=as_openai(messages), **more)
-            said = answer.json()
-            got = said["prompt"] if answer.status_code == 200 else f"{answer.status_code} {said['error']['message']}"
+            got = answer.json().get("prompt")
+            if answer.status_code == 400:
+                got = f"refused: {answer.json()['error']['message'].rpartition('Exception: ')[2]}"
             if got != expected:
                 found[f"{name}{' with tools' if tools else ''}"] = (expected, got)
     return found
@@ -70,7 +90,9 @@ def differences(server: Running, directory: Path) -> dict[str, tuple[str, str]]:
 def test_chats_are_rendered_as_by_transformers(tiny_llama: Path, tmp_path: Path, name: str) -> None:
     variant = with_templates(tiny_llama, tmp_path / "m", {"default": TEMPLATES[name]})
     with running(variant, tmp_path / "log") as server:
-        assert show(differences(server, variant.path)) == {}
+        found = show(differences(server, variant.path, parts=name == "gemma_3"))
+    # It trims the spaces of ASCII only.
+    assert found.keys() == ({"unicode spaces at the end"} if name in TRIMS_QUESTIONS else set())
 
 
 def show(found: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

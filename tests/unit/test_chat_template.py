@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_templates_are_those_of_transformers(
-    tiny_llama: Path, tmp_path: Path, layout: str
-) -> None:
+def test_templates_are_those_of_transformers(tiny_llama: Path, tmp_path: Path, layout: str) -> None:
     files, expected = LAYOUTS[layout]
     directory = write(bare(tiny_llama, tmp_path / "model"), files)
     theirs = load_tokenizer(directory).chat_template
@@ -129,19 +128,28 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: bytes, problem
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_rendering_is_that_of_transformers(tiny_llama: Path, name: str) -> None:
-    names = token_names(tiny_llama)
+    template, names = TEMPLATES[name], token_names(tiny_llama)
     assert names.items() >= load_tokenizer(tiny_llama).special_tokens_map.items()
     for chat, messages in CHATS.items():
         for tools in (None, [WEATHER, TIME])[: 1 + (chat in WITH_TOOLS)]:
             for more in ({}, {"add_generation_prompt": True}):
-                given = {**more, **names, "tools": tools}
-                expected = outcome(lambda: render_jinja_template([messages], chat_template=TEMPLATES[name], **given)[0][0])  # noqa: B023, E501
-                assert outcome(lambda: render(TEMPLATES[name], messages, **given)) == expected  # noqa: B023, E501
+                given = {"tools": tools, **names, **more}
+                expected = outcome(theirs, template, messages, given)
+                assert outcome(ours, template, messages, given) == expected
 
 
-def outcome(call: Any) -> tuple[str, str]:
+def ours(template: str, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
+    return render(template, messages, **given)
+
+
+def theirs(template: str, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
+    rendered, _ = render_jinja_template([messages], chat_template=template, **given)
+    return str(rendered[0])
+
+
+def outcome(call: Callable[..., str], *arguments: Any) -> tuple[str, str]:
     try:
-        return "text", call()
+        return "text", call(*arguments)
     except Exception as error:
         return type(error).__name__, str(error)
 
@@ -222,13 +230,14 @@ def test_a_template_that_cannot_be_read_is_noted(tiny_llama: Path, tmp_path: Pat
     )
     manifest = convert(source, Spec("gguf", "Q8_0"), None, tmp_path / "out").manifest
     assert manifest is not None
-    assert manifest.notes == ["the chat template 'default' cannot be read: Expected an expression, got 'end of statement block'"]  # noqa: E501
+    (note,) = manifest.notes
+    assert note.startswith("the chat template 'default' cannot be read: Expected an expression")
 
 
 def test_names_that_a_gguf_would_confuse_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     files = {f"additional_chat_templates/{name}.jinja": name for name in ("a.b", "a-b")}
     source = Checkpoint.open(write(bare(tiny_llama, tmp_path / "model"), files))
-    with pytest.raises(ConversionError, match="chat templates a-b, a.b: two have the same name"):
+    with pytest.raises(ConversionError, match=r"chat templates a-b, a\.b: two have the same name"):
         convert(source, Spec("gguf", "Q8_0"), None, tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from quantkit.formats.gguf.chat import KNOWN_ENDS
 from quantkit.proof.chat import vocabulary
 from quantkit.spec import Spec
 from quantkit.variant import Variant
-from tests import chats
+from tests.chats import TEMPLATES
 from tests.models import add_tokens, begin_with_bos
 
 END_OF_TEXT, BEGIN, END = 0, 1, 2
@@ -71,9 +71,9 @@ def turns(end: str, last: str | None = None) -> str:
         ("{{ 1 + 'a' }}", {}, {END}),
         ("{% if %}", {}, {END}),
         ("{% for m in messages %}{{ m.content[0].text }}<turn>{% endfor %}", {}, {END, 1000}),
-        (chats.CHATML, {}, {END}),
-        (chats.QWEN, {"eos_token_id": [END, 0]}, {END, 0}),
-        (chats.MISTRAL, {}, {END}),  # by the name eos_token
+        (TEMPLATES["chatml"], {}, {END}),
+        (TEMPLATES["qwen"], {"eos_token_id": [END, 0]}, {END, 0}),
+        (TEMPLATES["mistral"], {}, {END}),  # by the name eos_token
     ],
 )
 def test_ends_are_those_of_files_tokenizer_and_template(
@@ -143,10 +143,10 @@ def test_texts_that_llama_cpp_knows_are_those_that_it_says(tmp_path: Path) -> No
         writer = gguf.GGUFWriter(tmp_path / "v.gguf", "llama")
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("default")
-        tokens = ["a", "<turn>", text]
+        tokens = ["a", "aa", text]
         writer.add_token_list(tokens)
-        writer.add_token_types([1, 3, 3])
-        writer.add_token_merges([])
+        writer.add_token_types([1, 1, 3])
+        writer.add_token_merges(["a a"])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
@@ -169,7 +169,7 @@ def test_a_packed_variant_keeps_what_vllm_ends_at(tiny_llama: Path, tmp_path: Pa
 def test_llama_cpp_begins_chats_with_a_bos_that_the_template_does_not_write(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    for template, noted in ((chats.CHATML, True), ("{{ bos_token }}" + chats.CHATML, False)):
+    for template, noted in ((turns("<|im_end|>"), True), (TEMPLATES["chatml"], False)):
         source = model(tiny_llama, tmp_path / f"model {noted}", template)
         begin_with_bos(source)
         manifest = made(source, tmp_path / f"out {noted}").manifest

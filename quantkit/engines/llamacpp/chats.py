@@ -1,14 +1,15 @@
 """How llama-server is started so that it renders chats as transformers does.
 
 By itself it renders with variables that transformers does not have (``enable_thinking``, today's
-``date_string``) and without others (``unk_token``; ``tools`` where there are none), goes on with
-an answer that is the last message, and takes ChatML for a model that has no template.
+``date_string``) and without others (``unk_token``; ``tools`` where there are none), makes a system
+message a part of the first question where the template has no place for it, goes on with an
+answer that is the last message, and takes ChatML for a model that has no template.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -34,6 +35,8 @@ _PREAMBLE = "".join(
     (
         *(f"{{% if {x} is none %}}{{% set {x} = quantkit_none %}}{{% endif %}}" for x in _SET),
         *(f"{{% if {x} is not defined %}}{{% set {x} = none %}}{{% endif %}}" for x in _MISSING),
+        # A template that reads the system message is left to do with it what it does.
+        "{% if messages[0].content is none %}{% endif %}",
         "\n",
     )
 )
@@ -44,7 +47,7 @@ _CHAT = (
     {"role": "assistant", "content": "So.", "reasoning_content": "Well."},
     {"role": "user", "content": "How?"},
 )
-_CHATS = (_CHAT[:1], _CHAT, ({"role": "system", "content": "Be brief."}, *_CHAT))
+_SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 @dataclass(frozen=True)
@@ -90,21 +93,23 @@ def _refusing(reason: str) -> str:
 
 
 def _differs(template: str, names: Mapping[str, str]) -> bool:
-    """Whether the variables that llama.cpp renders with give another text."""
+    """Whether llama.cpp by itself would render another text."""
     from jinja2 import Undefined
 
     now = datetime.now()
     theirs: dict[str, Any] = {name: names[name] for name in _TEMPLATE_TOKENS if name in names}
-    theirs |= dict.fromkeys(_MISSING, Undefined())
-    theirs |= {"enable_thinking": True, "date_string": f"{now:%d %b %Y}"}
-    theirs |= {"datetime": f"{now:%b %d %Y}", **_KEPT}
-    return any(
-        _rendered(template, chat, dict(names)) != _rendered(template, chat, theirs)
-        for chat in _CHATS
-    )
+    theirs |= dict.fromkeys(_MISSING, Undefined()) | _KEPT
+    theirs |= {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}"}
+    for chat in (_CHAT[:1], _CHAT, (_SYSTEM, *_CHAT)):
+        wanted = _rendered(template, chat, names)
+        # Which it takes depends on what it makes of the template.
+        for thinking in (False, True):
+            if _rendered(template, chat, theirs | {"enable_thinking": thinking}) != wanted:
+                return True
+    return _SYSTEM["content"] not in wanted
 
 
-def _rendered(template: str, chat: tuple[dict[str, str], ...], variables: dict[str, Any]) -> str:
+def _rendered(template: str, chat: Sequence[dict[str, str]], variables: Mapping[str, Any]) -> str:
     try:
         return render(template, chat, add_generation_prompt=True, **variables)
     except Exception as error:  # whatever a template raises for such a chat

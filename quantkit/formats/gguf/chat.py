@@ -46,7 +46,7 @@ def chat_fields(
 ) -> dict[str, bytes]:
     """The keys, packed. ``roles``: ids by role (``eos``) that the file has already; ``text_of``: a
     token's text. Ends beyond the two keys that are left for them are not in the file."""
-    fields = {}
+    fields: dict[str, bytes] = {}
     free = [role for role in _ENDS[1:] if role not in roles]
     taken = {roles[role] for role in _ENDS if role in roles}
     untold = [end for end in ends if end not in taken and text_of(end) not in KNOWN_ENDS]
@@ -74,7 +74,7 @@ def replaced(stored: Mapping[str, bytes], fields: Mapping[str, bytes]) -> dict[s
         for key, value in stored.items()
         if key not in (_TEMPLATE, _NAMES) and not key.startswith(f"{_TEMPLATE}.")
     }
-    return kept | fields
+    return {**kept, **fields}
 
 
 def roles_in(metadata: Mapping[str, Any]) -> dict[str, int]:
