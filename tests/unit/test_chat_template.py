@@ -22,6 +22,7 @@ from quantkit.chat_template import (
 )
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.convert import convert
+from quantkit.ends import end_ids
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf import content
 from quantkit.spec import Spec
@@ -176,6 +177,7 @@ def test_every_template_is_copied_hashed_and_verified(
 ) -> None:
     files, expected = LAYOUTS["named ones"]
     source = Checkpoint.open(write(bare(tiny_llama, tmp_path / "model"), files))
+    (source.path / "generation_config.json").write_text('{"eos_token_id": [2, 1000]}')
     named = {f"additional_chat_templates/{name}.jinja" for name in ("tool_use", "rag.v1")}
     assert source.sha256.keys() >= named
     variant = made(source, format, tmp_path / "out")
@@ -186,6 +188,7 @@ def test_every_template_is_copied_hashed_and_verified(
         assert (variant.path / name).read_bytes() == (source.path / name).read_bytes()
     assert verify(variant) == []
     assert chat_templates(variant.path) == expected
+    assert end_ids(variant.path) == end_ids(source.path) == (2, 1000)
     assert load_tokenizer(variant.path).chat_template == expected
     (variant.path / "additional_chat_templates" / "tool_use.jinja").write_text("another")
     (variant.path / "additional_chat_templates" / "rag.v1.jinja").unlink()

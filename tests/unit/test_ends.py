@@ -153,19 +153,6 @@ def test_texts_that_llama_cpp_knows_are_those_that_it_says(tmp_path: Path) -> No
         assert ends_in_llama_cpp(tmp_path / "v.gguf") >= {2}, text
 
 
-def test_a_packed_variant_keeps_what_vllm_ends_at(tiny_llama: Path, tmp_path: Path) -> None:
-    from quantkit.calibration import calibrate
-    from quantkit.texts import load_text
-
-    source = Checkpoint.open(model(tiny_llama, tmp_path / "model", eos_token_id=[END, 1000]))
-    text = load_text("pydoc:calibration")
-    calibration = calibrate(text, source.tokenizer, samples=2, sequence_length=32, seed=0)
-    variant = convert(source, Spec("gptq", "w4g64"), calibration, tmp_path / "out")
-    said = json.loads((variant.path / "generation_config.json").read_text())
-    assert said == {"eos_token_id": [END, 1000]}
-    assert end_ids(variant.path) == end_ids(source.path)
-
-
 def test_llama_cpp_begins_chats_with_a_bos_that_the_template_does_not_write(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
