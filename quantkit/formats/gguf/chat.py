@@ -70,9 +70,9 @@ def chat_fields(
 def replaced(stored: Mapping[str, bytes], fields: Mapping[str, bytes]) -> dict[str, bytes]:
     """``stored`` with ``fields`` in the place of all that it says of templates."""
     kept = {
-        key: value
+        key: fields.get(key, value)
         for key, value in stored.items()
-        if key not in (_TEMPLATE, _NAMES) and not key.startswith(f"{_TEMPLATE}.")
+        if key in fields or not key.startswith(_TEMPLATE)
     }
     return {**kept, **fields}
 
