@@ -29,8 +29,8 @@ _MISSING = ("tools", "documents")
 _KEPT = {"preserve_thinking": True, "clear_thinking": False, "truncate_history_thinking": False,
          "drop_thinking": False}  # fmt: skip
 """What llama.cpp sets by its own ``preserve_reasoning``, unless that is neither true nor false."""
-_TEMPLATE_TOKENS = ("bos_token", "eos_token")
-"""Those that llama.cpp knows."""
+_KNOWN_TOKENS = ("bos_token", "eos_token")
+"""Names that llama.cpp itself gives to templates; of others it knows nothing."""
 _PREAMBLE = "".join(
     (
         *(f"{{% if {x} is none %}}{{% set {x} = quantkit_none %}}{{% endif %}}" for x in _SET),
@@ -68,7 +68,7 @@ def chat_settings(model: Model, metadata: Mapping[str, Any]) -> ChatSettings:
     if adapted is None:
         return ChatSettings(tuple(arguments))
     variables = {_GUARD: True, "preserve_reasoning": None, **dict.fromkeys(_SET)}
-    variables |= {key: text for key, text in names.items() if key not in _TEMPLATE_TOKENS}
+    variables |= {key: text for key, text in names.items() if key not in _KNOWN_TOKENS}
     arguments += ["--chat-template-kwargs", json.dumps(variables)]
     return ChatSettings(tuple(arguments), {"LLAMA_ARG_CHAT_TEMPLATE": adapted})
 
@@ -97,7 +97,7 @@ def _differs(template: str, names: Mapping[str, str]) -> bool:
     from jinja2 import Undefined
 
     now = datetime.now()
-    theirs: dict[str, Any] = {name: names[name] for name in _TEMPLATE_TOKENS if name in names}
+    theirs: dict[str, Any] = {name: names[name] for name in _KNOWN_TOKENS if name in names}
     theirs |= dict.fromkeys(_MISSING, Undefined()) | _KEPT
     theirs |= {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}"}
     for chat in (_CHAT[:1], _CHAT, (_SYSTEM, *_CHAT)):
