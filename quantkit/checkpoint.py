@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit import hub
+from quantkit.chat_template import DEFAULT, chat_templates
 from quantkit.errors import CheckpointError, first_line
 from quantkit.files import sha256_files
 
@@ -141,14 +142,16 @@ class Checkpoint:
     @property
     def sidecars(self) -> list[Path]:
         """Tokenizer, chat template and generation config: what a variant copies byte for byte."""
-        return [self.path / name for name in hub.SIDECARS if (self.path / name).is_file()]
+        found = (file for pattern in hub.SIDECARS for file in sorted(self.path.glob(pattern)))
+        return [file for file in found if file.is_file()]
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """Digest of every file that makes the model what it is, by file name."""
+        """Digest of every file that makes the model what it is, by its path in the directory."""
         shards = {info.shard for info in self.tensors.values()}
         files = {self.path / "config.json", *self.sidecars, *shards}
-        return {file.name: digest for file, digest in sha256_files(sorted(files)).items()}
+        digests = sha256_files(sorted(files))
+        return {str(file.relative_to(self.path)): digest for file, digest in digests.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype in which it is stored, on the CPU."""
@@ -206,6 +209,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error
+    if tokenizer.chat_template is None:  # transformers leaves chat_template.json to processors
+        tokenizer.chat_template = chat_templates(directory).get(DEFAULT)
     return tokenizer
 
 

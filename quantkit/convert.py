@@ -24,6 +24,7 @@ from quantkit.files import (
 from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
 from quantkit.producers import load_maker
+from quantkit.proof.chat import prove_chat
 from quantkit.spec import Spec
 from quantkit.variant import (
     MANIFEST,
@@ -142,6 +143,8 @@ def _convert_group(
                 _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
                 settle(targets[spec], out / spec.directory)
                 made[spec] = open_variant(out / spec.directory)
+            except QuantkitError as error:
+                made[spec] = error
             except OSError as error:
                 made[spec] = ConversionError(f"{out / spec.directory}: {error}")
     return made
@@ -188,7 +191,13 @@ def _describe(
     # Of an attempt that was killed when all but the final name was there.
     (directory / MANIFEST).unlink(missing_ok=True)
     for file in checkpoint.sidecars:
-        shutil.copyfile(file, directory / file.name)
+        copy = directory / file.relative_to(checkpoint.path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    spec = planned.spec
+    chat = prove_chat(
+        checkpoint, Variant(directory.name, directory, spec.format, spec.scheme, None)
+    )
     manifest = Manifest(
         source=SourceRecord(
             id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
@@ -203,18 +212,20 @@ def _describe(
         calibration=calibration.record if calibration else None,
         tools={"quantkit": quantkit.__version__, **converted.tools},
         files={
-            file.name: FileRecord(
-                sha256=converted.sha256.get(file.name) or sha256_file(file),
-                bytes=file.stat().st_size,
+            name: FileRecord(
+                sha256=converted.sha256.get(name) or sha256_file(file), bytes=file.stat().st_size
             )
-            for file in sorted(directory.iterdir())
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+            for name in [str(file.relative_to(directory))]
         },
         parameters=checkpoint.parameters,
         bits_per_weight=converted.bits_per_weight,
         bits_per_weight_quantized=converted.bits_per_weight_quantized,
         convert=cost,
         block_errors=list(converted.block_errors),
-        notes=[*planned.notes, *(n for n in converted.notes if n not in planned.notes)],
+        notes=list(dict.fromkeys((*planned.notes, *converted.notes, *chat.notes))),
+        override_kv=chat.override,
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

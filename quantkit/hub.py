@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantkit.chat_template import NAMED
 from quantkit.errors import CheckpointError, first_line
 
 _TOKENIZER_FILES = (
@@ -17,7 +18,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SIDECARS = (*_TOKENIZER_FILES, "generation_config.json")
+SIDECARS = (*_TOKENIZER_FILES, "generation_config.json", f"{NAMED}/*.jinja")
+"""Patterns of what makes a model beside its weights and config.json."""
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *SIDECARS)
 
 

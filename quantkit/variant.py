@@ -27,7 +27,7 @@ class _Record(BaseModel):
 
 
 class SourceRecord(_Record):
-    """What a variant was made from; ``sha256`` by file name."""
+    """What a variant was made from; ``sha256`` by path in its directory."""
 
     id: str
     revision: str | None
@@ -86,6 +86,8 @@ class Manifest(_Record):
     """How far each block's output moved on calibration text: ‖Δ‖ against what the block adds."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know, for example which tensors fell back to another type."""
+    override_kv: dict[str, int] = Field(default_factory=dict)
+    """Metadata that llama-server is started with, as the GGUF itself cannot say it."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -129,7 +131,7 @@ class Variant:
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """Digests by file name: the manifest's, or else of the files as they lie there."""
+        """Digests by path in the directory: the manifest's, or else of what lies there."""
         if self.manifest is not None:
             return {name: file.sha256 for name, file in self.manifest.files.items()}
         if self.format == "gguf":
@@ -140,7 +142,9 @@ class Variant:
             checkpoint = Checkpoint.open(self.path)
             files = {info.shard for info in checkpoint.tensors.values()}
             files |= {self.path / "config.json", *checkpoint.sidecars}
-        return {file.name: digest for file, digest in sha256_files(sorted(files)).items()}
+        home = self.weights.parent if self.format == "gguf" else self.path
+        digests = sha256_files(sorted(files))
+        return {str(file.relative_to(home)): digest for file, digest in digests.items()}
 
 
 Model = Checkpoint | Variant

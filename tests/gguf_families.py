@@ -131,6 +131,7 @@ FAMILIES: dict[str, Family] = {
         131072,
         "tekken",
         _llama_3(TEKKEN, ignore_merges=True, begin=_BEGIN_3, tokenizer_class="GPT2Tokenizer"),
+        {"bos_token_id": 128000, "eos_token_id": 128001},
         probed=False,
     ),
     "Mixtral-8x7B": Family("mixtral", "MixtralForCausalLM", 32000, "default", _llama_2()),

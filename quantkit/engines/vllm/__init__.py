@@ -22,6 +22,7 @@ from quantkit.engines.base import (
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.vllm.told import told
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.hf_config import setting
 from quantkit.variant import Model, context_length
@@ -113,6 +114,7 @@ class VLLM:
             "--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching",
             # Answers say how much of a prompt came from that cache.
             "--enable-prompt-tokens-details",
+            *told(model),
         ]  # fmt: skip
         env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if options.context is not None:

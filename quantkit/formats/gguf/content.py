@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import gguf
 
+from quantkit.chat_template import chat_templates
 from quantkit.checkpoint import Checkpoint
+from quantkit.ends import end_ids
+from quantkit.files import load_json
 from quantkit.formats.gguf import architectures, fallback
+from quantkit.formats.gguf.chat import chat_fields
 from quantkit.formats.gguf.fields import packed_fields
 from quantkit.formats.gguf.file_types import FILE_TYPES, UNQUANTIZED
 from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
-from quantkit.formats.gguf.special_tokens import load_json
 from quantkit.formats.gguf.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ class CheckpointContent:
         architectures.add_hyperparameters(writer, self._architecture, self._config, base)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         self._tokenizer.write(writer)
-        return packed_fields(writer)
+        return packed_fields(writer) | self._chat()
 
     def stored(self, _tensor: Tensor, _kind: TensorType) -> None:
         """Nothing lies in a checkpoint as it does in a GGUF."""
@@ -125,6 +128,16 @@ class CheckpointContent:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return read_tokenizer(self._checkpoint, self._config["vocab_size"])
+
+    def _chat(self) -> dict[str, bytes]:
+        roles, tokens = self._tokenizer.special.ids, self._tokenizer.tokens
+        ends = end_ids(self._checkpoint.path, roles.get("eos"))
+        return chat_fields(
+            chat_templates(self._checkpoint.path),
+            [end for end in ends if end < len(tokens)],
+            roles,
+            lambda end: tokens[end].text.decode(errors="replace"),
+        )
 
     def _general(self) -> gguf.Metadata:
         """The ``general.*`` keys: name, size label, and what the model card and the generation

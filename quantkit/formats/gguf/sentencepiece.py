@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf.special_tokens import load_json
+from quantkit.files import load_json
 from quantkit.formats.gguf.vocabulary import ADDED_SCORE, Token, TokenType, added, unused, within
 
 _UNUSED_SCORE = -10000.0
