@@ -8,7 +8,8 @@ The CLI prints that line and exits with the error's ``exit_code``; ``--debug`` a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class QuantkitError(Exception):
@@ -45,9 +46,25 @@ class EvaluationError(QuantkitError):
     """A measurement could not be made, or two results cannot be compared."""
 
 
-def first_line(error: Exception) -> str:
-    """What another package's error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What another package's error says, in one line; two where the first only announces it."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":") and more:
+        return f"{first} {more[0]}"
+    return first or type(error).__name__
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn whatever another package raises over a file of a checkpoint, or what follows from its
+    values, into a CheckpointError that names the file and the reason."""
+    try:
+        yield
+    except QuantkitError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        raise CheckpointError(f"{path}: {kind}{first_line(error)}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -18,7 +18,8 @@ _TOKENIZER_FILES = (
     "chat_template.json",
 )
 SIDECARS = (*_TOKENIZER_FILES, "generation_config.json")
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *SIDECARS)
+_SETTINGS = ("config.json", "quantize_config.json", "quant_config.json", "adapter_config.json")
+_WANTED = ("*.safetensors", "*.safetensors.index.json", *_SETTINGS, *SIDECARS)
 
 
 def names_hub(text: str) -> bool:

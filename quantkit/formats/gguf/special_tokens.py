@@ -7,12 +7,11 @@ post-processor, then by tokenizer_config.json.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import CheckpointError
+from quantkit.json_file import read_object
 
 if TYPE_CHECKING:
     import gguf
@@ -41,13 +40,7 @@ class SpecialTokens:
 
 def load_json(path: Path) -> dict[str, Any]:
     """The object in a checkpoint's file, empty where there is none; CheckpointError if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def read_special_tokens(

@@ -1,0 +1,109 @@
+"""A checkpoint with any one value replaced is planned, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.convert import plan
+from quantkit.engines.transformers.weights import load
+from quantkit.errors import QuantkitError
+from quantkit.formats.gguf import content
+from quantkit.spec import Spec
+from quantkit.variant import Variant, open_model
+from tests import mutations
+from tests.packed_checkpoints import as_awq, as_compressed, as_gptq, draw
+from tests.packed_checkpoints import write as write_packed
+from tests.unit.test_packed_checkpoints import AWQ, COMPRESSED, GPTQ
+
+SPECS = (Spec.parse("gguf:Q8_0"), Spec.parse("gptq:w4g64"))
+
+
+def attempt(path: Path) -> None:
+    """Open and plan; of a packed checkpoint read the weights."""
+    content.content_of.cache_clear()
+    model = open_model(path)
+    if isinstance(model, Variant):
+        load(model, torch.float32)
+        return
+    for spec in SPECS:
+        plan(model, spec)
+
+
+def try_all(path: Path, name: str, original: dict[str, Any], count: int | None) -> None:
+    """Replace one value after another of a file; each is fine, or one line that names no class of
+    Python's own."""
+    refusals = 0
+    for place, value, changed in mutations.sample(original, count):
+        mutations.write(path / name, changed)
+        try:
+            attempt(path)
+        except QuantkitError as error:
+            refusals += 1
+            assert "\n" not in str(error), (place, value, str(error))
+        except Exception as error:
+            raise AssertionError(f"{name}: {place} = {value!r}") from error
+    assert refusals
+
+
+@pytest.fixture
+def copy(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("config.json", 80), ("tokenizer_config.json", 25), ("tokenizer.json", 40)],
+)
+def test_any_value_of_a_file(copy: Path, name: str, count: int) -> None:
+    try_all(copy, name, json.loads((copy / name).read_text()), count)
+
+
+def test_any_value_of_a_generation_config(copy: Path) -> None:
+    original = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "eos_token_id": [2, 0]}
+    try_all(copy, "generation_config.json", original, 30)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_any_value_of_a_quantization(tiny_llama: Path, tmp_path: Path, method: str) -> None:
+    name, drawn = "model.layers.0.self_attn.q_proj", draw((256, 256), 4, 4)
+    parts, settings = {
+        "gptq": (as_gptq(drawn, 4, stored_less=1, g_idx=True), GPTQ),
+        "awq": (as_awq(drawn), AWQ),
+        "compressed-tensors": (as_compressed(drawn, 4, asymmetric=True), COMPRESSED),
+    }[method]
+    path = write_packed(tiny_llama, tmp_path / "theirs", {name: parts}, settings)
+    original = json.loads((path / "config.json").read_text())
+    for place, value, changed in mutations.sample(settings, 25):
+        mutations.write(path / "config.json", original | {"quantization_config": changed})
+        try:
+            attempt(path)
+        except QuantkitError as error:
+            assert "\n" not in str(error), (place, value)
+        except Exception as error:
+            raise AssertionError(f"{place} = {value!r}") from error
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["../model.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "x\0y", 3, None, [], {}],
+)
+def test_an_index_names_files_beside_it(tiny_qwen2: Path, tmp_path: Path, value: Any) -> None:
+    copy = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
+    index = copy / "model.safetensors.index.json"
+    original = json.loads(index.read_text())
+    first = next(iter(original["weight_map"]))
+    for changed in (
+        original | {"weight_map": original["weight_map"] | {first: value}},
+        original | {"weight_map": value},
+    ):
+        mutations.write(index, changed)
+        with pytest.raises(QuantkitError, match=r"index\.json") as caught:
+            Checkpoint.open(copy)
+        assert "\n" not in str(caught.value)
