@@ -108,11 +108,7 @@ class Checkpoint:
                 f"{path / 'config.json'}: no such file; a checkpoint needs its config.json"
             )
         config = read_object(path / "config.json")
-        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-            raise CheckpointError(
-                f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
-                "the model came from"
-            )
+        _require_tokenizer(path)
         # A snapshot's directory in the hub's cache is named after its commit.
         return cls(id, path, path.name if of_hub else None, config, tensors_in(path), origin)
 
@@ -178,15 +174,12 @@ class Checkpoint:
     @cached_property
     def hf_config(self) -> PretrainedConfig:
         """The configuration as transformers reads it; a checkpoint's own code is refused."""
-        from quantkit.hf_config import read_config
+        from quantkit.hf_config import check_repeated, read_config
 
         config = read_config(self.path)
-        blocks = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
-        if blocks > len(self.tensors):  # to build as many would take for ever
-            raise CheckpointError(
-                f"{self.path / 'config.json'}: {blocks} layers, and the weights are "
-                f"{len(self.tensors)} tensors"
-            )
+        # A layer or an expert is a tensor at the least, or a part of one that is a stack.
+        stacks = (info.shape[0] for info in self.tensors.values() if len(info.shape) > 2)
+        check_repeated(config, self.path / "config.json", max(len(self.tensors), *stacks, 0))
         return config
 
     @cached_property
@@ -238,14 +231,26 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             directory, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        _require_tokenizer(directory)
         raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error
     return tokenizer
+
+
+def _require_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise CheckpointError(
+            f"{directory}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
+            "the model came from"
+        )
 
 
 def tensors_in(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a directory's safetensors files, by name; raise CheckpointError where there
     are none, or damaged ones."""
-    return {info.name: info for shard in _shards(path) for info in _index(shard)}
+    found = {info.name: info for shard in _shards(path) for info in _index(shard)}
+    if not found:
+        raise CheckpointError(f"{path}: its safetensors hold no tensors")
+    return found
 
 
 def _shards(path: Path) -> list[Path]:
@@ -273,7 +278,7 @@ def _shards(path: Path) -> list[Path]:
 def _named_in(index: Path) -> list[str]:
     """The shards that an index names; raise CheckpointError for what is no file's name."""
     places = read_object(index).get("weight_map")
-    if not isinstance(places, dict):
+    if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index}: no weight_map, which says where each tensor is")
     for tensor, name in places.items():
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:

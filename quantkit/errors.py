@@ -47,10 +47,11 @@ class EvaluationError(QuantkitError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another package's error says, in one line; two where the first only announces it."""
+    """What another package's error says, in one line: the first, or what that announces."""
     first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if first.endswith(":") and more:
-        return f"{first} {more[0]}"
+        _, is_error, what = more[0].partition("Error: ")
+        return what if is_error else f"{first} {more[0]}"
     return first or type(error).__name__
 
 
@@ -63,7 +64,9 @@ def reading(path: object) -> Iterator[None]:
     except QuantkitError:
         raise
     except Exception as error:
-        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        # What others say on purpose is a sentence; what Python says needs its name.
+        told = isinstance(error, ValueError | OSError) or type(error).__module__ != "builtins"
+        kind = "" if told else f"{type(error).__name__}: "
         raise CheckpointError(f"{path}: {kind}{first_line(error)}") from error
 
 

@@ -31,10 +31,15 @@ _COUNTS = (
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
+    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
 )
-"""Settings that are positive whole numbers, where a model has them at all."""
+"""Settings that are positive whole numbers, where a model has them at all; GPT-2's names last."""
 _LARGEST = 2**31 - 1
-_POSITIVE_IN_ROPE = ("rope_theta", "factor", "original_max_position_embeddings")
+_POSITIVE = ("rope_theta", "factor", "original_max_position_embeddings")
+"""Of rotary embeddings."""
+_NAMES = ("model_type", "rope_type", "hidden_act", "hidden_activation", "activation_function")
+_REPEATED = ("num_hidden_layers", "num_local_experts", "num_experts", "n_routed_experts")
+"""How many times a model has something with weights of its own."""
 
 
 def read_config(directory: Path) -> PretrainedConfig:
@@ -43,7 +48,7 @@ def read_config(directory: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     file = directory / "config.json"
-    _refuse_nan(read_object(file), file)
+    _check(read_object(file), file)
     read = partial(AutoConfig.from_pretrained, directory, trust_remote_code=False)
     with reading(file):
         try:
@@ -51,38 +56,45 @@ def read_config(directory: Path) -> PretrainedConfig:
                 config = read()
         except ImportError:  # of a version that minds
             config = read()
-        _check(config.get_text_config(), file)
     return config
 
 
-def _refuse_nan(value: Any, file: Path, key: str = "") -> None:
-    if isinstance(value, float) and math.isnan(value):
-        raise CheckpointError(f"{file}: {key} is NaN, which is no value")
-    parts = value.items() if isinstance(value, dict) else ()
-    parts = enumerate(value) if isinstance(value, list) else parts
-    for name, part in parts:
-        _refuse_nan(part, file, f"{key}.{name}" if key else str(name))
-
-
-def _check(config: PretrainedConfig, file: Path) -> None:
-    """Raise CheckpointError for sizes that no model has, which transformers lets pass."""
-    written = config.attribute_map or {}
-    for name in _COUNTS:
-        value = getattr(config, name, None)
-        if value is not None and not isinstance(value, list | tuple):  # some have one for each layer
-            _check_count(value, file, written.get(name, name))
-    rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *(part for part in rope.values() if isinstance(part, dict))):
-        for key in _POSITIVE_IN_ROPE:
-            value = kind.get(key)
-            number = isinstance(value, int | float) and 0 < value < math.inf
-            if value is not None and not number:
-                raise CheckpointError(f"{file}: {key} is {value!r}, expected a positive number")
+def _check(written: Any, file: Path, place: str = "") -> None:
+    """Raise CheckpointError for a value, at any depth, that transformers may let pass and no model
+    has; types are transformers' own to check."""
+    entries = written.items() if isinstance(written, dict) else ()
+    entries = enumerate(written) if isinstance(written, list) else entries
+    for key, value in entries:
+        where = f"{place}{key}"
+        if isinstance(value, float) and math.isnan(value):
+            raise CheckpointError(f"{file}: {where} is NaN, which is no value")
+        if key in _COUNTS and type(value) is int:
+            _check_count(value, file, where)
+        if key in _POSITIVE and value is not None:
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise CheckpointError(f"{file}: {where} is {value!r}, expected a positive number")
+        if key in _NAMES and value is not None and not isinstance(value, str):
+            raise CheckpointError(f"{file}: {where} is {value!r}, expected a name")
+        if key in ("rope_theta", "rope_type") and value is None and place:
+            raise CheckpointError(f"{file}: {where} is null")
+        _check(value, file, f"{where}.")
 
 
 def _check_count(value: Any, file: Path, key: str) -> None:
     if type(value) is not int or not 0 < value <= _LARGEST:
         raise CheckpointError(f"{file}: {key} is {value!r}, expected a positive whole number")
+
+
+def check_repeated(config: PretrainedConfig, file: Path, most: int) -> None:
+    """Raise CheckpointError where the model would have more layers, or experts in one, than there
+    can be weights for, of which there are ``most``: to build it would take for ever."""
+    text = config.get_text_config()
+    for key in _REPEATED:
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > most:
+            raise CheckpointError(
+                f"{file}: {key} is {value}, and there are weights of {most} at the most"
+            )
 
 
 def setting(directory: Path, name: str) -> Any:

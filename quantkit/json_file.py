@@ -28,15 +28,5 @@ def read_object(path: Path) -> dict[str, Any]:
             ) from error
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {_KINDS[type(value)]}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-_KINDS = {
-    list: "a list",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
-}

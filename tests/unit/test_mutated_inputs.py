@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan
@@ -107,3 +108,9 @@ def test_an_index_names_files_beside_it(tiny_qwen2: Path, tmp_path: Path, value:
         with pytest.raises(QuantkitError, match=r"index\.json") as caught:
             Checkpoint.open(copy)
         assert "\n" not in str(caught.value)
+
+
+def test_safetensors_without_tensors(copy: Path) -> None:
+    save_file({}, copy / "model.safetensors")
+    with pytest.raises(QuantkitError, match="hold no tensors"):
+        open_model(copy)

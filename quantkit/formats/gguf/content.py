@@ -166,9 +166,11 @@ class CheckpointContent:
         """A number of the generation config."""
         file = self._checkpoint.path / "generation_config.json"
         value = load_json(file).get(key)
-        if value is not None and type(value) not in (int, float):
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not abs(value) < 2**31:
             raise CheckpointError(f"{file}: {key} is {value!r}, expected a number")
-        return int(value) if key == "top_k" and value is not None else value
+        return int(value) if key == "top_k" else value
 
     def _parameter_counts(self) -> tuple[int, int, int, int]:
         """Of all, of what every token passes, of one expert; and how many experts."""
