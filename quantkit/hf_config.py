@@ -62,17 +62,17 @@ def read_config(directory: Path) -> PretrainedConfig:
 def _check(written: Any, file: Path, place: str = "") -> None:
     """Raise CheckpointError for a value, at any depth, that transformers may let pass and no model
     has; types are transformers' own to check."""
-    entries = written.items() if isinstance(written, dict) else ()
-    entries = enumerate(written) if isinstance(written, list) else entries
-    for key, value in entries:
+    if isinstance(written, list):
+        written = dict(enumerate(written))
+    for key, value in written.items() if isinstance(written, dict) else ():
         where = f"{place}{key}"
         if isinstance(value, float) and math.isnan(value):
             raise CheckpointError(f"{file}: {where} is NaN, which is no value")
         if key in _COUNTS and type(value) is int:
             _check_count(value, file, where)
-        if key in _POSITIVE and value is not None:
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise CheckpointError(f"{file}: {where} is {value!r}, expected a positive number")
+        positive = isinstance(value, int | float) and 0 < value < math.inf
+        if key in _POSITIVE and value is not None and not positive:
+            raise CheckpointError(f"{file}: {where} is {value!r}, expected a positive number")
         if key in _NAMES and value is not None and not isinstance(value, str):
             raise CheckpointError(f"{file}: {where} is {value!r}, expected a name")
         if key in ("rope_theta", "rope_type") and value is None and place:

@@ -166,7 +166,8 @@ def context_length(model: Model) -> int:
 
 
 def open_variant(path: Path) -> Variant:
-    """Open a variant's directory, a GGUF, alone or in a directory, or a packed checkpoint of others.
+    """Open a variant's directory, a GGUF file or the only one of a directory, or a packed
+    checkpoint of others.
 
     Raise CheckpointError where ``path`` is none of these or its manifest is unreadable,
     IncompatibleVariant where it is quantized in a way that is not read.

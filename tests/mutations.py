@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-VALUES = (None, "x", [], {}, -1, 0, 0.5, True, float("nan"), float("inf"), 1e30, 10**12, ["x"], {"x": 1})
+VALUES = (
+    None,
+    "x",
+    [],
+    {},
+    -1,
+    0,
+    0.5,
+    True,
+    float("nan"),
+    float("inf"),
+    1e30,
+    10**12,
+    ["x"],
+    {"x": 1},
+)
 
 Place = tuple[int | str, ...]
+Mutation = tuple[Place, Any, dict[str, Any]]
+"""Where, what is put there, and the whole that it makes."""
 
 
 def places(content: Any, here: Place = ()) -> Iterator[Place]:
@@ -35,14 +50,8 @@ def mutated(content: dict[str, Any], place: Place, value: Any) -> dict[str, Any]
     return changed
 
 
-def sample(
-    content: dict[str, Any], count: int | None, seed: int = 0
-) -> list[tuple[Place, Any, dict[str, Any]]]:
-    """``count`` mutations of all that there are; None: all."""
+def sample(content: dict[str, Any], count: int, seed: int = 0) -> list[Mutation]:
+    """``count`` mutations of all that there are."""
     every = [(place, value) for place in places(content) for value in VALUES]
-    chosen = every if count is None else random.Random(seed).sample(every, min(count, len(every)))
+    chosen = random.Random(seed).sample(every, min(count, len(every)))
     return [(place, value, mutated(content, place, value)) for place, value in chosen]
-
-
-def write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))

@@ -301,8 +301,8 @@ def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename is not None:  # the disk, permissions
         return 2, f"{error.filename}: {error.strerror}"
     return 1, (
-        f"a bug in quantkit, not in what it was given: {type(error).__name__}: {first_line(error)}; "
-        "--debug shows where: please report it"
+        f"a bug in quantkit, not in what it was given: {type(error).__name__}: "
+        f"{first_line(error)}; --debug shows where: please report it"
     )
 
 

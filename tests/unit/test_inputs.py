@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: each is read right, or refused in one line, never a traceback."""
+"""Checkpoints as people have them: each is read right, or refused in one line."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def test_what_was_measured_is_kept_where_the_files_cannot_be_described(
         raise KeyError("F8_E4M3")
 
     monkeypatch.setattr("quantkit.rows.bits_per_weight", unknown)
-    reference, row = pipeline.run(run_of(tiny_llama, {"path": str(path)}), tmp_path / "run").variants
+    reference, row = pipeline.run(
+        run_of(tiny_llama, {"path": str(path)}), tmp_path / "run"
+    ).variants
     assert reference.failed is None
     assert row.failed is not None
     assert (row.failed.stage, row.failed.error) == ("describe", "KeyError('F8_E4M3')")
@@ -271,13 +273,19 @@ def test_a_config_that_is_none(
         ({"hidden_size": "256"}, r"hidden_size.*expected int"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1, expected a positive whole number"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and there are weights of 20"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1000000000, and there are weights of 20",
+        ),
         ({"num_attention_heads": 0}, "num_attention_heads|division|zero"),
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0, expected"),
         ({"head_dim": 0}, "head_dim is 0, expected a positive whole number"),
         ({"head_dim": -64}, "head_dim is -64, expected"),
         ({"vocab_size": 10**12}, "vocab_size is 1000000000000, expected"),
-        ({"vocab_size": 10**9}, r"has shape \[1024, 256\], config\.json asks for \[1000000000, 256"),
+        (
+            {"vocab_size": 10**9},
+            r"has shape \[1024, 256\], config\.json asks for \[1000000000, 256",
+        ),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"layer_types": ["full_attention"] * 3}, "layer"),
