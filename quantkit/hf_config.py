@@ -68,12 +68,15 @@ def _check(written: Any, file: Path, place: str = "") -> None:
         where = f"{place}{key}"
         if isinstance(value, float) and math.isnan(value):
             raise CheckpointError(f"{file}: {where} is NaN, which is no value")
-        if key in _COUNTS and type(value) is int:
+        of_the_model = place in ("", "text_config.")
+        if of_the_model and key in _COUNTS and type(value) is int:
             _check_count(value, file, where)
         positive = isinstance(value, int | float) and 0 < value < math.inf
-        if key in _POSITIVE and value is not None and not positive:
+        of_rope = key == "rope_theta" or "rope" in place
+        if of_rope and key in _POSITIVE and value is not None and not positive:
             raise CheckpointError(f"{file}: {where} is {value!r}, expected a positive number")
-        if key in _NAMES and value is not None and not isinstance(value, str):
+        named = of_the_model or of_rope
+        if named and key in _NAMES and value is not None and not isinstance(value, str):
             raise CheckpointError(f"{file}: {where} is {value!r}, expected a name")
         if key in ("rope_theta", "rope_type") and value is None and place:
             raise CheckpointError(f"{file}: {where} is null")
