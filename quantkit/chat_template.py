@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantkit.errors import CheckpointError
-from quantkit.files import load_json
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template

@@ -6,17 +6,18 @@ checkpoint carries is never run.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import hub
+from quantkit import dtypes, hub
 from quantkit.chat_template import DEFAULT, chat_templates
-from quantkit.errors import CheckpointError, first_line
+from quantkit.errors import CheckpointError, first_line, reading
 from quantkit.files import sha256_files
+from quantkit.gguf_files import gguf_at
+from quantkit.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 FORMAT = "safetensors"
 """What an engine calls the format of an unquantized checkpoint."""
 
-_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_ADAPTER = "adapter_config.json"
+"""How a LoRA adapter is known: PEFT's settings."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ class TensorInfo:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype in torch's words."""
-        return _torch_dtype(self.dtype)
+        return dtypes.torch_dtype(self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its data."""
+        return dtypes.stored_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +84,13 @@ class Checkpoint:
 
             return cls._open(demo.directory(text), id=text, origin=demo.ORIGIN)
         path = Path(text).expanduser()
-        if path.is_dir():
-            return cls._open(path.absolute(), id=path.absolute().name)
-        if path.suffix == ".gguf" and path.exists():
+        if gguf_at(path):
             raise CheckpointError(
                 f"{path}: a GGUF is a source for `quantkit convert` only; everything else needs "
                 "the checkpoint that it was made from"
             )
+        if path.is_dir():
+            return cls._open(path.absolute(), id=path.absolute().name)
         if path.exists():
             raise CheckpointError(f"{path}: is a file; a checkpoint is a directory or a hub id")
         if not hub.names_hub(text):
@@ -96,12 +103,13 @@ class Checkpoint:
     def _open(
         cls, path: Path, *, id: str, origin: str | None = None, of_hub: bool = False
     ) -> Checkpoint:
-        config = _read_json(path / "config.json", "a checkpoint needs its config.json")
-        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        _refuse_adapter(path)
+        if not (path / "config.json").is_file():
             raise CheckpointError(
-                f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
-                "the model came from"
+                f"{path / 'config.json'}: no such file; a checkpoint needs its config.json"
             )
+        config = read_object(path / "config.json")
+        _require_tokenizer(path)
         # A snapshot's directory in the hub's cache is named after its commit.
         return cls(id, path, path.name if of_hub else None, config, tensors_in(path), origin)
 
@@ -116,7 +124,7 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of most weights."""
-        return _torch_dtype(self.scheme.upper())
+        return dtypes.torch_dtype(self.scheme.upper())
 
     @property
     def weights(self) -> Path:
@@ -127,7 +135,11 @@ class Checkpoint:
     def architecture(self) -> str:
         """The first entry of ``architectures``: ``LlamaForCausalLM``."""
         names = self.config.get("architectures") or ["(none named)"]
-        return str(names[0])
+        if not isinstance(names, list) or not isinstance(names[0], str):
+            raise CheckpointError(
+                f"{self.path / 'config.json'}: architectures is {names!r}, expected a list of names"
+            )
+        return names[0]
 
     @property
     def parameters(self) -> int:
@@ -137,7 +149,7 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(info.numel * _DTYPES[info.dtype] for info in self.tensors.values())
+        return sum(info.bytes for info in self.tensors.values())
 
     @property
     def sidecars(self) -> list[Path]:
@@ -157,16 +169,21 @@ class Checkpoint:
         """One tensor, in the dtype in which it is stored, on the CPU."""
         from safetensors import safe_open
 
-        with safe_open(self.tensors[name].shard, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
+        shard = self.tensors[name].shard
+        with reading(f"{shard}: {name}"), safe_open(shard, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     @cached_property
     def hf_config(self) -> PretrainedConfig:
         """The configuration as transformers reads it; a checkpoint's own code is refused."""
-        from quantkit.hf_config import read_config
+        from quantkit.hf_config import check_repeated, read_config
 
-        return read_config(self.path)
+        config = read_config(self.path)
+        # A layer or an expert is a tensor at the least, or a part of one that is a stack.
+        stacks = (info.shape[0] for info in self.tensors.values() if len(info.shape) > 2)
+        check_repeated(config, self.path / "config.json", max(len(self.tensors), *stacks, 0))
+        return config
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -174,7 +191,8 @@ class Checkpoint:
         return load_tokenizer(self.path)
 
     def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Raise CheckpointError for the first tensor that is missing or of another shape."""
+        """Raise CheckpointError for the first tensor that is missing, of another shape, or holds
+        something else than the values of weights."""
         for name, shape in expected.items():
             if name not in self.tensors:
                 raise CheckpointError(
@@ -186,17 +204,25 @@ class Checkpoint:
                     f"{self.tensors[name].shard}: {name} has shape "
                     f"{list(self.tensors[name].shape)}, config.json asks for {list(shape)}"
                 )
+            if self.tensors[name].dtype not in dtypes.WEIGHTS:
+                raise CheckpointError(
+                    f"{self.tensors[name].shard}: {name} is stored as {self.tensors[name].dtype}, "
+                    f"weights are {', '.join(dtypes.WEIGHTS)}; get the checkpoint as it was before "
+                    "it was quantized"
+                )
 
 
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    return {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-    }[name]
+def _refuse_adapter(path: Path) -> None:
+    """Raise CheckpointError for a directory with the weights of a LoRA, and none of a model."""
+    weights = [file.name for file in path.glob("*.safetensors")]
+    if not (path / _ADAPTER).is_file() or weights not in ([], ["adapter_model.safetensors"]):
+        return
+    base = read_object(path / _ADAPTER).get("base_model_name_or_path") or "its base model"
+    raise CheckpointError(
+        f"{path}: is a LoRA adapter of {base}, not a model; merge it first: "
+        "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)"
+        ", and copy the tokenizer to OUT"
+    )
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -208,38 +234,37 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             directory, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        _require_tokenizer(directory)
         raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error
     if tokenizer.chat_template is None:  # transformers leaves chat_template.json to processors
         tokenizer.chat_template = chat_templates(directory).get(DEFAULT)
     return tokenizer
 
 
-def _read_json(path: Path, why: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; {why}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def _require_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise CheckpointError(
+            f"{directory}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
+            "the model came from"
+        )
 
 
 def tensors_in(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a directory's safetensors files, by name; raise CheckpointError where there
     are none, or damaged ones."""
-    return {info.name: info for shard in _shards(path) for info in _index(shard)}
+    found = {info.name: info for shard in _shards(path) for info in _index(shard)}
+    if not found:
+        raise CheckpointError(f"{path}: its safetensors hold no tensors")
+    return found
 
 
 def _shards(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint, through its index where it has one."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        named = _read_json(index, "").get("weight_map", {})
-        shards = [path / name for name in sorted(set(named.values()))]
+        shards = [path / name for name in _named_in(index)]
         for shard in shards:
-            if shard.parent != path or not shard.is_file():
+            if not shard.is_file():
                 raise CheckpointError(f"{shard}: no such file; {index.name} names it: download it")
         return shards
     shards = sorted(path.glob("*.safetensors"))
@@ -253,6 +278,19 @@ def _shards(path: Path) -> list[Path]:
             "model.save_pretrained(..., safe_serialization=True) where you trust the file"
         )
     raise CheckpointError(f"{path}: no safetensors; expected model.safetensors or its shards")
+
+
+def _named_in(index: Path) -> list[str]:
+    """The shards that an index names; raise CheckpointError for what is no file's name."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index}: no weight_map, which says where each tensor is")
+    for tensor, name in places.items():
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise CheckpointError(
+                f"{index}: {tensor} is in {name!r}, expected the name of a file beside the index"
+            )
+    return sorted(set(places.values()))
 
 
 def _index(shard: Path) -> list[TensorInfo]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.chat_template import DEFAULT, WITH_TOOLS, chat_templates, render, token_names
-from quantkit.files import load_json
+from quantkit.json_file import load_json
 
 _ANSWER = "Forty-two."
 """An answer in a chat that is rendered to see what follows it."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import CheckpointError, QuantkitError
+from quantkit.errors import QuantkitError
 
 _HASHED_BYTES = 32 << 20
 """At a time: between two blocks Python may make a thread wait for another's 5 ms."""
@@ -52,17 +52,6 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's file, empty where there is none; CheckpointError if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:

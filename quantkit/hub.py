@@ -20,7 +20,8 @@ _TOKENIZER_FILES = (
 )
 SIDECARS = (*_TOKENIZER_FILES, "generation_config.json", f"{NAMED}/*.jinja")
 """Patterns of what makes a model beside its weights and config.json."""
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *SIDECARS)
+_SETTINGS = ("config.json", "quantize_config.json", "quant_config.json", "adapter_config.json")
+_WANTED = ("*.safetensors", "*.safetensors.index.json", *_SETTINGS, *SIDECARS)
 
 
 def names_hub(text: str) -> bool:

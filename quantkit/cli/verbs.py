@@ -14,6 +14,7 @@ from quantkit.cli.spec_arguments import by_producer, with_gguf_options, with_int
 from quantkit.engines import load_engine
 from quantkit.errors import RecipeError
 from quantkit.garbage import keeping_all
+from quantkit.gguf_files import SUFFIX, gguf_at
 from quantkit.ledger import REFERENCE
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
@@ -97,7 +98,7 @@ def _hash(source: Checkpoint) -> None:
 def _open_source(model: str, allow_requantize: bool) -> Checkpoint:
     """A checkpoint, or a GGUF file or variant in its place."""
     path = Path(model).expanduser()
-    if path.suffix == ".gguf" or (path / MANIFEST).is_file():
+    if path.suffix.lower() == SUFFIX or (path / MANIFEST).is_file() or gguf_at(path):
         variant = open_variant(path)
         if variant.format == "gguf":
             from quantkit.formats.gguf.gguf_source import GGUFSource

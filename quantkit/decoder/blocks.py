@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
 from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import ConversionError
+from quantkit.errors import ConversionError, reading
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
@@ -202,7 +202,7 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     """The model as transformers builds it from the configuration, without any weights, and with
     its experts apart."""
     config = checkpoint.hf_config
-    with torch.device("meta"):
+    with reading(checkpoint.path / "config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.float32,

@@ -13,6 +13,7 @@ from quantkit.decoder.expert_names import ROUTER
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.base import Plan
 from quantkit.formats.linear_options import LinearOptions
+from quantkit.formats.packed import refuse_packed
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     from quantkit.decoder.blocks import DecoderBlocks
 
     spec = asked.spec
+    refuse_packed(spec, checkpoint)
     if checkpoint.architecture not in ARCHITECTURES:
         raise ConversionError(
             f"{spec}: {checkpoint.id} is a {checkpoint.architecture}; the native quantizers know "

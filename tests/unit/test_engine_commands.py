@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import GGUFWriter
+from safetensors.torch import save_file
 
 from quantkit import toolchains
 from quantkit.engines.base import ServeOptions, ServerCommand
@@ -97,6 +99,26 @@ def test_vllm_on_a_gpu_is_left_its_own_settings(
     assert "--enforce-eager" not in command.argv
     assert "--kv-cache-memory-bytes" not in command.argv
     assert not any(name.startswith("VLLM_CPU") for name in command.env)
+
+
+def test_vllm_is_handed_settings_that_config_json_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path)
+    assert "--hf-overrides" not in vllm_command(monkeypatch, path, OPTIONS).argv
+    config = json.loads((path / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (path / "config.json").write_text(json.dumps(config))
+    save_file({"x.qweight": torch.zeros(1, dtype=torch.int32)}, path / "model.safetensors")
+    beside = path / "quantize_config.json"
+    beside.write_text(json.dumps({key: settings[key] for key in ("bits", "group_size", "sym")}))
+    command = vllm_command(monkeypatch, path, OPTIONS)
+    assert json.loads(value(command, "--hf-overrides")) == {
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True}
+    }
+    beside.write_text(json.dumps({"bits": 4, "group_size": 64, "sym": False}))
+    with pytest.raises(IncompatibleVariant, match="asymmetric"):
+        vllm_command(monkeypatch, path, OPTIONS)
 
 
 @pytest.mark.parametrize(

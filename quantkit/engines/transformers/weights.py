@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit import dtypes
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
 from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import CheckpointError, IncompatibleVariant, first_line
+from quantkit.errors import CheckpointError, IncompatibleVariant, first_line, reading
 from quantkit.hf_config import attention
 from quantkit.variant import Model
 
@@ -28,22 +29,23 @@ def load(source: Model, dtype: torch.dtype) -> Any:
 
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
     config = _unquantized(checkpoint.hf_config)
-    try:
-        with no_init_weights():
+    with reading(checkpoint.path / "config.json"), no_init_weights():
+        try:
             model = AutoModelForCausalLM.from_config(
                 config,
                 trust_remote_code=False,
                 attn_implementation=attention(config),
                 dtype=dtype,
             )
-            experts.separate(model)
-    except ValueError as error:  # an architecture that transformers does not have
-        raise IncompatibleVariant(f"{source.path}: {first_line(error)}") from error
+        except ValueError as error:  # an architecture that transformers does not have
+            raise IncompatibleVariant(f"{source.path}: {first_line(error)}") from error
+        experts.separate(model)
     model.tie_weights()
     stored = StoredNames.of(model, checkpoint.tensors)
     slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}
     # Old checkpoints store what follows from the config.
     follows = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
+    plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
     filled = set()
     for name, tensor in _weights(source):
         if name not in slots and any(re.search(pattern, name) for pattern in follows):
@@ -56,6 +58,11 @@ def load(source: Model, dtype: torch.dtype) -> Any:
             raise CheckpointError(
                 f"{source.path}: {name} {list(tensor.shape)}: {type(model).__name__} of its "
                 f"config.json has {wanted}"
+            )
+        if slot.is_floating_point() and tensor.dtype not in plain:
+            raise CheckpointError(
+                f"{source.path}: {name} is stored as {tensor.dtype}, and config.json does not say "
+                "how it was quantized; get the checkpoint as it was before"
             )
         slot.copy_(tensor)
         filled.add(slot.data_ptr())

@@ -7,8 +7,9 @@ from typing import Any
 
 from quantkit.chat_template import DEFAULT, chat_templates, tokenizer_templates
 from quantkit.ends import end_ids
-from quantkit.files import load_json, sha256_json, write_json, write_text
+from quantkit.files import sha256_json, write_json, write_text
 from quantkit.home import home
+from quantkit.json_file import load_json
 from quantkit.variant import Model
 
 

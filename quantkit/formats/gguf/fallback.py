@@ -24,6 +24,7 @@ from quantkit.errors import ConversionError, ToolchainError
 from quantkit.formats.base import Converted
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.chat import chat_fields, roles_in
+from quantkit.formats.packed import refuse_packed
 from quantkit.home import home
 from quantkit.progress import say
 from quantkit.spec import Spec
@@ -75,7 +76,7 @@ def needed(checkpoint: Checkpoint) -> Converter | None:
     converter = available()
     if converter is None:
         architectures.architecture_of(checkpoint)  # refuses, and says how to get one
-    architectures.refuse_quantized(checkpoint)
+    refuse_packed("gguf", checkpoint)
     return converter
 
 

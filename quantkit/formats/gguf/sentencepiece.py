@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.files import load_json
 from quantkit.formats.gguf.vocabulary import ADDED_SCORE, Token, TokenType, added, unused, within
+from quantkit.json_file import load_json
 
 _UNUSED_SCORE = -10000.0
 _BPE = 2  # TrainerSpec.ModelType

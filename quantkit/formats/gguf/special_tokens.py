@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.files import load_json
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     import gguf

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.files import load_json
 from quantkit.formats.gguf import pretokenizers, sentencepiece
 from quantkit.formats.gguf.special_tokens import SpecialTokens, read_special_tokens
 from quantkit.formats.gguf.vocabulary import Token, TokenType, added, unused, within
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     import gguf
