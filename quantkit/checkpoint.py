@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import hub
+from quantkit import hub, tied_weights, weight_files
 from quantkit.errors import CheckpointError, first_line
 from quantkit.files import sha256_files
 
@@ -26,15 +28,27 @@ FORMAT = "safetensors"
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+_BUFFER = re.compile(
+    r"(^|\.)(rotary_emb\.(original_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids"
+    r"|(attn|attention)\.masked_bias|causal_mask)$"
+)
+"""What old checkpoints store though it follows from the config: no parameters, and of no use."""
+_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+"""Likewise, where it is not a vector, as a linear's bias is."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is; ``dtype`` in safetensors' words (``BF16``)."""
+    """Where a tensor lies and what it is; ``dtype`` in safetensors' words (``BF16``).
+
+    ``stored``: its name in the shard, where that is another one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: Path
+    stored: str | None = None
 
     @property
     def numel(self) -> int:
@@ -52,7 +66,10 @@ class Checkpoint:
     """An opened checkpoint: configuration, tokenizer files and an index of its tensors.
 
     ``id`` is what the user named: a hub id, ``demo:…`` or the directory's name. ``origin`` says
-    in a sentence what the weights are, where that is worth a reader's attention.
+    in a sentence what the weights are, where that is worth a reader's attention. ``config`` is
+    config.json's, corrected where it says of tied weights what is not so. ``twice``: names of
+    tensors that are equal to others and tied to them. ``index``: the file that named the shards.
+    ``notes``: where the directory holds something else than it seems to.
     """
 
     id: str
@@ -61,6 +78,9 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     origin: str | None = None
+    twice: frozenset[str] = frozenset()
+    index: Path | None = None
+    notes: tuple[str, ...] = ()
 
     format = FORMAT
 
@@ -101,8 +121,22 @@ class Checkpoint:
                 f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from where "
                 "the model came from"
             )
-        # A snapshot's directory in the hub's cache is named after its commit.
-        return cls(id, path, path.name if of_hub else None, config, tensors_in(path), origin)
+        files = weight_files.find(path, config)
+        config.pop(weight_files.NAMED, None)  # as transformers, which does not save it again
+        tied = tied_weights.resolve(path, config, _tensors(files.files))
+        if tied.apart:
+            config[tied_weights.KEY] = False
+        return cls(
+            id,
+            path,
+            path.name if of_hub else None,  # a snapshot's directory is named after its commit
+            config,
+            tied.tensors,
+            origin,
+            tied.twice,
+            files.index,
+            tuple(note for note in (files.note, tied.note) if note),
+        )
 
     @property
     def scheme(self) -> str:
@@ -119,8 +153,13 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        """What an engine is given to load: the directory."""
-        return self.path
+        """What an engine is given to load: the directory, or where it would load something else
+        from that, a directory of links to what the model is (``linked``)."""
+        if not self.notes:
+            return self.path
+        from quantkit.linked import linked
+
+        return linked(self)
 
     @property
     def architecture(self) -> str:
@@ -130,8 +169,8 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of stored weights; tied embeddings count once."""
-        return sum(info.numel for info in self.tensors.values())
+        """Number of weights; tied embeddings count once, also where they are stored twice."""
+        return sum(info.numel for name, info in self.tensors.items() if name not in self.twice)
 
     @property
     def bytes(self) -> int:
@@ -154,8 +193,9 @@ class Checkpoint:
         """One tensor, in the dtype in which it is stored, on the CPU."""
         from safetensors import safe_open
 
-        with safe_open(self.tensors[name].shard, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
+        info = self.tensors[name]
+        with safe_open(info.shard, framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(info.stored or name)
         return tensor
 
     @cached_property
@@ -163,7 +203,10 @@ class Checkpoint:
         """The configuration as transformers reads it; a checkpoint's own code is refused."""
         from quantkit.hf_config import read_config
 
-        return read_config(self.path)
+        config = read_config(self.path)
+        if self.config.get(tied_weights.KEY) is False:
+            config.tie_word_embeddings = False
+        return config
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -182,6 +225,15 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.tensors[name].shard}: {name} has shape "
                     f"{list(self.tensors[name].shape)}, config.json asks for {list(shape)}"
+                )
+
+    def check_finite(self) -> None:
+        """Raise CheckpointError for the first tensor with NaN or infinity; reads them all."""
+        for name, info in self.tensors.items():
+            if info.numel and not all(end.isfinite() for end in self.read(name).aminmax()):
+                raise CheckpointError(
+                    f"{info.shard}: {name} holds NaN or infinity: the weights are bad; get them "
+                    "again"
                 )
 
 
@@ -224,30 +276,17 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
 def tensors_in(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a directory's safetensors files, by name; raise CheckpointError where there
     are none, or damaged ones."""
-    return {info.name: info for shard in _shards(path) for info in _index(shard)}
+    return _tensors(weight_files.find(path).files)
 
 
-def _shards(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, through its index where it has one."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        named = _read_json(index, "").get("weight_map", {})
-        shards = [path / name for name in sorted(set(named.values()))]
-        for shard in shards:
-            if shard.parent != path or not shard.is_file():
-                raise CheckpointError(f"{shard}: no such file; {index.name} names it: download it")
-        return shards
-    shards = sorted(path.glob("*.safetensors"))
-    if shards:
-        return shards
-    pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)]
-    if pickles:
-        raise CheckpointError(
-            f"{path}: no safetensors, only {', '.join(sorted(pickles)[:3])}, which may be pickle "
-            "and is never loaded; get the safetensors, or save them with "
-            "model.save_pretrained(..., safe_serialization=True) where you trust the file"
-        )
-    raise CheckpointError(f"{path}: no safetensors; expected model.safetensors or its shards")
+def _tensors(shards: Sequence[Path]) -> dict[str, TensorInfo]:
+    """All parameters; of those that several shards hold the last, as transformers takes them."""
+    return {
+        info.name: info
+        for shard in shards
+        for info in _index(shard)
+        if not (_BUFFER.search(info.name) or (len(info.shape) != 1 and _MASK.search(info.name)))
+    }
 
 
 def _index(shard: Path) -> list[TensorInfo]:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
-from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import ConversionError
+from quantkit.decoder.stored_names import StoredNames, is_ignored
+from quantkit.errors import CheckpointError, ConversionError
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
@@ -74,13 +74,17 @@ class DecoderBlocks:
         self._base = f"{model.base_model_prefix}."
         self._stored = StoredNames.of(model, checkpoint.tensors)
         self._place = f"{self._base}{name}."
-        checkpoint.check_shapes(
-            {
-                self._stored(name): tuple(tensor.shape)
-                for name, tensor in model.state_dict().items()
-                if name not in model.all_tied_weights_keys
-            }
-        )
+        shapes = {self._stored(n): tuple(t.shape) for n, t in model.state_dict().items()}
+        tied = set(map(self._stored, model.all_tied_weights_keys)) - checkpoint.tensors.keys()
+        checkpoint.check_shapes({n: shape for n, shape in shapes.items() if n not in tied})
+        self.ignored: list[str] = [n for n in checkpoint.tensors if n not in shapes]
+        """Tensors of the checkpoint that transformers knows to leave out."""
+        for name in self.ignored:
+            if not is_ignored(model, name):
+                raise CheckpointError(
+                    f"{checkpoint.path}: {name} {list(checkpoint.tensors[name].shape)}: "
+                    f"{type(model).__name__} of its config.json has no such tensor"
+                )
         self._arguments: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -108,7 +112,11 @@ class DecoderBlocks:
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
         inside = tuple(self.prefix(index) for index in range(len(self)))
-        return (name for name in self.checkpoint.tensors if not name.startswith(inside))
+        return (
+            name
+            for name in self.checkpoint.tensors
+            if not name.startswith(inside) and name not in self.ignored
+        )
 
     def embed(self, ids: torch.Tensor) -> Activations:
         """Activations before the first block, of ``ids`` (samples, T), in batches of bounded size.

@@ -55,12 +55,13 @@ def convert_linears(
 
     ``ids``: the calibration windows, (samples, T). Each block sees the output of the blocks already
     quantized, so that errors are made up for. Raise ConversionError, with what is kept, where
-    the disk is full.
+    the disk is full, CheckpointError where a weight is not finite, in the blocks or outside.
     """
     spec = asked.spec
     checkpoint, device = blocks.checkpoint, blocks.device
     layouts = asked.layouts(linear_names(blocks))
     planned = entries(checkpoint, blocks, layouts)
+    checkpoint.check_finite()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
-from quantkit.decoder.stored_names import StoredNames
+from quantkit.decoder.stored_names import StoredNames, is_ignored
 from quantkit.errors import CheckpointError, IncompatibleVariant, first_line
 from quantkit.hf_config import attention
 from quantkit.variant import Model
@@ -39,16 +38,14 @@ def load(source: Model, dtype: torch.dtype) -> Any:
             experts.separate(model)
     except ValueError as error:  # an architecture that transformers does not have
         raise IncompatibleVariant(f"{source.path}: {first_line(error)}") from error
-    model.tie_weights()
     stored = StoredNames.of(model, checkpoint.tensors)
-    slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}
-    # Old checkpoints store what follows from the config.
-    follows = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
-    filled = set()
+    names = {stored(name): name for name in model.state_dict()}
+    slots: dict[str, torch.Tensor] = model.state_dict()
+    missing = set(slots)
     for name, tensor in _weights(source):
-        if name not in slots and any(re.search(pattern, name) for pattern in follows):
+        if name not in names and is_ignored(model, name):
             continue
-        slot = slots.get(name)
+        slot = slots.get(names.get(name, ""))
         if slot is None and name.endswith(".bias") and not tensor.any():
             continue  # some packages give every linear a bias, of zeros
         if slot is None or slot.shape != tensor.shape:
@@ -58,13 +55,13 @@ def load(source: Model, dtype: torch.dtype) -> Any:
                 f"config.json has {wanted}"
             )
         slot.copy_(tensor)
-        filled.add(slot.data_ptr())
-    # Tied weights share their memory: one of the names suffices.
-    missing = [name for name, slot in slots.items() if slot.data_ptr() not in filled]
+        missing.discard(names[name])
+    # As in from_pretrained: not where both are there and differ, and from whichever is there.
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
         raise CheckpointError(
             f"{source.path}: {len(missing)} tensors that config.json asks for are missing, "
-            f"for example {missing[0]}"
+            f"for example {min(map(stored, missing))}"
         )
     return model.eval().requires_grad_(False)
 
