@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, first_line
+from quantkit.weight_files import INDEX, NOT_OF_THE_MODEL
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -18,7 +19,8 @@ _TOKENIZER_FILES = (
     "chat_template.json",
 )
 SIDECARS = (*_TOKENIZER_FILES, "generation_config.json")
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *SIDECARS)
+_WANTED = ("*.safetensors", INDEX, "config.json", *SIDECARS)
+_UNWANTED = (*NOT_OF_THE_MODEL, "*/*.safetensors*")
 
 
 def names_hub(text: str) -> bool:
@@ -36,7 +38,12 @@ def download(text: str) -> Path:
 
     name, _, revision = text.partition("@")
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED))
+        found = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=list(_WANTED),
+            ignore_patterns=list(_UNWANTED),
+        )
     except Exception as error:  # network, authorization, unknown id: the hub has a class for each
         raise CheckpointError(
             f"{name}: not a local directory, and the hub said: {first_line(error)}"

@@ -63,7 +63,7 @@ class DecoderBlocks:
         self.device = torch.device(device)
         self.precision = precision
         self.wide = torch.float64 if precision == torch.float64 else torch.float32
-        model = _skeleton(checkpoint)
+        model = self._model = _skeleton(checkpoint)
         self._config = model.config
         self._decoder = model.base_model
         name, self._blocks = next(
@@ -123,7 +123,7 @@ class DecoderBlocks:
 
         Also notes what the model passes to each block besides them (rotary embeddings, masks).
         """
-        decoder, recorders = self._without_blocks()
+        decoder, recorders = self._without_blocks(self._decoder, self._base)
         batch = max(1, _BATCH_TOKENS // ids.shape[1])
         shape = (*ids.shape, self._config.hidden_size)
         hidden = Activations(shape, batch=batch, device=self.device)
@@ -135,20 +135,33 @@ class DecoderBlocks:
                 hidden.replace(index, recorders[0].hidden)
         return hidden
 
-    def _without_blocks(self) -> tuple[Any, list[_Recorder]]:
-        """The decoder in float32 on the CPU, and what stands in it for the blocks."""
+    def logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """What the model makes of the outputs of its ``last`` block for ``ids``, (samples, T,
+        vocabulary): by its final norm, its output layer and what may follow."""
+        model, recorders = self._without_blocks(self._model, "")
+        recorders[-1].output = last
+        with torch.no_grad():
+            found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return found
+
+    def _without_blocks(self, part: Any, prefix: str) -> tuple[Any, list[_Recorder]]:
+        """The model, or the decoder in it whose names begin with ``prefix``, in float32 on the CPU,
+        and what stands in it for the blocks."""
         recorders = [_Recorder(block) for block in self._blocks]
         # The copy takes these for copies of the blocks.
-        decoder = copy.deepcopy(self._decoder, {id(self._blocks): nn.ModuleList(recorders)})
+        decoder = copy.deepcopy(part, {id(self._blocks): nn.ModuleList(recorders)})
         # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
         for module in decoder.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
         decoder.apply(decoder._init_weights)
+        tied = self._model.all_tied_weights_keys
         state = {
-            name: self.checkpoint.read(self._stored(self._base + name)).float()
+            name: self.checkpoint.read(stored).float()
             for name in decoder.state_dict()
+            if (stored := self._stored(prefix + name)) in self.checkpoint.tensors
         }
+        state |= {target: state[tied[target]] for target in decoder.state_dict().keys() - state}
         decoder.load_state_dict(state, assign=True)
         return decoder.eval(), recorders
 
@@ -192,18 +205,20 @@ class DecoderBlocks:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is called with and returns the activations as is."""
+    """Stands in for a block: keeps what it is called with, and returns the activations as they are
+    or the ``output`` that it is given."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self._names = list(inspect.signature(type(block).forward).parameters)[2:]
         self.hidden = torch.empty(0)
+        self.output: torch.Tensor | None = None
         self.arguments: dict[str, Any] = {}
 
     def forward(self, hidden: torch.Tensor, *unnamed: Any, **named: Any) -> torch.Tensor:
         self.hidden = hidden
         self.arguments = dict(zip(self._names, unnamed, strict=False)) | named
-        return hidden
+        return hidden if self.output is None else self.output
 
 
 def _skeleton(checkpoint: Checkpoint) -> Any:
