@@ -12,7 +12,7 @@ from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
-from quantkit.engines import serving_engine
+from quantkit.engines import scoring_engine, serving_engine
 from quantkit.environment import environment
 from quantkit.evaluate.compare import compare
 from quantkit.formats.base import Plan
@@ -46,6 +46,8 @@ def plan(recipe: Recipe) -> RunPlan:
     brought = [entry for entry in recipe.variants if isinstance(entry, Brought)]
     for entry in brought:
         entry.check()
+    if recipe.evaluate:
+        scoring_engine(source).check(source)
     return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs], brought)
 
 

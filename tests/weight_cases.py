@@ -60,7 +60,7 @@ def with_the_head_alone(directory: Path) -> None:
 def beside_older_shards(directory: Path) -> None:
     """``model.safetensors`` beside an index and shards of another model."""
     older = make_checkpoint(directory.parent / "older", seed=1, shards=2)
-    for file in older.glob(f"model*"):
+    for file in older.glob("model*"):
         file.rename(directory / file.name)
 
 
@@ -132,7 +132,7 @@ CASES = {
     "another-head-qwen2": Case(with_another_head, "qwen2", 2, note=_APART, tied=False),
     "another-head-gpt2": Case(with_another_head, "gpt2", note=_APART, tied=False),
     "another-head-gemma3": Case(
-        with_another_head, "gemma3_text", config={"head_dim": 64}, note=_APART, tied=False
+        with_another_head, "gemma3_text", config={"head_dim": 64, "query_pre_attn_scalar": 64}, note=_APART, tied=False
     ),
     "the-same-head": Case(with_the_same_head),
     "the-head-alone": Case(with_the_head_alone),

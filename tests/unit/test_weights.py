@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,10 +18,13 @@ from quantkit.decoder import proof
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import CheckpointError, ConversionError
+from quantkit.formats.gguf.header import read_header
 from quantkit.spec import Spec
 from quantkit.texts import load_text
 from tests.integration.gguf_cases import CASES as FAMILIES
 from tests.integration.gguf_cases import make as make_family
+from tests.integration.gguf_oracle import convert as to_gguf
+from tests.integration.gguf_oracle import loaded
 from tests.models import make_checkpoint
 from tests.weight_cases import CASES, EMBEDDING, HEAD, edit_tensors, make, with_another_head
 
@@ -54,6 +58,30 @@ def test_every_path_has_the_weights_of_from_pretrained(name: str, tmp_path: Path
     streamed = proof.streamed(blocks, IDS, len(blocks))
     torch.testing.assert_close(streamed, expected, rtol=1e-5, atol=1e-5)
     assert source.hf_config.tie_word_embeddings == CASES[name].tied
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_has_the_weights_of_from_pretrained(name: str, tmp_path: Path) -> None:
+    path = make(CASES[name], tmp_path / "model")
+    expected = _from_pretrained(path)[0].log_softmax(-1)
+    file = to_gguf(Checkpoint.open(path), "F32", tmp_path / "out")
+    options = {"logits_all": True, "type_k": 0, "type_v": 0, "flash_attn": False}
+    with loaded(file, n_ctx=64, **options) as llama:
+        llama.eval(IDS[0].tolist())
+        found = torch.tensor(np.array(llama.scores[:64])).log_softmax(-1)
+    # Its GELU is an approximation from a table of halves.
+    near = 5e-2 if CASES[name].family in ("gpt2", "gpt_neox") else 2e-3
+    assert (found - expected).abs().max() < near
+    names = {tensor.name for tensor in read_header(file).tensors}
+    # As llama.cpp's converter, which writes whatever is stored.
+    assert ("output.weight" in names) == (not CASES[name].tied or name == "the-same-head")
+
+
+def test_a_gemma_2_with_an_output_layer_of_its_own_is_no_gguf(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "model", family="gemma2", head_dim=64)
+    with_another_head(path)
+    with pytest.raises(ConversionError, match="tie_word_embeddings False: llama.cpp computes gemma2"):
+        plan(Checkpoint.open(path), Spec.parse("gguf:F32"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,7 +123,7 @@ def test_what_is_not_what_it_seems_is_said_in_every_plan(name: str, tmp_path: Pa
     source = Checkpoint.open(make(CASES[name], tmp_path / "model"))
     assert [note for note in source.notes if CASES[name].note in note]
     if CASES[name].family == "llama":
-        for spec in ("gptq:w4g64", "awq:w4g64"):
+        for spec in ("gptq:w4g64", "awq:w4g64", "gguf:Q8_0"):
             assert set(source.notes) <= set(plan(source, Spec.parse(spec)).notes)
 
 
