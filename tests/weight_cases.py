@@ -132,7 +132,11 @@ CASES = {
     "another-head-qwen2": Case(with_another_head, "qwen2", 2, note=_APART, tied=False),
     "another-head-gpt2": Case(with_another_head, "gpt2", note=_APART, tied=False),
     "another-head-gemma3": Case(
-        with_another_head, "gemma3_text", config={"head_dim": 64, "query_pre_attn_scalar": 64}, note=_APART, tied=False
+        with_another_head,
+        "gemma3_text",
+        config={"head_dim": 64, "query_pre_attn_scalar": 64},
+        note=_APART,
+        tied=False,
     ),
     "the-same-head": Case(with_the_same_head),
     "the-head-alone": Case(with_the_head_alone),
