@@ -81,7 +81,7 @@ def test_a_gemma_2_with_an_output_layer_of_its_own_is_no_gguf(tmp_path: Path) ->
     path = make_checkpoint(tmp_path / "model", family="gemma2", head_dim=64)
     with_another_head(path)
     with pytest.raises(
-        ConversionError, match="tie_word_embeddings False: llama.cpp computes gemma2"
+        ConversionError, match=r"tie_word_embeddings False: llama\.cpp computes gemma2"
     ):
         plan(Checkpoint.open(path), Spec.parse("gguf:F32"))
 
