@@ -155,13 +155,14 @@ class DecoderBlocks:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
         decoder.apply(decoder._init_weights)
-        tied = self._model.all_tied_weights_keys
+        tied = self._model.all_tied_weights_keys if part is self._model else {}
         state = {
-            name: self.checkpoint.read(stored).float()
+            name: self.checkpoint.read(self._stored(prefix + name)).float()
             for name in decoder.state_dict()
-            if (stored := self._stored(prefix + name)) in self.checkpoint.tensors
+            if name not in tied
         }
-        state |= {target: state[tied[target]] for target in decoder.state_dict().keys() - state}
+        # As engines do that ask config.json alone, whatever is stored.
+        state |= {target: state[source] for target, source in tied.items()}
         decoder.load_state_dict(state, assign=True)
         return decoder.eval(), recorders
 
