@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import TensorInfo
@@ -84,17 +83,20 @@ def _pairs(directory: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, str]
     """By the checkpoint's names: what is tied, to what. Nothing of a model that transformers does
     not have."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from quantkit.hf_config import read_config
 
     try:
         config = read_config(directory)
+        if not any(getattr(part, KEY, False) for part in (config, config.get_text_config())):
+            return {}
+        from transformers import AutoModelForCausalLM
+
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (CheckpointError, ValueError):
+    except Exception:  # what is wrong with the config is said where the model is needed
         return {}
     stored = StoredNames.of(model, tensors)
     pairs: Mapping[str, str] = model.all_tied_weights_keys
