@@ -78,9 +78,10 @@ class DecoderBlocks:
         tied = set(map(self._stored, model.all_tied_weights_keys)) - checkpoint.tensors.keys()
         checkpoint.check_shapes({n: shape for n, shape in shapes.items() if n not in tied})
         self.ignored: list[str] = [n for n in checkpoint.tensors if n not in shapes]
-        """Tensors of the checkpoint that transformers knows to leave out."""
+        """Tensors of the checkpoint that transformers knows to leave out, and biases of zeros."""
         for name in self.ignored:
-            if not is_ignored(model, name):
+            of_zeros = name.endswith(".bias") and not checkpoint.read(name).any()
+            if not of_zeros and not is_ignored(model, name):
                 raise CheckpointError(
                     f"{checkpoint.path}: {name} {list(checkpoint.tensors[name].shape)}: "
                     f"{type(model).__name__} of its config.json has no such tensor"

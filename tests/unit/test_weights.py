@@ -204,6 +204,36 @@ def test_a_tensor_that_the_model_has_not_is_named(tmp_path: Path) -> None:
         TransformersScorer(source, 64).__enter__()
 
 
+def test_biases_of_zeros_are_left_out_and_named(tmp_path: Path) -> None:
+    """Some packages give every linear one."""
+    path = make_checkpoint(tmp_path / "model")
+    name = "model.layers.0.mlp.up_proj.bias"
+    edit_tensors(path, lambda tensors: tensors.update({name: torch.zeros(512)}))
+    notes = plan(Checkpoint.open(path), Spec.parse("gptq:w4g64")).notes
+    assert notes == (f"1 tensors are left out, as by transformers: {name}",)
+    edit_tensors(path, lambda tensors: tensors[name].fill_(1))
+    with pytest.raises(CheckpointError, match=r"up_proj\.bias .*has no such tensor"):
+        plan(Checkpoint.open(path), Spec.parse("gptq:w4g64"))
+
+
+def test_files_that_are_not_the_model_are_not_taken_for_it(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "model")
+    (path / "model.safetensors").rename(path / "consolidated.safetensors")
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors.*; consolidated\.saf"):
+        Checkpoint.open(path)
+    (path / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(CheckpointError, match="not an index of safetensors"):
+        Checkpoint.open(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(
+        json.dumps(config | {"transformers_weights": "w.safetensors"})
+    )
+    with pytest.raises(
+        CheckpointError, match=r"w\.safetensors: no such file; config\.json names it"
+    ):
+        Checkpoint.open(path)
+
+
 PLACES = (
     "model.norm.weight",
     "model.embed_tokens.weight",
