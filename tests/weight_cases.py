@@ -88,10 +88,10 @@ def shards_beside_other_weights(directory: Path) -> None:
 
 def named_otherwise(directory: Path) -> None:
     """Weights in a file that config.json names, beside a ``model.safetensors`` of another model."""
-    (directory / ONLY).rename(directory / "weights.safetensors")
+    (directory / ONLY).rename(directory / "another.safetensors")
     (make_checkpoint(directory.parent / "older", seed=1) / ONLY).rename(directory / ONLY)
     path = directory / "config.json"
-    config = json.loads(path.read_text()) | {"transformers_weights": "weights.safetensors"}
+    config = json.loads(path.read_text()) | {"transformers_weights": "another.safetensors"}
     path.write_text(json.dumps(config))
 
 
