@@ -7,12 +7,14 @@ checkpoint carries is never run.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import dtypes, hub
+from quantkit import dtypes, hub, tied_weights, weight_files
 from quantkit.chat_template import DEFAULT, chat_templates
 from quantkit.errors import CheckpointError, first_line, reading
 from quantkit.files import sha256_files
@@ -29,15 +31,27 @@ FORMAT = "safetensors"
 _ADAPTER = "adapter_config.json"
 """How a LoRA adapter is known: PEFT's settings."""
 
+_BUFFER = re.compile(
+    r"(^|\.)(rotary_emb\.(original_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids"
+    r"|(attn|attention)\.masked_bias|causal_mask)$"
+)
+"""What old checkpoints store though it follows from the config: no parameters, and of no use."""
+_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+"""Likewise, where it is not a vector, as a linear's bias is."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is; ``dtype`` in safetensors' words (``BF16``)."""
+    """Where a tensor lies and what it is; ``dtype`` in safetensors' words (``BF16``).
+
+    ``stored``: its name in the shard, where that is another one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: Path
+    stored: str | None = None
 
     @property
     def numel(self) -> int:
@@ -60,7 +74,10 @@ class Checkpoint:
     """An opened checkpoint: configuration, tokenizer files and an index of its tensors.
 
     ``id`` is what the user named: a hub id, ``demo:…`` or the directory's name. ``origin`` says
-    in a sentence what the weights are, where that is worth a reader's attention.
+    in a sentence what the weights are, where that is worth a reader's attention. ``config`` is
+    config.json's, corrected where it says of tied weights what is not so. ``twice``: names of
+    tensors that are equal to others and tied to them. ``index``: the file that named the shards.
+    ``notes``: where the directory holds something else than it seems to.
     """
 
     id: str
@@ -69,6 +86,9 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     origin: str | None = None
+    twice: frozenset[str] = frozenset()
+    index: Path | None = None
+    notes: tuple[str, ...] = ()
 
     format = FORMAT
 
@@ -110,8 +130,22 @@ class Checkpoint:
             )
         config = read_object(path / "config.json")
         _require_tokenizer(path)
-        # A snapshot's directory in the hub's cache is named after its commit.
-        return cls(id, path, path.name if of_hub else None, config, tensors_in(path), origin)
+        files = weight_files.find(path, config)
+        config.pop(weight_files.NAMED, None)  # as transformers, which does not save it again
+        tied = tied_weights.resolve(path, config, _tensors(files.files))
+        if tied.apart:
+            config[tied_weights.KEY] = False
+        return cls(
+            id,
+            path,
+            path.name if of_hub else None,  # a snapshot's directory is named after its commit
+            config,
+            tied.tensors,
+            origin,
+            tied.twice,
+            files.index,
+            tuple(note for note in (files.note, tied.note) if note),
+        )
 
     @property
     def scheme(self) -> str:
@@ -128,8 +162,13 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        """What an engine is given to load: the directory."""
-        return self.path
+        """What an engine is given to load: the directory, or where it would load something else
+        from that, a directory of links to what the model is (``linked``)."""
+        if not self.notes:
+            return self.path
+        from quantkit.linked import linked
+
+        return linked(self)
 
     @property
     def architecture(self) -> str:
@@ -143,8 +182,8 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of stored weights; tied embeddings count once."""
-        return sum(info.numel for info in self.tensors.values())
+        """Number of weights; tied embeddings count once, also where they are stored twice."""
+        return sum(info.numel for name, info in self.tensors.items() if name not in self.twice)
 
     @property
     def bytes(self) -> int:
@@ -169,9 +208,9 @@ class Checkpoint:
         """One tensor, in the dtype in which it is stored, on the CPU."""
         from safetensors import safe_open
 
-        shard = self.tensors[name].shard
-        with reading(f"{shard}: {name}"), safe_open(shard, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        info = self.tensors[name]
+        with reading(f"{info.shard}: {name}"), safe_open(info.shard, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(info.stored or name)
         return tensor
 
     @cached_property
@@ -183,6 +222,8 @@ class Checkpoint:
         # A layer or an expert is a tensor at the least, or a part of one that is a stack.
         stacks = (info.shape[0] for info in self.tensors.values() if len(info.shape) > 2)
         check_repeated(config, self.path / "config.json", max(len(self.tensors), *stacks, 0))
+        if self.config.get(tied_weights.KEY) is False:
+            config.tie_word_embeddings = False
         return config
 
     @cached_property
@@ -209,6 +250,15 @@ class Checkpoint:
                     f"{self.tensors[name].shard}: {name} is stored as {self.tensors[name].dtype}, "
                     f"weights are {', '.join(dtypes.WEIGHTS)}; get the checkpoint as it was before "
                     "it was quantized"
+                )
+
+    def check_finite(self) -> None:
+        """Raise CheckpointError for the first tensor with NaN or infinity; reads them all."""
+        for name, info in self.tensors.items():
+            if info.numel and not all(end.isfinite() for end in self.read(name).aminmax()):
+                raise CheckpointError(
+                    f"{info.shard}: {name} holds NaN or infinity: the weights are bad; get them "
+                    "again"
                 )
 
 
@@ -252,45 +302,20 @@ def _require_tokenizer(directory: Path) -> None:
 def tensors_in(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a directory's safetensors files, by name; raise CheckpointError where there
     are none, or damaged ones."""
-    found = {info.name: info for shard in _shards(path) for info in _index(shard)}
+    return _tensors(weight_files.find(path).files)
+
+
+def _tensors(shards: Sequence[Path]) -> dict[str, TensorInfo]:
+    """All parameters; of those that several shards hold the last, as transformers takes them."""
+    found = {
+        info.name: info
+        for shard in shards
+        for info in _index(shard)
+        if not (_BUFFER.search(info.name) or (len(info.shape) != 1 and _MASK.search(info.name)))
+    }
     if not found:
-        raise CheckpointError(f"{path}: its safetensors hold no tensors")
+        raise CheckpointError(f"{shards[0].parent}: its safetensors hold no tensors")
     return found
-
-
-def _shards(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, through its index where it has one."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        shards = [path / name for name in _named_in(index)]
-        for shard in shards:
-            if not shard.is_file():
-                raise CheckpointError(f"{shard}: no such file; {index.name} names it: download it")
-        return shards
-    shards = sorted(path.glob("*.safetensors"))
-    if shards:
-        return shards
-    pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)]
-    if pickles:
-        raise CheckpointError(
-            f"{path}: no safetensors, only {', '.join(sorted(pickles)[:3])}, which may be pickle "
-            "and is never loaded; get the safetensors, or save them with "
-            "model.save_pretrained(..., safe_serialization=True) where you trust the file"
-        )
-    raise CheckpointError(f"{path}: no safetensors; expected model.safetensors or its shards")
-
-
-def _named_in(index: Path) -> list[str]:
-    """The shards that an index names; raise CheckpointError for what is no file's name."""
-    places = read_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index}: no weight_map, which says where each tensor is")
-    for tensor, name in places.items():
-        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-            raise CheckpointError(
-                f"{index}: {tensor} is in {name!r}, expected the name of a file beside the index"
-            )
-    return sorted(set(places.values()))
 
 
 def _index(shard: Path) -> list[TensorInfo]:

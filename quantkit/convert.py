@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,8 @@ def plan(checkpoint: Checkpoint, spec: Spec) -> Plan:
             f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
             "convert from the checkpoint"
         )
-    return load_maker(spec).plan(checkpoint, spec)
+    planned = load_maker(spec).plan(checkpoint, spec)
+    return replace(planned, notes=(*checkpoint.notes, *planned.notes))
 
 
 def convert(

@@ -12,7 +12,7 @@ from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
-from quantkit.engines import serving_engine
+from quantkit.engines import scoring_engine, serving_engine
 from quantkit.environment import environment
 from quantkit.errors import QuantkitError, RecipeError
 from quantkit.evaluate.compare import compare
@@ -56,6 +56,8 @@ def plan(recipe: Recipe) -> RunPlan:
             raise
         except QuantkitError as error:
             unusable[entry.directory] = str(error)
+    if recipe.evaluate:
+        scoring_engine(source).check(source)
     plans = [plan_variant(source, spec) for spec in recipe.specs]
     return RunPlan(source, plans, brought, unusable)
 

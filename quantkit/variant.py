@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantkit import weight_files
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
 from quantkit.files import sha256_file, sha256_files
@@ -126,8 +127,10 @@ class Variant:
             from quantkit.formats.gguf.model_file import ModelFile
 
             return ModelFile.open(self.path).bytes
-        suffix = "gguf" if self.format == "gguf" else "safetensors"
-        files = (file for file in self.path.glob(f"*.{suffix}") if file.name != IMATRIX)
+        if self.format == "gguf":
+            files = [file for file in self.path.glob("*.gguf") if file.name != IMATRIX]
+        else:
+            files = list(weight_files.find(self.path).files)
         return sum(file.stat().st_size for file in files)
 
     @cached_property

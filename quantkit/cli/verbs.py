@@ -222,6 +222,7 @@ def inspect(path: str) -> dict[str, Any]:
             "context_length": model.config.get("max_position_embeddings"),
             "shards": len({info.shard for info in model.tensors.values()}),
             "origin": model.origin,
+            "notes": list(model.notes),
         }
     facts: dict[str, Any] = {
         "kind": "variant" if model.manifest else "weights without a manifest",

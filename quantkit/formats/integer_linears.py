@@ -100,14 +100,19 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
     kept = [name for name in linears if name not in layouts]
     notes = [
-        f"{len(kept)} linears are not quantized: {', '.join(kept[:3])}{' …' * (len(kept) > 3)}"
+        f"{len(names)} {what}: {', '.join(names[:3])}{' …' * (len(names) > 3)}"
+        for what, names in (
+            ("linears are not quantized", kept),
+            ("tensors are left out, as by transformers", blocks.ignored),
+        )
+        if names
     ]
     return Plan(
         spec,
         total,
         total * 8 / checkpoint.parameters,
         needs_calibration=True,
-        notes=tuple(notes if kept else ()),
+        notes=tuple(notes),
         options=asked.options.resolved(),
     )
 

@@ -19,8 +19,8 @@ def stage_source(checkpoint: Checkpoint, directory: Path, *, transformers_4: boo
     """
     directory.mkdir()
     shards = {info.shard for info in checkpoint.tensors.values()}
-    index = checkpoint.path / f"{_ONLY}.index.json"
-    for file in (*shards, *checkpoint.sidecars, *([index] if index.is_file() else [])):
+    index = [checkpoint.index] if checkpoint.index else []
+    for file in (*shards, *checkpoint.sidecars, *index):
         link = directory / file.relative_to(checkpoint.path)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(file.resolve())

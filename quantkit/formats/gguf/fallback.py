@@ -158,7 +158,7 @@ def _convert(
         _check_space(directory, checkpoint.parameters * (4 if scheme == "F32" else 2))
     written = directory / "unquantized.gguf"
     command: list[str | Path] = [sys.executable, "-P", _LAUNCHER, converter.directory, extent]
-    command += [checkpoint.path, "--outfile", written, "--outtype", scheme.lower()]
+    command += [checkpoint.weights, "--outfile", written, "--outtype", scheme.lower()]
     if checkpoint.revision:  # a snapshot's directory is named after its commit
         command += ["--model-name", name]
     log = home() / "logs" / "llamacpp-converter.log"
