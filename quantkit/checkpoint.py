@@ -167,7 +167,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer as transformers loads it from the local files."""
+        """The tokenizer; see ``load_tokenizer``."""
         return load_tokenizer(self.path)
 
     def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
@@ -197,7 +197,38 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``directory``; raise CheckpointError where transformers cannot read it."""
+    """The tokenizer in ``directory``: tokenizer.json as it is, with the settings of
+    tokenizer_config.json (the special tokens' names, the chat template) around it.
+
+    The class that the settings name is not asked: those of transformers 5 put rules of their own
+    in place of the file's, and checkpoints name wrong ones. transformers builds the tokenizer only
+    where there is no tokenizer.json. Raise CheckpointError where it cannot be read.
+    """
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return load_auto_tokenizer(directory)
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            directory, local_files_only=True
+        )
+        # Around it transformers has added tokens, changed their flags, set its own options.
+        tokenizer._tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error
+    tokenizer.split_special_tokens = False
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        named = getattr(tokenizer, role)
+        if named and tokenizer._tokenizer.token_to_id(named) is None:
+            setattr(tokenizer, role, None)  # it would be given the id of another
+    return tokenizer
+
+
+def load_auto_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``directory`` as transformers, and vLLM with it, loads it: of the class that
+    the settings name. Raise CheckpointError where transformers cannot read it."""
     from transformers import AutoTokenizer
 
     try:

@@ -24,12 +24,14 @@ from quantkit.files import (
 from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
 from quantkit.producers import load_maker
+from quantkit.proof import tokens
 from quantkit.spec import Spec
 from quantkit.variant import (
     MANIFEST,
     ConvertCost,
     FileRecord,
     Manifest,
+    ProofRecord,
     SourceRecord,
     Variant,
     open_variant,
@@ -42,14 +44,27 @@ _SPARE_BYTES = 64 << 20
 """Room on the disk beyond the weights: tokenizer, manifest, the file system's own needs."""
 
 
-def plan(checkpoint: Checkpoint, spec: Spec) -> Plan:
+def plan(
+    checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: bool = False
+) -> Plan:
     """What converting would give, or the error that it would meet; reads no tensor data."""
     if checkpoint.format == "gguf" != spec.format:
         raise ConversionError(
             f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
             "convert from the checkpoint"
         )
-    return load_maker(spec).plan(checkpoint, spec)
+    planned = load_maker(spec).plan(checkpoint, spec)
+    if not allow_tokenizer_differences:
+        _refuse_other_tokens(spec, checkpoint, planned.tokenizer_differences)
+    return planned
+
+
+def _refuse_other_tokens(spec: Spec, checkpoint: Checkpoint, differences: Sequence[str]) -> None:
+    for difference in differences:
+        raise ConversionError(
+            f"{spec}: {checkpoint.path}: {difference}; to make it all the same, pass "
+            "--allow-tokenizer-differences (in a recipe: allow_tokenizer_differences: true)"
+        )
 
 
 def convert(
@@ -59,13 +74,20 @@ def convert(
     out: Path,
     *,
     force: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> Variant:
     """Make the variant ``spec`` of ``checkpoint`` in ``out/<format>-<scheme>``, or by its name.
 
     It exists whole or not at all; one that exists already is an error unless ``force``. Formats
-    that need no calibration ignore it. Raise ConversionError, RecipeError or CheckpointError.
+    that need no calibration ignore it. One that reads text by other token ids than the source's
+    tokenizer.json is an error unless ``allow_tokenizer_differences``. Raise ConversionError,
+    RecipeError or CheckpointError.
     """
-    made = convert_many(checkpoint, [spec], calibration, out, force=force)[spec]
+    allow = allow_tokenizer_differences
+    many = convert_many(
+        checkpoint, [spec], calibration, out, force=force, allow_tokenizer_differences=allow
+    )
+    made = many[spec]
     if isinstance(made, Exception):
         raise made
     return made
@@ -78,11 +100,19 @@ def convert_many(
     out: Path,
     *,
     force: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> dict[Spec, Variant | Exception]:
     """As ``convert`` for each spec, or the error that it met: the others are made all the same."""
     made: dict[Spec, Variant | Exception] = {}
     for group in groups(specs):
-        made |= _convert_group(checkpoint, group, calibration, out, force=force)
+        made |= _convert_group(
+            checkpoint,
+            group,
+            calibration,
+            out,
+            force=force,
+            allow_tokenizer_differences=allow_tokenizer_differences,
+        )
     return made
 
 
@@ -102,6 +132,7 @@ def _convert_group(
     out: Path,
     *,
     force: bool,
+    allow_tokenizer_differences: bool,
 ) -> dict[Spec, Variant | Exception]:
     made: dict[Spec, Variant | Exception] = {}
     plans: dict[Spec, Plan] = {}
@@ -110,7 +141,9 @@ def _convert_group(
         for spec in specs:
             final = out / spec.directory
             try:
-                planned = plan(checkpoint, spec)
+                planned = plan(
+                    checkpoint, spec, allow_tokenizer_differences=allow_tokenizer_differences
+                )
                 require_space(out, planned.bytes, str(spec))
                 resume = _resume_key(checkpoint, spec, calibration)
                 remove_partials(final, keep=resume)
@@ -139,12 +172,38 @@ def _convert_group(
                 variants=len(targets),
             )
             try:
-                _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
+                _copy_sidecars(checkpoint, targets[spec])
+                proof = _prove(
+                    checkpoint, spec, targets[spec], allow_differences=allow_tokenizer_differences
+                )
+                _describe(checkpoint, plans[spec], result, used, cost, proof, targets[spec])
                 settle(targets[spec], out / spec.directory)
                 made[spec] = open_variant(out / spec.directory)
+            except QuantkitError as error:
+                made[spec] = error
             except OSError as error:
                 made[spec] = ConversionError(f"{out / spec.directory}: {error}")
     return made
+
+
+def _prove(
+    checkpoint: Checkpoint, spec: Spec, directory: Path, *, allow_differences: bool
+) -> dict[str, ProofRecord]:
+    """What was written against the source; raise ConversionError where it is another model."""
+    compared = tokens.of_variant(checkpoint, spec.format, directory)
+    if compared is None:
+        return {}
+    if not allow_differences:
+        _refuse_other_tokens(spec, checkpoint, compared.differences)
+    found = [*compared.remarks, *compared.differences]
+    return {"tokens": ProofRecord(compared=compared.compared, differences=found)}
+
+
+def _copy_sidecars(checkpoint: Checkpoint, directory: Path) -> None:
+    # The manifest is of an attempt that was killed when all but the final name was there.
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for file in checkpoint.sidecars:
+        shutil.copyfile(file, directory / file.name)
 
 
 def _resume_key(checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None) -> str | None:
@@ -182,13 +241,12 @@ def _describe(
     converted: Converted,
     calibration: Calibration | None,
     cost: ConvertCost,
+    proof: dict[str, ProofRecord],
     directory: Path,
 ) -> None:
-    """Add the source's tokenizer and such, and the manifest."""
-    # Of an attempt that was killed when all but the final name was there.
-    (directory / MANIFEST).unlink(missing_ok=True)
-    for file in checkpoint.sidecars:
-        shutil.copyfile(file, directory / file.name)
+    """Add the manifest."""
+    told = [line for record in proof.values() for line in record.differences]
+    notes = [*planned.notes, *converted.notes, *told]
     manifest = Manifest(
         source=SourceRecord(
             id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
@@ -214,7 +272,8 @@ def _describe(
         bits_per_weight_quantized=converted.bits_per_weight_quantized,
         convert=cost,
         block_errors=list(converted.block_errors),
-        notes=[*planned.notes, *(n for n in converted.notes if n not in planned.notes)],
+        proof=proof,
+        notes=list(dict.fromkeys(notes)),
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

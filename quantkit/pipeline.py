@@ -46,7 +46,11 @@ def plan(recipe: Recipe) -> RunPlan:
     brought = [entry for entry in recipe.variants if isinstance(entry, Brought)]
     for entry in brought:
         entry.check()
-    return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs], brought)
+    allow = recipe.allow_tokenizer_differences
+    variants = [
+        plan_variant(source, spec, allow_tokenizer_differences=allow) for spec in recipe.specs
+    ]
+    return RunPlan(source, variants, brought)
 
 
 def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
@@ -66,7 +70,15 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
         rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.variants)]
 
-        makers = iter(directory.variants(source, planned.variants, texts.calibration, force=force))
+        makers = iter(
+            directory.variants(
+                source,
+                planned.variants,
+                texts.calibration,
+                force=force,
+                allow_tokenizer_differences=recipe.allow_tokenizer_differences,
+            )
+        )
         for row, entry in zip(rows[1:], recipe.variants, strict=True):
             if isinstance(entry, Brought):
                 row.model = row.attempt("open", partial(entry.open, source))

@@ -169,7 +169,7 @@ def pieces_of(vocabulary: Path, rename: dict[str, str] | None = None, *, like_ll
             kind, score = TokenType.CONTROL, 0.0
         elif kind != TokenType.BYTE:
             kind = TokenType.NORMAL
-            score = score if score > -1000.0 else -float(token)
+            score = score if score > -1000.0 else -float(token) - 0.5  # none shares it
         pieces.append(_piece((rename or {}).get(text, text).encode(), score, kind))
     trainer = b"\x18\x02" + b"\x98\x02\x01"  # model_type BPE, byte_fallback
     # The prefix, then remove_extra_whitespaces, which is on unless it is put off.

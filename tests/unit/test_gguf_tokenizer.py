@@ -132,7 +132,7 @@ def test_only_phi_3_goes_by_the_flags_of_added_tokens_alone(tmp_path: Path) -> N
         json.dumps({"added_tokens": [{"id": 5, "content": "c", "special": True}]})
     )
     found = [token.type for token in sentencepiece.from_model(tmp_path, 1000)[3:6]]
-    assert found == [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE]
+    assert found == [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.CONTROL]
     phi_3 = sentencepiece.from_model_of_phi_3(tmp_path, 1000)[3:6]
     assert [token.type for token in phi_3] == [TokenType.USER_DEFINED] * 2 + [TokenType.CONTROL]
     assert [token.text.decode() for token in phi_3] == ["<|a|>", "▁b", "c"]
