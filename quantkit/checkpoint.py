@@ -207,14 +207,21 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     file = directory / "tokenizer.json"
     if not file.is_file():
         return load_auto_tokenizer(directory)
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
+    class Settings(PreTrainedTokenizerFast):  # type: ignore[misc]
+        """All but the tokenizer itself: reading a large one and copying it takes seconds."""
+
+        @classmethod
+        def convert_to_native_format(cls, **settings: Any) -> dict[str, Any]:
+            return {**settings, "tokenizer_object": Tokenizer(models.BPE())}
+
     try:
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = Settings.from_pretrained(
             directory, local_files_only=True
         )
-        # Around it transformers has added tokens, changed their flags, set its own options.
+        # Only now: transformers adds tokens to what it has, and changes their flags.
         tokenizer._tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"{directory}: unreadable tokenizer: {first_line(error)}") from error

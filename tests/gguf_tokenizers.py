@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
 from gguf import TokenType
 from tokenizers import (
     AddedToken,
@@ -29,6 +30,7 @@ from tokenizers import (
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from quantkit.formats.gguf.header import read_header
+from quantkit.formats.gguf.tokenizer import Tokenizer as GGUFTokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -175,6 +177,16 @@ def pieces_of(vocabulary: Path, rename: dict[str, str] | None = None, *, like_ll
     # The prefix, then remove_extra_whitespaces, which is on unless it is put off.
     normalizer = _message(1, b"identity") + b"\x18%c\x20\x00" % like_llama
     return b"".join(pieces) + _message(2, trainer) + _message(3, normalizer)
+
+
+def write_vocabulary(tokenizer: GGUFTokenizer, path: Path) -> Path:
+    """A GGUF of nothing but the tokenizer, which llama.cpp loads as ``vocab_only``."""
+    writer = gguf.GGUFWriter(path, "llama")
+    tokenizer.write(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 def _piece(text: bytes, score: float, kind: int) -> bytes:

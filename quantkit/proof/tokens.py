@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.special_tokens import load_json
 from quantkit.formats.gguf.vocabulary import SPACE
 from quantkit.proof import probe
@@ -36,6 +37,10 @@ _COMPOSED = (
     "differently"
 )
 _MARKED_SPACES = f"llama.cpp reads runs of {SPACE}, by which it means spaces, differently"
+_NO_FILE = (
+    "there is no tokenizer.json, and transformers, which measures, does not read tokenizer.model "
+    "quite as SentencePiece and llama.cpp do"
+)
 _ELSEWHERE = (
     "; `quantkit serve` has vLLM read tokenizer.json; elsewhere it does so once tokenizer_class in "
     "tokenizer_config.json is PreTrainedTokenizerFast"
@@ -119,7 +124,7 @@ def compare_gguf(source: Checkpoint, path: Path) -> Comparison:
         control = {token: vocabulary.is_control(token) for token in added}
         hidden = [t.content for i, t in added.items() if control[i] and not t.special]
         shown = [t.content for i, t in added.items() if t.special and not control[i]]
-        readings = _readings(tokenizer, [*hidden, *shown])
+        readings = _readings(tokenizer, [*hidden, *shown], vocabulary.marked)
         remarks = list(_unlike(hidden, shown))
         different = list(_differences(tokenizer, readings, read))
         for harmless, why in ((_only_composed, _COMPOSED), (_of_marked_spaces, _MARKED_SPACES)):
@@ -129,20 +134,38 @@ def compare_gguf(source: Checkpoint, path: Path) -> Comparison:
                 example = _shown(some[0], tokenizer.id_to_token, vocabulary.text, "llama.cpp")
                 remarks.append(f"{why}: {example}")
         lines = _summary(different, len(readings), tokenizer, vocabulary.text, "llama.cpp")
+    description = load_json(source.path / "tokenizer.json")
+    if lines and not description:
+        return Comparison(len(readings), [], [*remarks, *(f"{_NO_FILE}: {line}" for line in lines)])
     if lines:
-        lines = ["; ".join([*lines, *_reasons(load_json(source.path / "tokenizer.json"))])]
+        lines = ["; ".join([*lines, *_reasons(description)])]
     return Comparison(len(readings), lines, remarks)
 
 
 def compare_auto(source: Checkpoint, directory: Path) -> Comparison:
-    """What ``AutoTokenizer`` makes of ``directory``, as vLLM does unless it is told otherwise,
-    against the tokenizer of ``source``.
+    """What ``AutoTokenizer`` makes of the tokenizer that vLLM is given for ``directory``, against
+    that of ``source``; what it makes of ``directory`` itself is only remarked.
 
-    That is only remarked: quantkit tells it otherwise. Raise CheckpointError where transformers cannot read it.
+    Raise CheckpointError where transformers cannot read it.
     """
+    from quantkit.engines.vllm.tokenizer import as_written
+
+    tokenizer = _of(source)
+    readings = [reading for reading in _readings(tokenizer) if reading.parse_special]
+    try:
+        itself = _read_by_auto(tokenizer, readings, directory)
+    except CheckpointError as error:
+        itself = [f"vLLM cannot load the tokenizer by itself: {error}"]
+    given = as_written(directory)
+    differences = _read_by_auto(tokenizer, readings, given) if itself and given else itself
+    remarks = [] if differences else [f"{line}{_ELSEWHERE}" for line in itself]
+    return Comparison(len(readings), differences, remarks)
+
+
+def _read_by_auto(tokenizer: Tokenizer, readings: list[Reading], directory: Path) -> list[str]:
     from quantkit.checkpoint import load_auto_tokenizer
 
-    tokenizer, auto = _of(source), load_auto_tokenizer(directory)
+    auto = load_auto_tokenizer(directory)
 
     def read(reading: Reading) -> list[int]:
         found: list[int] = auto(
@@ -150,11 +173,9 @@ def compare_auto(source: Checkpoint, directory: Path) -> Comparison:
         ).input_ids
         return found
 
-    readings = [reading for reading in _readings(tokenizer, ()) if reading.parse_special]
     different = list(_differences(tokenizer, readings, read))
-    name = type(auto).__name__
-    lines = _summary(different, len(readings), tokenizer, auto.convert_ids_to_tokens, name)
-    return Comparison(len(readings), remarks=[f"{line}{_ELSEWHERE}" for line in lines])
+    name = f"vLLM ({type(auto).__name__})"
+    return _summary(different, len(readings), tokenizer, auto.convert_ids_to_tokens, name)
 
 
 def _of(source: Checkpoint) -> Tokenizer:
@@ -162,10 +183,13 @@ def _of(source: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _readings(tokenizer: Tokenizer, unlike: Collection[str]) -> list[Reading]:
+def _readings(
+    tokenizer: Tokenizer, unlike: Collection[str] = (), marked: Sequence[str] = ()
+) -> list[Reading]:
     """What is compared. ``unlike``: tokens that are special for one side only, which are left out
-    of what is read as plain text."""
-    contents = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    of what is read as plain text; ``marked``: those that the other side does not make of others."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    contents = list(dict.fromkeys([*(token.content for token in added), *marked]))
     alike = [content for content in contents if content not in unlike]
     texts = probe.texts(tokenizer)
     plain = [text for text in texts if not any(token in text for token in unlike)]

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +16,7 @@ from quantkit.formats.gguf import pretokenizers
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.tokenizer import read_tokenizer
 from tests.gguf_families import FAMILIES, write_checkpoint
+from tests.gguf_tokenizers import write_vocabulary
 from tests.integration.gguf_oracle import loaded, oracle
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -82,19 +82,10 @@ def ours(
     def made(name: str) -> Path:
         path = out / f"{name}.gguf"
         if not path.exists():
-            write_vocabulary(checkpoints[name], FAMILIES[name].rows, path)
+            write_vocabulary(read_tokenizer(checkpoints[name], FAMILIES[name].rows), path)
         return path
 
     return made
-
-
-def write_vocabulary(checkpoint: Checkpoint, rows: int, path: Path) -> None:
-    """A GGUF of nothing but the tokenizer, which llama.cpp loads as ``vocab_only``."""
-    writer = gguf.GGUFWriter(path, "llama")
-    read_tokenizer(checkpoint, rows).write(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
 
 
 def assert_tokenizes_as(path: Path, directory: Path, texts: list[str]) -> None:
@@ -162,7 +153,7 @@ def test_a_sentencepiece_model_without_its_model_file_tokenizes_alike(
     model = (directory / "tokenizer.model").read_bytes()
     (directory / "tokenizer.model").unlink()
     checkpoint = Checkpoint.open(directory)
-    write_vocabulary(checkpoint, FAMILIES[name].rows, tmp_path / "ours.gguf")
+    write_vocabulary(read_tokenizer(checkpoint, FAMILIES[name].rows), tmp_path / "ours.gguf")
     (directory / "tokenizer.model").write_bytes(model)  # the oracle's
     assert_tokenizes_as(tmp_path / "ours.gguf", directory, AWKWARD)
 
@@ -176,7 +167,8 @@ def test_a_wrong_tokenizer_class_changes_nothing(
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    write_vocabulary(Checkpoint.open(directory), FAMILIES["Qwen3"].rows, tmp_path / "v.gguf")
+    made = read_tokenizer(Checkpoint.open(directory), FAMILIES["Qwen3"].rows)
+    write_vocabulary(made, tmp_path / "v.gguf")
     assert (tmp_path / "v.gguf").read_bytes() == ours("Qwen3").read_bytes()
 
 

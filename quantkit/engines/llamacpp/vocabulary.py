@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,14 +14,16 @@ import llama_cpp
 from quantkit.engines.llamacpp.context import error, listen
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.model_file import ModelFile
+from quantkit.formats.gguf.vocabulary import TokenType
 
 _ROOM = 4096
+_MARKED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 class Vocabulary:
     """Reads text as llama.cpp does with the GGUF at ``path``; loaded within ``with``.
 
-    Raise CheckpointError, on entering, for a vocabulary that llama.cpp would end the process over,
+    ``marked``: the tokens that are not made of others, as text. Raise CheckpointError, on entering, for a vocabulary that llama.cpp would end the process over,
     EngineError for a file that it refuses.
     """
 
@@ -30,7 +33,7 @@ class Vocabulary:
         self._tokens = (ctypes.c_int32 * _ROOM)()
 
     def __enter__(self) -> Vocabulary:
-        _check(self._path)
+        self.marked = _marked(_checked(self._path))
         listen()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -94,13 +97,19 @@ class Vocabulary:
         self._model = None
 
 
-def _check(path: Path) -> None:
+def _marked(model: ModelFile) -> list[str]:
+    kinds = model.array("tokenizer.ggml.token_type")
+    found = zip(model.array("tokenizer.ggml.tokens"), kinds, strict=False)
+    return [text for text, kind in found if kind in _MARKED]
+
+
+def _checked(path: Path) -> ModelFile:
     """Refuse what llama.cpp asserts or throws over, which would end this process."""
     model = ModelFile.open(path)
     tokens = model.array("tokenizer.ggml.tokens")
-    if len(set(tokens)) < len(tokens):
-        seen: set[str] = set()
-        twice = next(text for text in tokens if text in seen or seen.add(text))
+    whole = [text for text in tokens if "\ufffd" not in text]  # the others are not read exactly
+    if len(set(whole)) < len(whole):
+        twice, _ = Counter(whole).most_common(1)[0]
         raise CheckpointError(
             f"{path}: the token {twice!r} is in its vocabulary twice; llama.cpp would abort"
         )
@@ -112,3 +121,4 @@ def _check(path: Path) -> None:
                     f"{path}: its SentencePiece vocabulary has no token <0x{byte:02X}> for text "
                     "that no other token covers; llama.cpp would abort on it"
                 )
+    return model

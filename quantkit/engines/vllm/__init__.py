@@ -22,6 +22,7 @@ from quantkit.engines.base import (
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.hf_config import setting
 from quantkit.variant import Model, context_length
@@ -115,6 +116,8 @@ class VLLM:
             "--enable-prompt-tokens-details",
         ]  # fmt: skip
         env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if tokenizer := as_written(model.path):
+            argv += ["--tokenizer", str(tokenizer)]
         if options.context is not None:
             argv += ["--max-model-len", str(options.context)]
         if options.api_key is not None:
