@@ -82,7 +82,9 @@ def calibrate(
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
     Where the model begins texts with BOS, each window does, in place of its first token: the model
-    is calibrated as it is measured, and as llama.cpp's ``llama-imatrix`` does it. Raise RecipeError where the text has fewer windows than that, or the device is not there.
+    is calibrated as it is measured, and as llama.cpp's ``llama-imatrix`` does it.
+
+    Raise RecipeError where the text has fewer windows than that, or the device is not there.
     """
     import torch
 

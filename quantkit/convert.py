@@ -44,9 +44,7 @@ _SPARE_BYTES = 64 << 20
 """Room on the disk beyond the weights: tokenizer, manifest, the file system's own needs."""
 
 
-def plan(
-    checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: bool = False
-) -> Plan:
+def plan(checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: bool = False) -> Plan:
     """What converting would give, or the error that it would meet; reads no tensor data."""
     if checkpoint.format == "gguf" != spec.format:
         raise ConversionError(

@@ -200,9 +200,11 @@ def test_a_normalizer_that_llama_cpp_lacks_is_refused_before_anything_is_made(
     )
     change(directory, set_("normalizer", more))
     source, spec = Checkpoint.open(directory), Spec("gguf", "Q8_0")
-    with pytest.raises(ConversionError, match=rf"as tokenizer\.json asks \({name}\).* pass --allow"):
+    with pytest.raises(
+        ConversionError, match=rf"as tokenizer\.json asks \({name}\).* pass --allow"
+    ):
         plan(source, spec)
-    with pytest.raises(ConversionError, match="llama.cpp reads"):
+    with pytest.raises(ConversionError, match=r"llama\.cpp reads"):
         convert(source, spec, None, tmp_path / "out")
     assert list((tmp_path / "out").glob("*")) == []
     made = convert(source, spec, None, tmp_path / "out", allow_tokenizer_differences=True)
@@ -247,15 +249,15 @@ def test_tokens_that_are_special_for_one_side_only_are_remarked(tmp_path: Path) 
 
 def test_each_of_many_added_tokens_is_compared(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    many = [AddedToken(f"<|extra_{at}|>", normalized=False) for at in range(2000)]
+    many = [AddedToken(f"<|extra_{at}|>", normalized=False) for at in range(600)]
     change(tmp_path, lambda tokenizer: tokenizer.add_special_tokens(many) and None)
     source = checkpoint(tmp_path)
-    made = read_tokenizer(source, ROWS + 2000)
+    made = read_tokenizer(source, ROWS + 600)
     assert proved(source, made, tmp_path / "right.gguf").differences == []
     one = Token(b"<|another|>", 0.0, TokenType.CONTROL)
-    wrong = replace(made, tokens=[*made.tokens[:2500], one, *made.tokens[2501:]])
+    wrong = replace(made, tokens=[*made.tokens[:1500], one, *made.tokens[1501:]])
     (difference,) = proved(source, wrong, tmp_path / "wrong.gguf").differences
-    assert "'<|another|>'" in difference or "<|extra_1476|>" in difference
+    assert "'<|another|>'" in difference or "<|extra_476|>" in difference
 
 
 def test_the_probe_has_what_tokenizers_differ_on(tmp_path: Path) -> None:
@@ -270,9 +272,9 @@ def test_the_probe_has_what_tokenizers_differ_on(tmp_path: Path) -> None:
 def test_every_script_of_the_vocabulary_is_in_the_probe(tmp_path: Path) -> None:
     write_sentencepiece(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    tokenizer.model = type(tokenizer.model)({"▁": 0, "▁ꓡꓲ": 1, "𞤀𞤣": 2}, [])
+    tokenizer.model = type(tokenizer.model)({"▁": 0, "▁ꔀꔁ": 1, "𞤀𞤣": 2}, [])
     texts = probe.texts(tokenizer)
-    assert {" ꓡꓲ", "𞤀𞤣"} <= set(texts)
+    assert {" ꔀꔁ", "𞤀𞤣"} <= set(texts)
 
 
 def test_a_vocabulary_over_which_llama_cpp_would_abort_is_refused(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ _MARKED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 class Vocabulary:
     """Reads text as llama.cpp does with the GGUF at ``path``; loaded within ``with``.
 
-    ``marked``: the tokens that are not made of others, as text. Raise CheckpointError, on entering, for a vocabulary that llama.cpp would end the process over,
-    EngineError for a file that it refuses.
+    ``marked``: the tokens that are not made of others, as text. Raise CheckpointError, on entering,
+    for a vocabulary over which llama.cpp would end this process, EngineError for a file that it
+    refuses.
     """
 
     def __init__(self, path: Path) -> None:
