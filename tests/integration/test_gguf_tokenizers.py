@@ -15,6 +15,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.formats.gguf import pretokenizers
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.proof.tokens import compare_gguf
 from tests.gguf_families import FAMILIES, write_checkpoint
 from tests.gguf_tokenizers import write_vocabulary
 from tests.integration.gguf_oracle import loaded, oracle
@@ -33,6 +34,7 @@ AWKWARD = [
     "a<|endoftext|>b<|end_of_text|>",
     "",
 ]
+TOKENS = "tokenizer.ggml.tokens"
 SEPARATOR = "\n__ggml_vocab_test__\n"
 PUBLISHED = {
     "Llama-2": "llama-spm",
@@ -114,7 +116,25 @@ def test_each_familys_vocabulary_is_the_converters(
         return
     expected = read_header(theirs / f"{name}.gguf").metadata
     keys = {key for key in found.keys() | expected.keys() if key.startswith("tokenizer.")}
-    assert {key for key in keys if found.get(key) != expected.get(key)} == set()
+    different = {key for key in keys if found.get(key) != expected.get(key)}
+    if name.startswith("Gemma"):
+        # The converter makes runs of spaces text of their own, and llama.cpp then reads 32 spaces
+        # as 31 and one. tokenizer.json reads 16 and 16: they stay pieces.
+        runs = {at for at, text in enumerate(expected[TOKENS]) if not text.strip(" ")}
+        for key in (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+            pairs = enumerate(zip(found[key], expected[key], strict=True))
+            assert {at for at, (ours_, theirs_) in pairs if ours_ != theirs_} == runs
+            different.remove(key)
+    assert different == set()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_familys_vocabulary_is_proved(
+    name: str, checkpoints: dict[str, Checkpoint], ours: Callable[[str], Path]
+) -> None:
+    found = compare_gguf(checkpoints[name], ours(name))
+    assert found.compared > 800
+    assert found.differences == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
