@@ -127,8 +127,9 @@ def _as_it_reads(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
         return tokenizer
     first = reader("a", add_special_tokens=False).input_ids[:1]
     prefix = "".join(reader.convert_ids_to_tokens(first)).startswith(SPACE)
-    unsaid = tokenizer.space_prefix is None or tokenizer.space_prefix == prefix
-    return tokenizer if unsaid and prefix else replace(tokenizer, space_prefix=prefix)
+    if (tokenizer.space_prefix is not False) == prefix:
+        return tokenizer
+    return replace(tokenizer, space_prefix=prefix)
 
 
 def _like_llama(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
