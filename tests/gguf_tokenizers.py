@@ -167,7 +167,7 @@ def pieces_of(vocabulary: Path, rename: dict[str, str] | None = None, *, like_ll
             break
         if text == "<unk>":
             kind, score = TokenType.UNKNOWN, 0.0
-        elif text in ("<s>", "</s>", "<pad>", "<bos>", "<eos>"):
+        elif text in ("<s>", "</s>", "<pad>", "<bos>", "<eos>") and kind != TokenType.NORMAL:
             kind, score = TokenType.CONTROL, 0.0
         elif kind != TokenType.BYTE:
             kind = TokenType.NORMAL

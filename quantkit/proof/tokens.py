@@ -107,7 +107,7 @@ def compare_gguf(source: Checkpoint, path: Path) -> Comparison:
         hidden = [t.content for i, t in added.items() if control[i] and not t.special]
         unhidden = [t.content for i, t in added.items() if t.special and not control[i]]
         remarks = list(_unlike(hidden, unhidden))
-        asked = readings(tokenizer, [*hidden, *unhidden], vocabulary.marked)
+        asked = readings(tokenizer, [*hidden, *unhidden], vocabulary.marked())
         different = []
         harmless: dict[str, Difference] = {}
         for one in differences(tokenizer, asked, read):

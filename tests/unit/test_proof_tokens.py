@@ -136,6 +136,23 @@ def test_tokens_that_only_tokenizer_json_has_are_tokens_of_the_gguf(tmp_path: Pa
     assert "tokenizer.json ['<|im_end|>' 1001]" in difference
 
 
+def test_what_tokenizer_json_does_not_add_is_text(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    description["added_tokens"] = [
+        t for t in description["added_tokens"] if t["content"] != "<unk>"
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    source = checkpoint(tmp_path)
+    made = read_tokenizer(source, ROWS)
+    assert (made.tokens[0].text, made.tokens[0].type) == (b"<unk>", TokenType.NORMAL)
+    assert proved(source, made, tmp_path / "right.gguf").differences == []
+    marked = made.tokens[0]._replace(type=TokenType.UNKNOWN)
+    wrong = replace(made, tokens=[marked, *made.tokens[1:]])
+    (difference,) = proved(source, wrong, tmp_path / "wrong.gguf").differences
+    assert difference.startswith("'<unk>': llama.cpp reads ['<unk>' 0]")
+
+
 def test_a_tokenizer_model_of_another_vocabulary_gives_no_scores(tmp_path: Path) -> None:
     write_sentencepiece(tmp_path)
     description = json.loads((tmp_path / "tokenizer.json").read_text())

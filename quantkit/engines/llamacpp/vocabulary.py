@@ -14,18 +14,17 @@ import llama_cpp
 from quantkit.engines.llamacpp.context import error, listen
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.model_file import ModelFile
-from quantkit.formats.gguf.vocabulary import TokenType
 
 _ROOM = 4096
-_MARKED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
+_CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+_MARKED = _CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 
 class Vocabulary:
     """Reads text as llama.cpp does with the GGUF at ``path``; loaded within ``with``.
 
-    ``marked``: the tokens that are not made of others, as text. Raise CheckpointError, on entering,
-    for a vocabulary over which llama.cpp would end this process, EngineError for a file that it
-    refuses.
+    Raise CheckpointError, on entering, for a vocabulary over which llama.cpp would abort, EngineError
+    for a file that it refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +33,7 @@ class Vocabulary:
         self._tokens = (ctypes.c_int32 * _ROOM)()
 
     def __enter__(self) -> Vocabulary:
-        self.marked = _marked(_checked(self._path))
+        _check(self._path)
         listen()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -89,22 +88,21 @@ class Vocabulary:
 
     def is_control(self, token: int) -> bool:
         """Whether a token is read as one only with ``parse_special``, and never shown."""
-        kind = llama_cpp.llama_vocab_get_attr(self._vocabulary, token)
-        hidden = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-        return bool(kind & hidden)
+        return bool(llama_cpp.llama_vocab_get_attr(self._vocabulary, token) & _CONTROL)
+
+    def marked(self) -> list[str]:
+        """The tokens that are read as one wherever they stand, not made of others; as text. They
+        are those that the file marks, and some whose text llama.cpp knows."""
+        kind_of, vocabulary = llama_cpp.llama_vocab_get_attr, self._vocabulary
+        count = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        return [self.text(at) for at in range(count) if kind_of(vocabulary, at) & _MARKED]
 
     def _free(self) -> None:
         llama_cpp.llama_model_free(self._model)
         self._model = None
 
 
-def _marked(model: ModelFile) -> list[str]:
-    kinds = model.array("tokenizer.ggml.token_type")
-    found = zip(model.array("tokenizer.ggml.tokens"), kinds, strict=False)
-    return [text for text, kind in found if kind in _MARKED]
-
-
-def _checked(path: Path) -> ModelFile:
+def _check(path: Path) -> None:
     """Refuse what llama.cpp asserts or throws over, which would end this process."""
     model = ModelFile.open(path)
     tokens = model.array("tokenizer.ggml.tokens")
@@ -122,4 +120,3 @@ def _checked(path: Path) -> ModelFile:
                     f"{path}: its SentencePiece vocabulary has no token <0x{byte:02X}> for text "
                     "that no other token covers; llama.cpp would abort on it"
                 )
-    return model

@@ -67,6 +67,18 @@ def from_model(directory: Path, vocabulary: int) -> list[Token]:
     return tokens
 
 
+def unmarked(tokens: list[Token], description: dict[str, Any]) -> list[Token]:
+    """As text what tokenizer.model marks and tokenizer.json does not add: it reads it as text."""
+    added_ids = {token["id"] for token in description.get("added_tokens", [])}
+    marked = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
+    return [
+        token._replace(type=TokenType.NORMAL)
+        if token.type in marked and at not in added_ids
+        else token
+        for at, token in enumerate(tokens)
+    ]
+
+
 def _add(tokens: list[Token], token: int, wanted: Token) -> None:
     """Put an added token in its place. One of several spaces stays the piece that it is: as text
     of its own it would be cut out of longer runs of spaces before they are merged.

@@ -150,6 +150,8 @@ def _of_pieces(checkpoint: Checkpoint, description: dict[str, Any], vocabulary: 
         tokens = sentencepiece.from_model_of_phi_3(checkpoint.path, vocabulary)
     else:
         tokens = sentencepiece.from_model(checkpoint.path, vocabulary)
+    if description:
+        tokens = sentencepiece.unmarked(tokens, description)
     return Tokenizer("llama", "default", tokens, [], special)
 
 
