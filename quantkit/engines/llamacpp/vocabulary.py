@@ -23,8 +23,8 @@ _MARKED = _CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 class Vocabulary:
     """Reads text as llama.cpp does with the GGUF at ``path``; loaded within ``with``.
 
-    Raise CheckpointError, on entering, for a vocabulary over which llama.cpp would abort, EngineError
-    for a file that it refuses.
+    Raise CheckpointError, on entering, for a vocabulary over which llama.cpp would abort,
+    EngineError for a file that it refuses.
     """
 
     def __init__(self, path: Path) -> None:
