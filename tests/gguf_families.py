@@ -99,7 +99,7 @@ _gemma = partial(
     eos="<eos>",
     control=("<pad>", "<start_of_turn>", "<end_of_turn>"),
     plain=(
-        *("<mask>", "<unused0>", "<h1>", "<s>", "</s>"),
+        *("<mask>", "<unused0>", "<h1>"),
         *("\n" * n for n in range(1, 32)),
         *("▁" * n for n in range(2, 32)),
         *("\t" * n for n in range(1, 32)),
