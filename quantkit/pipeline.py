@@ -58,7 +58,8 @@ def plan(recipe: Recipe) -> RunPlan:
             unusable[entry.directory] = str(error)
     if recipe.evaluate:
         scoring_engine(source).check(source)
-    plans = [plan_variant(source, spec) for spec in recipe.specs]
+    allow = recipe.allow_tokenizer_differences
+    plans = [plan_variant(source, spec, allow_tokenizer_differences=allow) for spec in recipe.specs]
     return RunPlan(source, plans, brought, unusable)
 
 
@@ -81,7 +82,15 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
         rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.variants)]
 
-        makers = iter(directory.variants(source, planned.variants, texts.calibration, force=force))
+        makers = iter(
+            directory.variants(
+                source,
+                planned.variants,
+                texts.calibration,
+                force=force,
+                allow_tokenizer_differences=recipe.allow_tokenizer_differences,
+            )
+        )
         for row, entry in zip(rows[1:], recipe.variants, strict=True):
             if isinstance(entry, Brought):
                 row.model = row.attempt("open", partial(entry.open, source))

@@ -68,6 +68,15 @@ class ConvertCost(_Record):
     """How many variants the same pass over the source made: seconds and peaks are of all."""
 
 
+class ProofRecord(_Record):
+    """What was compared with the source when the variant was made, and how it differs, one line
+    each: what was allowed to, and what changes nothing in ordinary use."""
+
+    compared: int
+    """Texts, conversations or the like."""
+    differences: list[str] = Field(default_factory=list)
+
+
 class Manifest(_Record):
     """``quantkit.json``: what a variant is, what it was made from, and how."""
 
@@ -86,6 +95,8 @@ class Manifest(_Record):
     convert: ConvertCost
     block_errors: list[float] = Field(default_factory=list)
     """How far each block's output moved on calibration text: ‖Δ‖ against what the block adds."""
+    proof: dict[str, ProofRecord] = Field(default_factory=dict)
+    """By what was proved: ``tokens``."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know, for example which tensors fell back to another type."""
     override_kv: dict[str, int] = Field(default_factory=dict)

@@ -110,6 +110,11 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."
 )
+@click.option(
+    "--allow-tokenizer-differences",
+    is_flag=True,
+    help="Make GGUF files with which llama.cpp reads some texts by other tokens than MODEL.",
+)
 @_FORCE
 @_JSON
 def convert(

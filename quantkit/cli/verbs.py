@@ -45,6 +45,7 @@ def convert(
     integers: Mapping[str, Any],
     gguf: Mapping[str, Any],
     allow_requantize: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> list[Variant]:
     """Make each spec of the model in ``out``; all are planned before the first is made.
 
@@ -59,7 +60,7 @@ def convert(
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
     parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
     parsed = by_producer(parsed, **producer)
-    source, plans = _planned(model, parsed, allow_requantize)
+    source, plans = _planned(model, parsed, allow_requantize, allow_tokenizer_differences)
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
             raise RecipeError(
@@ -69,7 +70,14 @@ def convert(
     if any(planned.needs_calibration for planned in plans):
         section = CalibrationSection(**calibration)
         windows = calibrate(load_text(section.text), source.tokenizer, **section.windows())
-    made = convert_many(source, parsed, windows, out, force=force)
+    made = convert_many(
+        source,
+        parsed,
+        windows,
+        out,
+        force=force,
+        allow_tokenizer_differences=allow_tokenizer_differences,
+    )
     failed = [error for error in made.values() if isinstance(error, Exception)]
     if failed:
         for error in failed[1:]:
@@ -80,13 +88,17 @@ def convert(
 
 @keeping_all()
 def _planned(
-    model: str, specs: Sequence[Spec], allow_requantize: bool
+    model: str,
+    specs: Sequence[Spec],
+    allow_requantize: bool,
+    allow_tokenizer_differences: bool,
 ) -> tuple[Checkpoint, list[Plan]]:
     from quantkit.convert import plan
 
     source = _open_source(model, allow_requantize)
     threading.Thread(target=_hash, args=(source,), daemon=True).start()
-    return source, [plan(source, spec) for spec in specs]
+    allow = allow_tokenizer_differences
+    return source, [plan(source, spec, allow_tokenizer_differences=allow) for spec in specs]
 
 
 def _hash(source: Checkpoint) -> None:
@@ -231,6 +243,8 @@ def inspect(path: str) -> dict[str, Any]:
         **load_format(model.format).inspect(model),
     }
     if model.manifest:
+        told = [line for record in model.manifest.proof.values() for line in record.differences]
+        facts["oddities"] = [*facts.get("oddities", []), *told]
         facts["manifest"] = model.manifest.model_dump(mode="json", exclude={"files"})
     return facts
 

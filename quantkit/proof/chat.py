@@ -27,9 +27,11 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class ChatProof:
-    """``notes``: what the format cannot express, a line each. ``override``: metadata that
-    llama-server is to be started with, for ends of answers that the file has no keys for."""
+    """``compared``: templates and ends. ``notes``: what the format cannot express, a line each.
+    ``override``: metadata that llama-server is to be started with, for ends of answers that the
+    file has no keys for."""
 
+    compared: int = 0
     notes: list[str] = field(default_factory=list)
     override: dict[str, int] = field(default_factory=dict)
 
@@ -43,7 +45,8 @@ def prove_chat(source: Checkpoint, variant: Variant) -> ChatProof:
     if source.format != FORMAT:
         return ChatProof()  # a GGUF made of a GGUF: there is nothing else to compare with
     templates = templates_of(source)
-    proof = ChatProof(_prove_templates(templates, source, variant))
+    compared = len(templates) + len(end_ids(source.path))
+    proof = ChatProof(compared, _prove_templates(templates, source, variant))
     if variant.format == "gguf":
         with vocabulary(variant.weights) as read:
             _prove_ends(source, read, proof)

@@ -22,6 +22,7 @@ from quantkit.engines.base import (
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.formats.packed import Quantization
@@ -123,6 +124,8 @@ class VLLM:
         if quantization and quantization.is_beside:  # where vLLM looks only if it is told
             found = {"quantization_config": quantization.config}
             argv += ["--hf-overrides", json.dumps(found)]
+        if tokenizer := as_written(model.path):
+            argv += ["--tokenizer", str(tokenizer)]
         if options.context is not None:
             argv += ["--max-model-len", str(options.context)]
         if options.api_key is not None:
