@@ -97,7 +97,7 @@ _gemma = partial(
     like_llama=False,
     bos="<bos>",
     eos="<eos>",
-    control=("<pad>", "<start_of_turn>", "<end_of_turn>"),
+    control=("<pad>", "<start_of_turn>", "<end_of_turn>", "<|tool_response>"),
     plain=(
         *("<mask>", "<unused0>", "<h1>"),
         *("\n" * n for n in range(1, 32)),
