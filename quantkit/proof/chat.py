@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantkit.chat_template import (
     DEFAULT,
@@ -21,8 +17,8 @@ from quantkit.ends import end_ids
 from quantkit.errors import ConversionError, first_line
 from quantkit.variant import Variant
 
-_NONE = -1
-"""``LLAMA_TOKEN_NULL``."""
+if TYPE_CHECKING:
+    from quantkit.engines.llamacpp.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,11 @@ def prove_chat(source: Checkpoint, variant: Variant) -> ChatProof:
     compared = len(templates) + len(end_ids(source.path))
     proof = ChatProof(compared, _prove_templates(templates, source, variant))
     if variant.format == "gguf":
-        with vocabulary(variant.weights) as read:
-            _prove_ends(source, read, proof)
-            _prove_beginning(templates.get(DEFAULT), source, read, proof)
+        from quantkit.engines.llamacpp.vocabulary import Vocabulary
+
+        with Vocabulary(variant.weights) as vocabulary:
+            _prove_ends(source, vocabulary, proof)
+            _prove_beginning(templates.get(DEFAULT), source, vocabulary, proof)
     return proof
 
 
@@ -75,24 +73,17 @@ def _prove_templates(templates: dict[str, str], source: Checkpoint, variant: Var
     return notes
 
 
-def _prove_ends(source: Checkpoint, vocabulary: Any, proof: ChatProof) -> None:
-    import llama_cpp
-
-    size = llama_cpp.llama_vocab_n_tokens(vocabulary)
+def _prove_ends(source: Checkpoint, vocabulary: Vocabulary, proof: ChatProof) -> None:
     untold = [
-        end
-        for end in end_ids(source.path)
-        if end < size and not llama_cpp.llama_vocab_is_eog(vocabulary, end)
+        end for end in end_ids(source.path) if end < len(vocabulary) and not vocabulary.is_end(end)
     ]
     if not untold:
         return
     # llama.cpp ends an answer at these three tokens for fill-in-the-middle as well.
     roles = ["fim_pad", "fim_rep", "fim_sep"]
-    if llama_cpp.llama_vocab_fim_pre(vocabulary) != _NONE:
+    if vocabulary.role("fim_pre") is not None:
         roles = roles[:1]  # the others are in prompts of that kind
-    free = [
-        role for role in roles if getattr(llama_cpp, f"llama_vocab_{role}")(vocabulary) == _NONE
-    ]
+    free = [role for role in roles if vocabulary.role(role) is None]
     for role, end in zip(free, untold, strict=False):
         proof.override[f"tokenizer.ggml.{role}_token_id"] = end
     told, lost = untold[: len(free)], untold[len(free) :]
@@ -109,14 +100,12 @@ def _prove_ends(source: Checkpoint, vocabulary: Any, proof: ChatProof) -> None:
 
 
 def _prove_beginning(
-    template: str | None, source: Checkpoint, vocabulary: Any, proof: ChatProof
+    template: str | None, source: Checkpoint, vocabulary: Vocabulary, proof: ChatProof
 ) -> None:
     """llama.cpp puts BOS before a chat wherever it puts it before a text."""
-    import llama_cpp
-
-    if template is None or not llama_cpp.llama_vocab_get_add_bos(vocabulary):
+    if template is None or not vocabulary.adds_bos:
         return
-    bos = _text(vocabulary, llama_cpp.llama_vocab_bos(vocabulary))
+    bos = vocabulary.text(vocabulary.role("bos") or 0)
     try:
         chat = render(
             template,
@@ -133,32 +122,5 @@ def _prove_beginning(
         )
 
 
-@contextmanager
-def vocabulary(path: Path) -> Iterator[Any]:
-    """llama.cpp's own reading of a GGUF's vocabulary."""
-    import llama_cpp
-
-    from quantkit.engines.llamacpp.context import error, listen
-
-    listen()
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise error("cannot load the vocabulary", path)
-    try:
-        yield llama_cpp.llama_model_get_vocab(model)
-    finally:
-        llama_cpp.llama_model_free(model)
-
-
-def _names(vocabulary: Any, tokens: list[int]) -> str:
-    return ", ".join(f"{_text(vocabulary, token)} ({token})" for token in tokens)
-
-
-def _text(vocabulary: Any, token: int) -> str:
-    import llama_cpp
-
-    found = llama_cpp.llama_vocab_get_text(vocabulary, token)
-    return found.decode(errors="replace") if found else ""
+def _names(vocabulary: Vocabulary, tokens: list[int]) -> str:
+    return ", ".join(f"{vocabulary.text(token)} ({token})" for token in tokens)

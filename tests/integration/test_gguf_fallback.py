@@ -15,10 +15,10 @@ import torch
 from quantkit import convert as conversion
 from quantkit.chat_template import templates_of
 from quantkit.checkpoint import Checkpoint
+from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.errors import ConversionError, ToolchainError
 from quantkit.formats.gguf import GGUF, converter_launcher, fallback
 from quantkit.formats.gguf.header import read_header
-from quantkit.proof.chat import vocabulary
 from quantkit.spec import Spec
 from tests.gguf_tokenizers import DIGITS, write_byte_level
 from tests.integration.gguf_oracle import loaded, oracle
@@ -103,8 +103,8 @@ def test_the_template_and_the_ends_are_not_the_converters(
     variant = conversion.convert(starcoder, spec, None, tmp_path / "variants")
     assert templates_of(variant) == templates
     assert variant.weights.stat().st_size == planned.bytes
-    with vocabulary(variant.weights) as read:
-        assert llama_cpp.llama_vocab_is_eog(read, 40000)
+    with Vocabulary(variant.weights) as vocabulary:
+        assert vocabulary.is_end(40000)
 
 
 def test_planning_reads_no_weights(starcoder: Checkpoint, source: Path, tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import pytest
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.ends import end_ids
+from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.formats.gguf.chat import KNOWN_ENDS
-from quantkit.proof.chat import vocabulary
 from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.chats import TEMPLATES
@@ -97,9 +96,8 @@ def test_config_json_counts_as_well(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def ends_in_llama_cpp(path: Path) -> set[int]:
-    with vocabulary(path) as read:
-        tokens = range(llama_cpp.llama_vocab_n_tokens(read))
-        return {token for token in tokens if llama_cpp.llama_vocab_is_eog(read, token)}
+    with Vocabulary(path) as vocabulary:
+        return {token for token in range(len(vocabulary)) if vocabulary.is_end(token)}
 
 
 def made(source: Path, out: Path) -> Variant:
@@ -115,8 +113,8 @@ def test_llama_cpp_ends_at_all_that_the_file_can_name(tiny_llama: Path, tmp_path
     assert variant.manifest is not None
     assert (variant.manifest.notes, variant.manifest.override_kv) == ([], {})
     assert ends_in_llama_cpp(variant.weights) >= {END, 1000, 1001}
-    with vocabulary(variant.weights) as read:
-        assert llama_cpp.llama_vocab_eot(read) == 1000
+    with Vocabulary(variant.weights) as vocabulary:
+        assert vocabulary.role("eot") == 1000
 
 
 def test_more_ends_than_keys_are_told_to_the_server_or_noted(

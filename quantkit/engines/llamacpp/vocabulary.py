@@ -79,9 +79,26 @@ class Vocabulary:
             )
         return self._tokens[:count]
 
+    def __len__(self) -> int:
+        return int(llama_cpp.llama_vocab_n_tokens(self._vocabulary))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether every text, and every chat, begins with BOS."""
+        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocabulary))
+
+    def role(self, name: str) -> int | None:
+        """The token that has a role (``bos``, ``fim_pad``); None where none has it."""
+        token = int(getattr(llama_cpp, f"llama_vocab_{name}")(self._vocabulary))
+        return None if token == llama_cpp.LLAMA_TOKEN_NULL else token
+
+    def is_end(self, token: int) -> bool:
+        """Whether an answer ends at a token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+
     def text(self, token: int) -> str:
         """How the file writes a token; empty for an id that it does not have."""
-        if not 0 <= token < llama_cpp.llama_vocab_n_tokens(self._vocabulary):
+        if not 0 <= token < len(self):
             return ""
         found: bytes = llama_cpp.llama_vocab_get_text(self._vocabulary, token)
         return found.decode(errors="replace")
@@ -94,8 +111,7 @@ class Vocabulary:
         """The tokens that are read as one wherever they stand, not made of others; as text. They
         are those that the file marks, and some whose text llama.cpp knows."""
         kind_of, vocabulary = llama_cpp.llama_vocab_get_attr, self._vocabulary
-        count = llama_cpp.llama_vocab_n_tokens(vocabulary)
-        return [self.text(at) for at in range(count) if kind_of(vocabulary, at) & _MARKED]
+        return [self.text(at) for at in range(len(self)) if kind_of(vocabulary, at) & _MARKED]
 
     def _free(self) -> None:
         llama_cpp.llama_model_free(self._model)
