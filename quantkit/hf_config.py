@@ -78,6 +78,8 @@ def _check(written: Any, file: Path, place: str = "") -> None:
         named = of_the_model or of_rope
         if named and key in _NAMES and value is not None and not isinstance(value, str):
             raise CheckpointError(f"{file}: {where} is {value!r}, expected a name")
+        if key == "quantization_config" and value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{file}: {where} is {value!r}, expected an object")
         if key in ("rope_theta", "rope_type") and value is None and place:
             raise CheckpointError(f"{file}: {where} is null")
         _check(value, file, f"{where}.")

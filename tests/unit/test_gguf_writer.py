@@ -22,6 +22,7 @@ from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.quantizer import Job, Quantizer
 from quantkit.formats.gguf.special_tokens import SpecialTokens
 from quantkit.growing_digest import GrowingDigest
+from quantkit.proof.tokens import Comparison
 from quantkit.spec import Spec
 from quantkit.variant import Variant, verify
 from tests.models import make_checkpoint
@@ -168,6 +169,7 @@ def test_offsets_beyond_4_gib(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
     monkeypatch.setattr("quantkit.formats.gguf.content.read_tokenizer", _few_tokens)
+    monkeypatch.setattr("quantkit.proof.tokens.of_content", lambda *_: Comparison(0))
     state = load_file(tiny_llama / "model.safetensors")
     _save_with_hole(directory / "model.safetensors", state, (rows, columns))
     quantize = Quantizer.quantize
