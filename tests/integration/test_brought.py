@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -126,8 +127,10 @@ def test_of_the_hub_safetensors_alone_are_fetched(
 
     asked = {}
 
-    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
+    def snapshot(
+        name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        asked.update(name=name, revision=revision, patterns=allow_patterns, not_=ignore_patterns)
         return str(theirs)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -138,6 +141,8 @@ def test_of_the_hub_safetensors_alone_are_fetched(
     assert entry.open(Checkpoint.open(tiny_llama)).id == "model-AWQ"
     assert (asked["name"], asked["revision"]) == ("org/model-AWQ", "v1")
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in asked["patterns"])
+    assert any(fnmatch("consolidated.00-of-01.safetensors", pattern) for pattern in asked["not_"])
+    assert not any(fnmatch("model-00001-of-00002.safetensors", one) for one in asked["not_"])
     assert hub.names_hub("org/model")
 
 
