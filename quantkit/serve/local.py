@@ -90,7 +90,7 @@ class Local(Serving):
         if self.process is None and self._starting is None and not self._leaving:
             self._begin(0.0)
 
-    async def load(self) -> None:
+    async def get_ready(self) -> None:
         """Start it, and wait until it answers; raise EngineError, which says why, where it does
         not."""
         self.start()

@@ -61,7 +61,7 @@ class Pool:
         self._sweeping = asyncio.create_task(self._sweep())
         preloaded = [one for one in self.locals if one.section.preload]
         if len(preloaded) == len(self.backends) == 1:
-            await preloaded[0].load()
+            await preloaded[0].get_ready()
         for backend in preloaded:
             backend.start()
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import psutil
 import pytest
@@ -25,7 +24,8 @@ from quantkit.engines.process import free_port
 from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.integration.faulty import STARVED, llama_server
-from tests.integration.gateways import CONTEXT, QUANTKIT, Running, gateway, wait_until
+from tests.integration.gateways import QUANTKIT, Running, gateway, wait_until
+from tests.integration.odd_requests import CALL
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
 from tests.models import make_checkpoint
 
@@ -99,23 +99,19 @@ def test_other_routes_of_the_engine_are_closed(served: Running, path: str) -> No
         assert http.get(path).status_code == http.post(path, json={}).status_code == 404
 
 
-ODD = {
-    "null as a tool call's id": json.dumps({
-        "messages": [USER, {"role": "assistant", "tool_calls": [
-            {"id": None, "type": "function", "function": {"name": "f", "arguments": "{}"}}]}],
-    }).encode(),
-    "image": json.dumps({
-        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
-    }).encode(),
-    "half of a surrogate pair": rb'{"messages": [{"role": "user", "content": "\ud800"}]}',
-    "UTF-16": json.dumps({"messages": [USER]}).encode("utf-16"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_what_the_engine_cannot_read(served: Running, variant: Variant, name: str) -> None:
-    text = "utf-16" if name == "UTF-16" else "utf-8"
-    body = ODD[name].decode(text).replace("{", f'{{"model": "{variant.id}", ', 1).encode(text)
+@pytest.mark.parametrize(
+    ("message", "encoding"),
+    [
+        ({"role": "assistant", "tool_calls": [CALL | {"id": None}]}, "utf-8"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "utf-8"),
+        ({"role": "user", "content": "\ud800"}, "utf-8"),
+        (USER, "utf-16"),
+    ],
+)
+def test_what_the_engine_cannot_read(
+    served: Running, variant: Variant, message: Any, encoding: str
+) -> None:
+    body = json.dumps({"model": variant.id, "messages": [USER, message]}).encode(encoding)
     with served.http() as http:
         headers = {"Content-Type": "application/json"}
         answer = http.post("/v1/chat/completions", content=body, headers=headers)
