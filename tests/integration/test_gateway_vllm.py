@@ -1,4 +1,4 @@
-"""llama.cpp for those who wait and vLLM for batches, under one name: one start of vLLM; and vLLM alone."""
+"""llama.cpp for those who wait and vLLM for batches, under one name; then vLLM alone."""
 
 from __future__ import annotations
 
