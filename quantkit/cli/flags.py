@@ -223,19 +223,15 @@ def serving(command: Command) -> Command:
             "aliases",
             multiple=True,
             metavar="NAME=MODEL",
-            help="Gateway: another name of a model. May be repeated.",
+            help="Another name of a model. May be repeated.",
         ),
+        click.option("--from-run", type=file, metavar="DIR", help="The variants of a run."),
+        click.option("--config", type=file, metavar="FILE", help="All of it, as YAML."),
+        click.option("--preload", is_flag=True, help="Start all engines at once, as one alone is."),
         click.option(
-            "--from-run", type=file, metavar="DIR", help="Gateway: the variants of a run."
+            "--idle-timeout", type=float, metavar="SECONDS", help="Unload unused engines."
         ),
-        click.option("--config", type=file, metavar="FILE", help="Gateway: all of it, as YAML."),
-        click.option("--preload", is_flag=True, help="Gateway: start all engines at once."),
-        click.option(
-            "--idle-timeout", type=float, metavar="SECONDS", help="Gateway: unload unused engines."
-        ),
-        click.option(
-            "--memory-budget", metavar="SIZE", help="Gateway: of all engines, such as 8GiB."
-        ),
+        click.option("--memory-budget", metavar="SIZE", help="Of all engines, such as 8GiB."),
     )):  # fmt: skip
         command = option(command)
     return command

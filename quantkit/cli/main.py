@@ -219,8 +219,8 @@ def recommend(directory: Path, as_json: bool, **options: Any) -> None:
 def serve(paths: tuple[str, ...], **options: Any) -> None:
     """Serve variants behind an OpenAI-compatible API until Ctrl-C.
 
-    One PATH: its engine answers itself. Several, or a gateway's option: one endpoint for all,
-    which starts engines when they are asked for.
+    One endpoint for all. One PATH alone is loaded at the start; of several, each engine starts
+    when it is asked for.
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """

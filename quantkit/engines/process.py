@@ -39,7 +39,7 @@ class Process:
     name: str
     pid: int
     """Of the program itself."""
-    log: Path | None
+    log: Path
     started: float
     """``time.monotonic()`` when it was launched."""
     supervisor: subprocess.Popen[bytes]
@@ -79,22 +79,20 @@ class Process:
 
     def error(self, what: str) -> EngineError:
         """An EngineError in one line: what happened, the last lines of the log, where it is."""
-        if self.log is None:
-            return EngineError(f"{self.name} {what}; its output is above")
         return EngineError(f"{self.name} {what}: {last_words(self.log)}; see {self.log}")
 
 
 @contextlib.contextmanager
 def launched(
-    name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None
+    name: str, argv: Sequence[str], env: Mapping[str, str], log: Path
 ) -> Iterator[Process]:
     """Run a program while the block runs: nothing of it is left when the block ends in any way.
 
-    Its output goes to ``log``, to stderr where None. Raise EngineError where it cannot start.
+    Its output goes to ``log``. Raise EngineError where it cannot start.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(_emptied(log)) if log else None
+        output = stack.enter_context(_emptied(log))
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SUPERVISOR), *argv],
             env=os.environ | dict(env),
@@ -107,8 +105,7 @@ def launched(
         assert supervisor.stdout is not None
         pid = supervisor.stdout.readline().strip()
         if not pid:
-            reason = last_words(log) if log else "see above"
-            raise EngineError(f"{name} could not be started ({argv[0]}): {reason}")
+            raise EngineError(f"{name} could not be started ({argv[0]}): {last_words(log)}")
         yield Process(name, int(pid), log, started, supervisor)
 
 

@@ -17,14 +17,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def reachable(host: str) -> str:
-    """Where this machine reaches a server that listens on ``host``."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def base_url(host: str, port: int) -> str:
-    """What a client of the OpenAI API calls its base URL."""
-    found = reachable(host)
+    """What a client of the OpenAI API on this machine calls its base URL."""
+    found = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{found}]' if ':' in found else found}:{port}/v1"
 
 

@@ -36,13 +36,11 @@ class Body:
         return cls(raw, content)
 
     @property
-    def model(self) -> str:
-        """Raise ApiError 400 where it names none."""
+    def model(self) -> str | None:
+        """The name that it asks for, if any; raise ApiError 400 where that is no text."""
         name = self.content.get("model")
-        if not isinstance(name, str):
-            raise ApiError(
-                400, "`model` is missing; GET /v1/models lists what is served", param="model"
-            )
+        if not isinstance(name, str | None):
+            raise ApiError(400, "`model` is not a name", param="model")
         return name
 
     @property
@@ -73,7 +71,7 @@ class Body:
 
     def naming(self, model: str, **changes: Any) -> bytes:
         """The same for a backend that calls the model so: untouched, where nothing changes."""
-        if not changes and self.content["model"] == model:
+        if not changes and self.content.get("model") == model:
             return self.raw
         return json.dumps(
             {**self.content, "model": model, **changes}, ensure_ascii=False, separators=(",", ":")

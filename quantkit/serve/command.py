@@ -1,4 +1,4 @@
-"""``quantkit serve``: one variant on its engine itself, anything more behind a gateway."""
+"""``quantkit serve``: from what the command line says to a gateway that runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from quantkit.serve.access_log import say
 from quantkit.serve.address import base_url, curl_example, is_loopback
 from quantkit.serve.arguments import of_pairs
 from quantkit.serve.config import GatewayConfig, load_config, of_command_line
-from quantkit.serve.one import ServeRequest, serve
 from quantkit.variant import open_model
 
 BEST, FAST, RECOMMENDED = "best", "fast", "recommended"
@@ -43,32 +42,9 @@ class ServeCommand:
     arguments: Sequence[str] = ()
     """Of engines, ``NAME=VALUE`` or ``NAME``."""
 
-    @property
-    def is_one(self) -> bool:
-        """One model, and nothing that only a gateway can do."""
-        asks_for_more = (
-            self.config, self.from_run, self.aliases, self.memory_budget, self.idle_timeout,
-            self.preload,
-        )  # fmt: skip
-        return len(self.paths) == 1 and not any(asks_for_more)
-
 
 def run(command: ServeCommand) -> int:
     """Serve until Ctrl-C; returns the exit code. Raise QuantkitError for what is no good."""
-    if command.is_one:
-        given: dict[str, Any] = {
-            "host": command.host,
-            "port": command.port,
-            "slots": command.slots,
-        }
-        request = ServeRequest(
-            engine=command.engine,
-            api_key=command.api_key,
-            context=command.context,
-            arguments=of_pairs(command.arguments),
-            **{key: value for key, value in given.items() if value is not None},
-        )
-        return serve(open_model(command.paths[0]), request)
     config = gateway_config(command)
     key = command.api_key or config.key()
     if key is None and not is_loopback(config.host):
@@ -115,7 +91,9 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
         raise RecipeError("nothing to serve: give a PATH, --from-run DIR or --config FILE")
     given = {"engine": command.engine, "context": command.context, "slots": command.slots}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    settings |= {"preload": command.preload, "arguments": of_pairs(command.arguments)}
+    # One alone is what the gateway is there for: it is loaded before anybody asks.
+    preload = command.preload or len(paths) == 1
+    settings |= {"preload": preload, "arguments": of_pairs(command.arguments)}
     backends = {
         name: {"path": path, **({"engine": engines[name]} if name in engines else {}), **settings}
         for name, path in paths.items()

@@ -79,7 +79,7 @@ class EngineProcess:
         """Keep the log from growing for ever."""
         log = self._process.log
         with contextlib.suppress(OSError):
-            if log is not None and log.stat().st_size > _LOG_BYTES:
+            if log.stat().st_size > _LOG_BYTES:
                 os.truncate(log, 0)
 
     async def close(self) -> None:

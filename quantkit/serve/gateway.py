@@ -30,8 +30,9 @@ _SECONDS_OF_BAD_BODIES = 2.0
 def run(config: GatewayConfig, key: str | None, ready: Callable[[], None]) -> int:
     """Serve until SIGTERM or Ctrl-C, then drain; returns the exit code.
 
-    ``ready`` is called once it listens. Raise QuantkitError where something that it needs is
-    missing, EngineError where it cannot listen.
+    ``ready`` is called once it listens and ``Pool.start`` is done. Raise QuantkitError where
+    something that it needs is missing or all that it has cannot be started, EngineError where it
+    cannot listen.
     """
     check_port(config.host, config.port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -65,9 +66,14 @@ async def _serve(config: GatewayConfig, key: str | None, ready: Callable[[], Non
                 f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another "
                 "with --port"
             ) from error
-        pool.start()
-        ready()
-        await asked_to_end.get()
+        ending = asyncio.create_task(asked_to_end.get())
+        starting = asyncio.create_task(pool.start())
+        await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            ready()
+        starting.cancel()
+        await ending
         listener.close()
         await _drain(gateway, asked_to_end, config.limits.drain_seconds)
         await server.shutdown(1.0)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from quantkit.engines.base import Engine
-from quantkit.errors import QuantkitError
+from quantkit.errors import EngineError, QuantkitError
 from quantkit.serve import access_log
 from quantkit.serve.answers import NotTaken
 from quantkit.serve.backends import Serving, Upstream
@@ -90,6 +90,16 @@ class Local(Serving):
         if self.process is None and self._starting is None and not self._leaving:
             self._begin(0.0)
 
+    async def get_ready(self) -> None:
+        """Start it, and wait until it answers; raise EngineError, which says why, where it does
+        not."""
+        self.start()
+        assert self._starting is not None
+        try:
+            await asyncio.shield(self._starting)
+        except NotTaken as refusal:
+            raise EngineError(str(refusal.__cause__ or refusal)) from refusal
+
     async def unload(self, seconds: float, why: str) -> bool:
         """Let nobody in, and stop the engine once no request uses it; False where that takes
         longer than ``seconds``: then everything is as before."""
@@ -163,7 +173,9 @@ class Local(Serving):
         try:
             await asyncio.sleep(delay)
             await self._reserve(self)
-            access_log.event("engine starting", backend=self.name, engine=self.engine)
+            access_log.event(
+                "engine starting", backend=self.name, engine=self.engine, log=self._log
+            )
             began = time.monotonic()
             self.process = await EngineProcess.launch(
                 self.name, self._model, self._engine, self.section, self._log

@@ -52,12 +52,18 @@ class Pool:
         """Whether all engines are up that should be."""
         return all(one.ready for one in self.locals if one.expected)
 
-    def start(self) -> None:
-        """Start what is to be preloaded, and look after the engines from now on."""
-        for backend in self.locals:
-            if backend.section.preload:
-                backend.start()
+    async def start(self) -> None:
+        """Start what is to be preloaded, and look after the engines from now on.
+
+        Where that is all there is, wait until it answers: raise EngineError where it cannot be
+        started, since nobody would ever be served.
+        """
         self._sweeping = asyncio.create_task(self._sweep())
+        preloaded = [one for one in self.locals if one.section.preload]
+        if len(preloaded) == len(self.backends) == 1:
+            await preloaded[0].get_ready()
+        for backend in preloaded:
+            backend.start()
 
     async def close(self) -> None:
         """Stop all engines."""

@@ -28,8 +28,15 @@ class Router:
         """All names under which clients may ask."""
         return [*self._rules, *self._aliases]
 
-    def model(self, name: str) -> str:
-        """The model's own name; raise ApiError 404 where there is none."""
+    def model(self, name: str | None) -> str:
+        """The model's own name; of the only one, where clients name none, as engines by themselves
+        have it. Raise ApiError 404 where there is no such model, 400 where it must be named."""
+        if name is None and len(self._rules) == 1:
+            return next(iter(self._rules))
+        if name is None:
+            raise ApiError(
+                400, "`model` is missing; GET /v1/models lists what is served", param="model"
+            )
         found = self._aliases.get(name, name)
         if found not in self._rules:
             known = self.names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import openai
 import pytest
 
 from tests.integration.faulty import STARVED, llama_server
-from tests.integration.gateways import CONTEXT, ENDLESS, LENGTH, QUANTKIT, Running, gateway
+from tests.integration.gateways import CONTEXT, ENDLESS, LENGTH, Running, gateway
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
 
@@ -137,16 +136,6 @@ def test_more_than_the_queue_holds(served: Running) -> None:
     assert served.post("good").status_code == 200
 
 
-def test_own_port_is_taken(variant: Path, taken_port: int) -> None:
-    done = subprocess.run(
-        [*QUANTKIT, "serve", str(variant), "--preload", "--port", str(taken_port)],
-        capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{taken_port}" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize(("seconds", "whole"), [(30, True), (0.3, False)])
 def test_drains_when_asked_to_end(
     variant: Path, tmp_path: Path, seconds: float, whole: bool
@@ -176,7 +165,7 @@ def test_drains_when_asked_to_end(
 
 
 def test_nothing_is_left_when_the_gateway_is_killed(variant: Path, tmp_path: Path) -> None:
-    with gateway(tmp_path, None, str(variant), "--preload") as served:
+    with gateway(tmp_path, None, str(variant)) as served:
         served.wait_for("engine ready")
         family = tree(served.process.pid)
         assert len(family) >= 3

@@ -1,8 +1,9 @@
-"""llama.cpp for those who wait and vLLM for batches, under one name: one start of vLLM."""
+"""llama.cpp for those who wait and vLLM for batches, under one name; then vLLM alone."""
 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from quantkit.errors import ToolchainError
 from quantkit.home import home
 from tests.integration import odd_requests
 from tests.integration.gateways import CONTEXT, LENGTH, Running, gateway, wait_until
-from tests.integration.servers import tree
+from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
 BULK = {"backend": "bulk", "engine": "vllm"}
 KINDS = ("prompt", "output")
@@ -27,14 +28,22 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(scope="module")
-def served(
-    patient_llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def with_toolchain(work: Path) -> Path:
+    """``work``, where a gateway finds vLLM; skip where there is none."""
     try:
         toolchains.find("vllm")
     except ToolchainError as error:
         pytest.skip(str(error))
+    (work / "home").mkdir()
+    (work / "home" / "toolchains").symlink_to(home() / "toolchains")
+    return work
+
+
+@pytest.fixture(scope="module")
+def served(
+    patient_llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    work = with_toolchain(tmp_path_factory.mktemp("mixed"))
     one = {"context": CONTEXT, "slots": 4, "preload": True}
     # Or a model that knows nothing writes spaces for ever where JSON allows them.
     compact = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
@@ -54,9 +63,6 @@ def served(
             "bulk": "bulk",
         },
     }
-    work = tmp_path_factory.mktemp("mixed")
-    (work / "home").mkdir()
-    (work / "home" / "toolchains").symlink_to(home() / "toolchains")
     with gateway(work, config) as found:
         found.wait_for("engine ready", backend="bulk")
         yield found
@@ -187,3 +193,19 @@ def test_the_part_of_vllm_that_computes_is_killed(served: Running) -> None:
     assert served.wait_for("request", id=stream.id)["status"] == 502
     served.wait_for("engine died", backend="bulk")
     wait_until(lambda: "bulk" in served.engines() and served.engines()["bulk"] != server)
+
+
+def test_one_model_alone(patient_llama: dict[str, Path], tmp_path: Path) -> None:
+    """Ready once it answers, with the gateway's routes, and gone after Ctrl-C."""
+    options = ("--engine", "vllm", "--context", "256", "--slots", "2")
+    with gateway(with_toolchain(tmp_path), None, str(patient_llama["source"]), *options) as served:
+        wait_until(lambda: "ready: http" in served.log.read_text(), served.log.read_text)
+        (model,) = served.openai().models.list()
+        assert served.openai().models.retrieve(model.id) == model
+        family = tree(served.process.pid)
+        assert served.post(model.id).status_code == 200
+        with served.http() as http:
+            assert http.get("/version").status_code == 404
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(PATIENCE) == 0
+        wait_until_gone(family)

@@ -159,16 +159,23 @@ def test_options_that_are_no_good(tmp_path: Path) -> None:
         (ServeCommand(paths, config=file), "--config says what is served"),
         (ServeCommand(config=tmp_path / "none.yaml"), "no such file"),
         (ServeCommand(paths, host="0.0.0.0"), "give --api-key, or set QUANTKIT_API_KEY"),
+        (ServeCommand(paths[:1], host="0.0.0.0"), "give --api-key, or set QUANTKIT_API_KEY"),
+        (ServeCommand(paths[:1], arguments=["port=1"]), "--engine-arg: 'port' is decided by"),
     ):
         with pytest.raises(RecipeError, match=message):
             run(command)
 
 
-def test_one_path_needs_no_gateway() -> None:
-    assert ServeCommand(["x"], slots=2, api_key="k").is_one
-    assert not ServeCommand(["x", "y"]).is_one
-    assert not ServeCommand(["x"], aliases=["a=x"]).is_one
-    assert not ServeCommand(["x"], idle_timeout=1).is_one
+def test_one_path_is_loaded_at_the_start(tmp_path: Path) -> None:
+    one, two = variant(tmp_path, "one"), variant(tmp_path, "two")
+    config = gateway_config(ServeCommand([one], slots=2, context=64, engine="vllm"))
+    backend = config.backends["one"]
+    assert (backend.preload, backend.slots, backend.context, backend.engine) == (
+        True, 2, 64, "vllm",
+    )  # fmt: skip
+    assert gateway_config(ServeCommand([one], aliases=["a=one"])).backends["one"].preload
+    several = gateway_config(ServeCommand([one, two])).backends
+    assert not any(backend.preload for backend in several.values())
 
 
 def test_names_of_a_run() -> None:

@@ -16,10 +16,12 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from quantkit.serve.answers import ApiError
 from quantkit.serve.app import Gateway
 from quantkit.serve.config import GatewayConfig
 from quantkit.serve.pool import Pool
 from quantkit.serve.proxy import new_session
+from quantkit.serve.routing import Router
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -383,6 +385,28 @@ def test_a_request_that_the_engine_cannot_read_is_the_clients_fault(
         for other in ((200, {"prompt": "x"}), fault("Compute error"), (500, "?"), (404, {})):
             assert scenario({path: unread, reads: other}) == unread
         assert scenario({path: (500, {"error": "?"}), reads: unread}) == (500, {"error": "?"})
+
+
+def test_the_only_model_need_not_be_named() -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response(await request.json())
+
+    async def scenario() -> None:
+        async with between(answer) as url:
+            for body in ({"n": 1}, {"n": 1, "model": None}):
+                status, text = await ask(url, body)
+                assert (status, json.loads(text)) == (200, {"n": 1, "model": "x"})
+            assert (await ask(url, {"model": 5}))[0] == 400
+
+    asyncio.run(scenario())
+
+
+def test_one_of_several_must_be_named() -> None:
+    far = {"url": "http://127.0.0.1:9"}
+    config = GatewayConfig.model_validate({"backends": {"a": far, "b": far}})
+    with pytest.raises(ApiError, match="`model` is missing") as refused:
+        Router(config, {}).model(None)
+    assert (refused.value.status, refused.value.param) == (400, "model")
 
 
 def test_one_model_by_its_name() -> None:

@@ -42,6 +42,7 @@ def model(tmp_path: Path) -> Path:
             "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64},
         })
     )  # fmt: skip
+    (path / "model.safetensors").touch()
     return path
 
 
@@ -77,11 +78,19 @@ def test_behind_a_gateway(model: Path, said: Path, tmp_path: Path) -> None:
     assert words[words.index("--max-num-seqs") + 1] == "128"
 
 
-def test_one_model_alone(model: Path, said: Path) -> None:
+def test_one_model_that_cannot_be_loaded(
+    model: Path, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is told to pass on reached it, and how it ended is the last line."""
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path))
+    port = free_port()
     given = [f"{name.replace('_', '-')}={value}" for name, value in SEVERAL_MACHINES.items()]
     options = [word for pair in given for word in ("--engine-arg", pair)]
     done = CliRunner().invoke(
-        cli, ["serve", str(model), "--engine", "vllm", "--port", str(free_port()), *options]
+        cli, ["serve", str(model), "--engine", "vllm", "--port", str(port), *options]
     )
-    assert done.exit_code != 0
+    assert str(done.exception) == (
+        "vllm ended with exit code 3 before it was ready: it said nothing; see "
+        f"{tmp_path}/logs/serve-{port}/model.log"
+    )
     assert said.read_text().splitlines()[-6:] == ON_THE_COMMAND_LINE
