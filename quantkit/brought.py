@@ -11,6 +11,7 @@ from quantkit import hub
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import RecipeError
 from quantkit.formats.packed import bits_of
+from quantkit.gguf_files import SUFFIX
 from quantkit.same_tokens import require_same_tokens
 from quantkit.spec import check_name
 from quantkit.variant import Variant, open_variant
@@ -41,7 +42,8 @@ class Brought:
     def directory(self) -> str:
         """Its id in a ledger, which is the name of what is kept of its results."""
         path = self.path.partition("@")[0] if self._on_hub else self.path
-        return self.name or Path(path).name.removesuffix(".gguf")
+        file = Path(path)
+        return self.name or (file.stem if file.suffix.lower() == SUFFIX else file.name)
 
     @property
     def _on_hub(self) -> bool:
@@ -51,10 +53,13 @@ class Brought:
     def _local(self) -> Path:
         return Path(self.path).expanduser()
 
-    def check(self) -> None:
-        """Raise RecipeError where there is no such path; of the hub nothing is asked."""
+    def check(self, source: Checkpoint) -> None:
+        """Raise RecipeError where there is no such path, and what ``open`` raises where it is here;
+        of the hub nothing is asked."""
         if not self._local.exists() and not self._on_hub:
             raise RecipeError(f"path {self.path}: no such directory or file, and not a hub id")
+        if not self._on_hub:
+            bits_per_weight(self.open(source), source)
 
     def open(self, source: Checkpoint) -> Variant:
         """The variant under its name here; what a manifest says of it is left aside.

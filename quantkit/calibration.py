@@ -39,6 +39,29 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that every text begins with, or None: the one answer for all that is measured,
+    calibrated on, asked and written into a GGUF.
+
+    Asked of the tokenizer's behaviour: a ``bos_token`` is often only declared (SmolLM2, Qwen2),
+    and ``add_bos_token`` says nothing beside a post-processor (Llama 3).
+    """
+    ids, plain = (tokenizer("a", add_special_tokens=add).input_ids for add in (True, False))
+    return None if ids[: len(plain)] == plain else int(ids[0])
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that every text ends with, or None."""
+    ids, plain = (tokenizer("a", add_special_tokens=add).input_ids for add in (True, False))
+    return None if ids[len(ids) - len(plain) :] == plain else int(ids[-1])
+
+
+def stream(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], int | None]:
+    """The text as one token stream that begins as every text does, and with which BOS."""
+    bos = bos_id(tokenizer)
+    return [*([] if bos is None else [bos]), *tokenize(tokenizer, text)], bos
+
+
 def hash_ids(ids: Sequence[int]) -> str:
     """sha256 of token ids as little-endian int32."""
     import numpy as np
@@ -58,11 +81,15 @@ def calibrate(
 ) -> Calibration:
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
+    Where the model begins texts with BOS, each window does, in place of its first token: the model
+    is calibrated as it is measured, and as llama.cpp's ``llama-imatrix`` does it.
+
     Raise RecipeError where the text has fewer windows than that, or the device is not there.
     """
     import torch
 
-    ids = torch.tensor(tokenize(tokenizer, text.text))
+    tokens, bos = stream(tokenizer, text.text)
+    ids = torch.tensor(tokens)
     windows = ids[: len(ids) // sequence_length * sequence_length].view(-1, sequence_length)
     if len(windows) < samples:
         raise RecipeError(
@@ -71,6 +98,8 @@ def calibrate(
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     chosen = windows[order[:samples]].contiguous()
+    if bos is not None:
+        chosen[:, 0] = bos
     return Calibration(
         chosen,
         CalibrationRecord(

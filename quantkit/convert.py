@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,15 @@ from quantkit.files import (
 from quantkit.formats.base import Converted, Plan, SharesReading
 from quantkit.memory import PeakMemory
 from quantkit.producers import load_maker
+from quantkit.proof import tokens
+from quantkit.proof.chat import prove_chat
 from quantkit.spec import Spec
 from quantkit.variant import (
     MANIFEST,
     ConvertCost,
     FileRecord,
     Manifest,
+    ProofRecord,
     SourceRecord,
     Variant,
     open_variant,
@@ -42,14 +46,25 @@ _SPARE_BYTES = 64 << 20
 """Room on the disk beyond the weights: tokenizer, manifest, the file system's own needs."""
 
 
-def plan(checkpoint: Checkpoint, spec: Spec) -> Plan:
+def plan(checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: bool = False) -> Plan:
     """What converting would give, or the error that it would meet; reads no tensor data."""
     if checkpoint.format == "gguf" != spec.format:
         raise ConversionError(
             f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
             "convert from the checkpoint"
         )
-    return load_maker(spec).plan(checkpoint, spec)
+    planned = load_maker(spec).plan(checkpoint, spec)
+    if not allow_tokenizer_differences:
+        _refuse_other_tokens(spec, checkpoint, planned.tokenizer_differences)
+    return replace(planned, notes=(*checkpoint.notes, *planned.notes))
+
+
+def _refuse_other_tokens(spec: Spec, checkpoint: Checkpoint, differences: Sequence[str]) -> None:
+    for difference in differences:
+        raise ConversionError(
+            f"{spec}: {checkpoint.path}: {difference}; to make it all the same, pass "
+            "--allow-tokenizer-differences (in a recipe: allow_tokenizer_differences: true)"
+        )
 
 
 def convert(
@@ -59,13 +74,20 @@ def convert(
     out: Path,
     *,
     force: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> Variant:
     """Make the variant ``spec`` of ``checkpoint`` in ``out/<format>-<scheme>``, or by its name.
 
     It exists whole or not at all; one that exists already is an error unless ``force``. Formats
-    that need no calibration ignore it. Raise ConversionError, RecipeError or CheckpointError.
+    that need no calibration ignore it. One that reads text by other token ids than the source's
+    tokenizer.json is an error unless ``allow_tokenizer_differences``. Raise ConversionError,
+    RecipeError or CheckpointError.
     """
-    made = convert_many(checkpoint, [spec], calibration, out, force=force)[spec]
+    allow = allow_tokenizer_differences
+    many = convert_many(
+        checkpoint, [spec], calibration, out, force=force, allow_tokenizer_differences=allow
+    )
+    made = many[spec]
     if isinstance(made, Exception):
         raise made
     return made
@@ -78,11 +100,19 @@ def convert_many(
     out: Path,
     *,
     force: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> dict[Spec, Variant | Exception]:
     """As ``convert`` for each spec, or the error that it met: the others are made all the same."""
     made: dict[Spec, Variant | Exception] = {}
     for group in groups(specs):
-        made |= _convert_group(checkpoint, group, calibration, out, force=force)
+        made |= _convert_group(
+            checkpoint,
+            group,
+            calibration,
+            out,
+            force=force,
+            allow_tokenizer_differences=allow_tokenizer_differences,
+        )
     return made
 
 
@@ -102,6 +132,7 @@ def _convert_group(
     out: Path,
     *,
     force: bool,
+    allow_tokenizer_differences: bool,
 ) -> dict[Spec, Variant | Exception]:
     made: dict[Spec, Variant | Exception] = {}
     plans: dict[Spec, Plan] = {}
@@ -110,7 +141,9 @@ def _convert_group(
         for spec in specs:
             final = out / spec.directory
             try:
-                planned = plan(checkpoint, spec)
+                planned = plan(
+                    checkpoint, spec, allow_tokenizer_differences=allow_tokenizer_differences
+                )
                 require_space(out, planned.bytes, str(spec))
                 resume = _resume_key(checkpoint, spec, calibration)
                 remove_partials(final, keep=resume)
@@ -139,12 +172,57 @@ def _convert_group(
                 variants=len(targets),
             )
             try:
-                _describe(checkpoint, plans[spec], result, used, cost, targets[spec])
+                _copy_sidecars(checkpoint, targets[spec])
+                proof, override_kv = _prove(
+                    checkpoint, spec, targets[spec], allow_differences=allow_tokenizer_differences
+                )
+                _describe(
+                    checkpoint,
+                    plans[spec],
+                    result,
+                    calibration=used,
+                    cost=cost,
+                    proof=proof,
+                    override_kv=override_kv,
+                    directory=targets[spec],
+                )
                 settle(targets[spec], out / spec.directory)
                 made[spec] = open_variant(out / spec.directory)
+            except QuantkitError as error:
+                made[spec] = error
             except OSError as error:
                 made[spec] = ConversionError(f"{out / spec.directory}: {error}")
     return made
+
+
+def _prove(
+    checkpoint: Checkpoint, spec: Spec, directory: Path, *, allow_differences: bool
+) -> tuple[dict[str, ProofRecord], dict[str, int]]:
+    """What was written against the source, and the metadata that llama-server has to be told.
+
+    Raise ConversionError where it is another model.
+    """
+    proof: dict[str, ProofRecord] = {}
+    compared = tokens.of_variant(checkpoint, spec.format, directory)
+    if compared is not None:
+        if not allow_differences:
+            _refuse_other_tokens(spec, checkpoint, compared.differences)
+        found = [*compared.remarks, *compared.differences]
+        proof["tokens"] = ProofRecord(compared=compared.compared, differences=found)
+    variant = Variant(directory.name, directory, spec.format, spec.scheme, None)
+    chat = prove_chat(checkpoint, variant)
+    if chat.compared:
+        proof["chat"] = ProofRecord(compared=chat.compared, differences=chat.notes)
+    return proof, chat.override
+
+
+def _copy_sidecars(checkpoint: Checkpoint, directory: Path) -> None:
+    # The manifest is of an attempt that was killed when all but the final name was there.
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for file in checkpoint.sidecars:
+        copy = directory / file.relative_to(checkpoint.path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _resume_key(checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None) -> str | None:
@@ -180,15 +258,16 @@ def _describe(
     checkpoint: Checkpoint,
     planned: Plan,
     converted: Converted,
+    *,
     calibration: Calibration | None,
     cost: ConvertCost,
+    proof: dict[str, ProofRecord],
+    override_kv: dict[str, int],
     directory: Path,
 ) -> None:
-    """Add the source's tokenizer and such, and the manifest."""
-    # Of an attempt that was killed when all but the final name was there.
-    (directory / MANIFEST).unlink(missing_ok=True)
-    for file in checkpoint.sidecars:
-        shutil.copyfile(file, directory / file.name)
+    """Add the manifest."""
+    told = [line for record in proof.values() for line in record.differences]
+    notes = [*planned.notes, *converted.notes, *told]
     manifest = Manifest(
         source=SourceRecord(
             id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
@@ -203,18 +282,21 @@ def _describe(
         calibration=calibration.record if calibration else None,
         tools={"quantkit": quantkit.__version__, **converted.tools},
         files={
-            file.name: FileRecord(
-                sha256=converted.sha256.get(file.name) or sha256_file(file),
-                bytes=file.stat().st_size,
+            name: FileRecord(
+                sha256=converted.sha256.get(name) or sha256_file(file), bytes=file.stat().st_size
             )
-            for file in sorted(directory.iterdir())
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+            for name in [str(file.relative_to(directory))]
         },
         parameters=checkpoint.parameters,
         bits_per_weight=converted.bits_per_weight,
         bits_per_weight_quantized=converted.bits_per_weight_quantized,
         convert=cost,
         block_errors=list(converted.block_errors),
-        notes=[*planned.notes, *(n for n in converted.notes if n not in planned.notes)],
+        proof=proof,
+        override_kv=override_kv,
+        notes=list(dict.fromkeys(notes)),
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -8,7 +8,8 @@ The CLI prints that line and exits with the error's ``exit_code``; ``--debug`` a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class QuantkitError(Exception):
@@ -45,9 +46,28 @@ class EvaluationError(QuantkitError):
     """A measurement could not be made, or two results cannot be compared."""
 
 
-def first_line(error: Exception) -> str:
-    """What another package's error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What another package's error says, in one line: the first, or what that announces."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":") and more:
+        _, is_error, what = more[0].partition("Error: ")
+        return what if is_error else f"{first} {more[0]}"
+    return first or type(error).__name__
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn whatever another package raises over a file of a checkpoint, or what follows from its
+    values, into a CheckpointError that names the file and the reason."""
+    try:
+        yield
+    except QuantkitError:
+        raise
+    except Exception as error:
+        # What others say on purpose is a sentence; what Python says needs its name.
+        told = isinstance(error, ValueError | OSError) or type(error).__module__ != "builtins"
+        kind = "" if told else f"{type(error).__name__}: "
+        raise CheckpointError(f"{path}: {kind}{first_line(error)}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantkit.chat_template import NAMED
 from quantkit.errors import CheckpointError, first_line
+from quantkit.weight_files import INDEX, NOT_OF_THE_MODEL
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,8 +19,11 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SIDECARS = (*_TOKENIZER_FILES, "generation_config.json")
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *SIDECARS)
+SIDECARS = (*_TOKENIZER_FILES, "generation_config.json", f"{NAMED}/*.jinja")
+"""Patterns of what makes a model beside its weights and config.json."""
+_SETTINGS = ("config.json", "quantize_config.json", "quant_config.json", "adapter_config.json")
+_WANTED = ("*.safetensors", INDEX, *_SETTINGS, *SIDECARS)
+_UNWANTED = (*NOT_OF_THE_MODEL, "*/*.safetensors*")
 
 
 def names_hub(text: str) -> bool:
@@ -36,7 +41,12 @@ def download(text: str) -> Path:
 
     name, _, revision = text.partition("@")
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED))
+        found = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=list(_WANTED),
+            ignore_patterns=list(_UNWANTED),
+        )
     except Exception as error:  # network, authorization, unknown id: the hub has a class for each
         raise CheckpointError(
             f"{name}: not a local directory, and the hub said: {first_line(error)}"

@@ -12,12 +12,14 @@ from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
-from quantkit.engines import serving_engine
+from quantkit.engines import scoring_engine, serving_engine
 from quantkit.environment import environment
+from quantkit.errors import QuantkitError, RecipeError
 from quantkit.evaluate.compare import compare
 from quantkit.formats.base import Plan
 from quantkit.garbage import keeping_all
 from quantkit.ledger import Ledger, SourceEntry
+from quantkit.progress import say
 from quantkit.recipe import Recipe
 from quantkit.rows import RowBuilder
 from quantkit.run import LEDGER, open_run
@@ -32,6 +34,8 @@ class RunPlan:
     source: Checkpoint
     variants: list[Plan]
     brought: list[Brought]
+    unusable: dict[str, str]
+    """Of those that others made, which cannot be measured, by their ids, and why."""
 
     @property
     def bytes(self) -> int:
@@ -44,9 +48,19 @@ def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
     source = Checkpoint.open(recipe.source)
     brought = [entry for entry in recipe.variants if isinstance(entry, Brought)]
+    unusable = {}
     for entry in brought:
-        entry.check()
-    return RunPlan(source, [plan_variant(source, spec) for spec in recipe.specs], brought)
+        try:
+            entry.check(source)
+        except RecipeError:  # of the entry itself
+            raise
+        except QuantkitError as error:
+            unusable[entry.directory] = str(error)
+    if recipe.evaluate:
+        scoring_engine(source).check(source)
+    allow = recipe.allow_tokenizer_differences
+    plans = [plan_variant(source, spec, allow_tokenizer_differences=allow) for spec in recipe.specs]
+    return RunPlan(source, plans, brought, unusable)
 
 
 def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
@@ -58,6 +72,8 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
     started = time.monotonic()
     planned = plan(recipe)
     source = planned.source
+    for name, problem in planned.unusable.items():
+        say(f"{name}: will have no results: {problem}")
     _check_engines(recipe, source)
     texts = Texts.load(
         recipe, source, needs_calibration=any(p.needs_calibration for p in planned.variants)
@@ -66,7 +82,15 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
         rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.variants)]
 
-        makers = iter(directory.variants(source, planned.variants, texts.calibration, force=force))
+        makers = iter(
+            directory.variants(
+                source,
+                planned.variants,
+                texts.calibration,
+                force=force,
+                allow_tokenizer_differences=recipe.allow_tokenizer_differences,
+            )
+        )
         for row, entry in zip(rows[1:], recipe.variants, strict=True):
             if isinstance(entry, Brought):
                 row.model = row.attempt("open", partial(entry.open, source))

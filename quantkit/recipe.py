@@ -158,6 +158,9 @@ class Recipe(_Section):
     convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]
     """``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's options, or
     ``path: ./theirs`` with a ``name``: made by somebody else, and measured beside the others."""
+    allow_tokenizer_differences: bool = False
+    """Whether a GGUF may be made with which llama.cpp reads some texts by other tokens than the
+    source's tokenizer.json. Which, is among its notes."""
     evaluate: EvaluateSection | None = EvaluateSection()
     bench: BenchSection | None = BenchSection()
 

@@ -55,11 +55,14 @@ class RowBuilder:
         try:
             return work()
         except Exception as error:
-            line = str(error) if isinstance(error, QuantkitError) else repr(error)
-            say(f"{self.id}: {stage} failed: {line}")
-            _LOG.debug("%s: %s", self.id, stage, exc_info=True)
-            self.failed = self.failed or Failure(stage=stage, error=line)
+            self._note(stage, error)
             return None
+
+    def _note(self, stage: str, error: Exception) -> None:
+        line = str(error) if isinstance(error, QuantkitError) else repr(error)
+        say(f"{self.id}: {stage} failed: {line}")
+        _LOG.debug("%s: %s", self.id, stage, exc_info=True)
+        self.failed = self.failed or Failure(stage=stage, error=line)
 
     def load(self, measure: Callable[[], BenchResult]) -> None:
         """Put the model under load: what was measured before an error is kept beside it."""
@@ -69,40 +72,12 @@ class RowBuilder:
             self.failed = self.failed or Failure(stage="bench", error=self.benched.error)
 
     def row(self, source: Checkpoint) -> Row:
-        """The finished row."""
-        made = self.model
-        if made is None:
-            return Row(id=self.id, spec=self.spec, path=self.path, failed=self.failed)
-        if isinstance(made, Checkpoint):
-            facts = Row(
-                id=self.id,
-                spec=self.spec,
-                path=self.path,
-                bytes=made.bytes,
-                bits_per_weight=made.bytes * 8 / source.parameters,
-            )
-        elif made.manifest is None:
-            everything, quantized = bits_per_weight(made, source)
-            facts = Row(
-                id=self.id,
-                spec=str(made.spec),
-                path=str(made.path),
-                bytes=made.bytes,
-                bits_per_weight=everything,
-                bits_per_weight_quantized=quantized,
-                notes=[f"not made here: {self.spec}"],
-            )
-        else:
-            facts = Row(
-                id=self.id,
-                spec=self.spec,
-                path=self.path,
-                bytes=made.bytes,
-                bits_per_weight=made.manifest.bits_per_weight,
-                bits_per_weight_quantized=made.manifest.bits_per_weight_quantized,
-                convert=made.manifest.convert,
-                notes=made.manifest.notes,
-            )
+        """The finished row: what was measured is in it also where its files cannot be described."""
+        facts = Row(id=self.id, spec=self.spec, path=self.path)
+        try:
+            facts = self._facts(self.model, source) if self.model else facts
+        except Exception as error:
+            self._note("describe", error)
         return facts.model_copy(
             update={
                 "metrics": self.evaluated.metrics,
@@ -115,4 +90,36 @@ class RowBuilder:
                 "sample": self.benched.sample,
                 "failed": self.failed,
             }
+        )
+
+    def _facts(self, made: Model, source: Checkpoint) -> Row:
+        """What the files alone say."""
+        if isinstance(made, Checkpoint):
+            return Row(
+                id=self.id,
+                spec=self.spec,
+                path=self.path,
+                bytes=made.bytes,
+                bits_per_weight=made.bytes * 8 / source.parameters,
+            )
+        if made.manifest is None:
+            everything, quantized = bits_per_weight(made, source)
+            return Row(
+                id=self.id,
+                spec=str(made.spec),
+                path=str(made.path),
+                bytes=made.bytes,
+                bits_per_weight=everything,
+                bits_per_weight_quantized=quantized,
+                notes=[f"not made here: {self.spec}"],
+            )
+        return Row(
+            id=self.id,
+            spec=self.spec,
+            path=self.path,
+            bytes=made.bytes,
+            bits_per_weight=made.manifest.bits_per_weight,
+            bits_per_weight_quantized=made.manifest.bits_per_weight_quantized,
+            convert=made.manifest.convert,
+            notes=made.manifest.notes,
         )

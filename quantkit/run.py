@@ -58,6 +58,7 @@ class RunDirectory:
         calibration: Calibration | None,
         *,
         force: bool = False,
+        allow_tokenizer_differences: bool = False,
     ) -> list[Callable[[], Variant]]:
         """For each plan what gives its variant: the one that is there, or a new one.
 
@@ -73,7 +74,16 @@ class RunDirectory:
         makers: dict[Spec, Callable[[], Variant]] = {}
         for group in groups(list(by_spec)):
             wanted = [by_spec[spec] for spec in group]
-            make = cache(partial(self._make, source, wanted, calibration, force=force))
+            make = cache(
+                partial(
+                    self._make,
+                    source,
+                    wanted,
+                    calibration,
+                    force=force,
+                    allow_tokenizer_differences=allow_tokenizer_differences,
+                )
+            )
             makers |= {spec: partial(_made, make, spec) for spec in group}
         return [makers[plan.spec] for plan in plans]
 
@@ -84,12 +94,21 @@ class RunDirectory:
         calibration: Calibration | None,
         *,
         force: bool,
+        allow_tokenizer_differences: bool,
     ) -> dict[Spec, Variant | Exception]:
         kept = {plan.spec: self._kept(source, plan, calibration, force=force) for plan in plans}
         found = {spec: variant for spec, variant in kept.items() if variant is not None}
         missing = [spec for spec in kept if spec not in found]
         place = self.path / "variants"
-        return {**found, **convert_many(source, missing, calibration, place, force=force)}
+        made = convert_many(
+            source,
+            missing,
+            calibration,
+            place,
+            force=force,
+            allow_tokenizer_differences=allow_tokenizer_differences,
+        )
+        return {**found, **made}
 
     def _kept(
         self, source: Checkpoint, plan: Plan, calibration: Calibration | None, *, force: bool

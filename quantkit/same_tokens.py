@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, EvaluationError
+from quantkit.hf_config import count
 from quantkit.variant import Model, tokenizer_directory
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _in_gguf(source: Checkpoint, other: Model) -> Iterator[str]:
 
     stored = ModelFile.open(other.weights).array("tokenizer.ggml.tokens")
     try:
-        expected = read_tokenizer(source, int(source.config["vocab_size"])).tokens
+        expected = read_tokenizer(source, count(source.path, "vocab_size")).tokens
     except ConversionError:
         return  # llama.cpp's own converter knows it, quantkit does not
     # Embeddings without a token are padded in several ways.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.calibration import Calibration, calibrate, tokenize
+from quantkit.calibration import Calibration, calibrate, stream
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines import load_engine
 from quantkit.environment import environment
@@ -228,14 +228,12 @@ def evaluation_plan(
     tokenizer (a bare GGUF file).
     """
     from quantkit.evaluate import EvaluationPlan
-    from quantkit.evaluate.perplexity import bos_id, windows
+    from quantkit.evaluate.perplexity import windows
 
     tokenizer = load_tokenizer(tokenizer_directory(model))
     cut = None
     if text is not None:
-        bos = bos_id(tokenizer)
-        # The text as a model with a BOS reads it, which is how llama-perplexity cuts it.
-        ids = [*([] if bos is None else [bos]), *tokenize(tokenizer, text.text)]
+        ids, bos = stream(tokenizer, text.text)  # as llama-perplexity cuts it
         cut = windows(ids, section.context, bos, section.windows)
     return EvaluationPlan(
         tokenizer=tokenizer,

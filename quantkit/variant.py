@@ -10,11 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantkit import weight_files
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
 from quantkit.files import sha256_file, sha256_files
-from quantkit.formats.packed import Quantization
-from quantkit.hf_config import setting
+from quantkit.formats.packed import Quantization, settings_files
+from quantkit.gguf_files import SUFFIX, gguf_at, is_gguf
+from quantkit.hf_config import count
 from quantkit.spec import Spec
 
 MANIFEST = "quantkit.json"
@@ -27,7 +29,7 @@ class _Record(BaseModel):
 
 
 class SourceRecord(_Record):
-    """What a variant was made from; ``sha256`` by file name."""
+    """What a variant was made from; ``sha256`` by path in its directory."""
 
     id: str
     revision: str | None
@@ -66,6 +68,15 @@ class ConvertCost(_Record):
     """How many variants the same pass over the source made: seconds and peaks are of all."""
 
 
+class ProofRecord(_Record):
+    """What was compared with the source when the variant was made, and how it differs, one line
+    each: what was allowed to, and what changes nothing in ordinary use."""
+
+    compared: int
+    """Texts, conversations or the like."""
+    differences: list[str] = Field(default_factory=list)
+
+
 class Manifest(_Record):
     """``quantkit.json``: what a variant is, what it was made from, and how."""
 
@@ -84,8 +95,12 @@ class Manifest(_Record):
     convert: ConvertCost
     block_errors: list[float] = Field(default_factory=list)
     """How far each block's output moved on calibration text: ‖Δ‖ against what the block adds."""
+    proof: dict[str, ProofRecord] = Field(default_factory=dict)
+    """By what was proved: ``tokens``."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know, for example which tensors fell back to another type."""
+    override_kv: dict[str, int] = Field(default_factory=dict)
+    """Metadata that llama-server is started with, as the GGUF itself cannot say it."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -111,7 +126,7 @@ class Variant:
         directory."""
         if self.format != "gguf" or self.path.is_file():
             return self.path
-        files = sorted(f for f in self.path.glob("*.gguf") if f.name != IMATRIX)
+        files = sorted(f for f in self.path.iterdir() if is_gguf(f) and f.name != IMATRIX)
         if not files:
             raise CheckpointError(f"{self.path}: no .gguf file in this GGUF variant")
         return files[0]
@@ -123,13 +138,15 @@ class Variant:
             from quantkit.formats.gguf.model_file import ModelFile
 
             return ModelFile.open(self.path).bytes
-        suffix = "gguf" if self.format == "gguf" else "safetensors"
-        files = (file for file in self.path.glob(f"*.{suffix}") if file.name != IMATRIX)
+        if self.format == "gguf":
+            files = [file for file in self.path.glob("*.gguf") if file.name != IMATRIX]
+        else:
+            files = list(weight_files.find(self.path).files)
         return sum(file.stat().st_size for file in files)
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """Digests by file name: the manifest's, or else of the files as they lie there."""
+        """Digests by path in the directory: the manifest's, or else of what lies there."""
         if self.manifest is not None:
             return {name: file.sha256 for name, file in self.manifest.files.items()}
         if self.format == "gguf":
@@ -139,8 +156,10 @@ class Variant:
         else:
             checkpoint = Checkpoint.open(self.path)
             files = {info.shard for info in checkpoint.tensors.values()}
-            files |= {self.path / "config.json", *checkpoint.sidecars}
-        return {file.name: digest for file, digest in sha256_files(sorted(files)).items()}
+            files |= {self.path / "config.json", *checkpoint.sidecars, *settings_files(self.path)}
+        home = self.weights.parent if self.format == "gguf" else self.path
+        digests = sha256_files(sorted(files))
+        return {str(file.relative_to(home)): digest for file, digest in digests.items()}
 
 
 Model = Checkpoint | Variant
@@ -157,27 +176,31 @@ def context_length(model: Model) -> int:
     if isinstance(model, Variant) and model.format == "gguf":
         from quantkit.formats import load_format
 
-        return int(load_format(model.format).inspect(model)["context_length"])
-    return int(setting(model.path, "max_position_embeddings"))
+        found = load_format(model.format).inspect(model)["context_length"]
+        if not isinstance(found, int):
+            raise CheckpointError(f"{model.weights}: its metadata give no context_length")
+        return found
+    return count(model.path, "max_position_embeddings")
 
 
 def open_variant(path: Path) -> Variant:
-    """Open a variant's directory, a bare GGUF file, or a packed checkpoint of others.
+    """Open a variant's directory, a GGUF file or the only one of a directory, or a packed
+    checkpoint of others.
 
     Raise CheckpointError where ``path`` is none of these or its manifest is unreadable,
     IncompatibleVariant where it is quantized in a way that is not read.
     """
     path = path.expanduser().absolute()
-    if path.suffix == ".gguf" and not path.exists():
+    if path.suffix.lower() == SUFFIX and not path.exists():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".gguf" and path.is_file():
-        beside = path.parent / MANIFEST
-        if beside.is_file() and path.name != IMATRIX:
-            return open_variant(path.parent)
-        return _bare_gguf(path)
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path / MANIFEST)
         return Variant(path.name, path, manifest.spec["format"], manifest.spec["scheme"], manifest)
+    if gguf := gguf_at(path):
+        beside = gguf.parent / MANIFEST
+        if beside.is_file() and gguf.name != IMATRIX:
+            return open_variant(gguf.parent)
+        return _bare_gguf(gguf)
     quantization = Quantization.of(path)
     if quantization is None:
         raise CheckpointError(
@@ -190,17 +213,31 @@ def open_variant(path: Path) -> Variant:
 def open_model(source: str | Path) -> Model:
     """Open a variant where ``source`` is one, else a checkpoint."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" or (path / MANIFEST).is_file() or Quantization.of(path):
-        return open_variant(path)
-    return Checkpoint.open(source)
+    return open_variant(path) if is_variant(path) else Checkpoint.open(source)
+
+
+def is_variant(path: Path) -> bool:
+    """Whether ``open_variant`` is to open it, and not ``Checkpoint.open``."""
+    if path.suffix.lower() == SUFFIX or (path / MANIFEST).is_file():
+        return True
+    return gguf_at(path) is not None or Quantization.of(path) is not None
 
 
 def read_manifest(path: Path) -> Manifest:
     """Raise CheckpointError where the file is not a manifest that this version reads."""
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a manifest this version reads: {error}") from error
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(
+            f"{path}: not a manifest this version reads: {f'{where}: ' if where else ''}"
+            f"{problem['msg']}"
+        ) from error
+    for key in ("format", "scheme"):
+        if not isinstance(manifest.spec.get(key), str):
+            raise CheckpointError(f"{path}: not a manifest: its spec has no {key}")
+    return manifest
 
 
 def verify(variant: Variant) -> list[str]:

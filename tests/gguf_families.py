@@ -97,7 +97,7 @@ _gemma = partial(
     like_llama=False,
     bos="<bos>",
     eos="<eos>",
-    control=("<pad>", "<start_of_turn>", "<end_of_turn>"),
+    control=("<pad>", "<start_of_turn>", "<end_of_turn>", "<|tool_response>"),
     plain=(
         *("<mask>", "<unused0>", "<h1>"),
         *("\n" * n for n in range(1, 32)),
@@ -131,6 +131,7 @@ FAMILIES: dict[str, Family] = {
         131072,
         "tekken",
         _llama_3(TEKKEN, ignore_merges=True, begin=_BEGIN_3, tokenizer_class="GPT2Tokenizer"),
+        {"bos_token_id": 128000, "eos_token_id": 128001},
         probed=False,
     ),
     "Mixtral-8x7B": Family("mixtral", "MixtralForCausalLM", 32000, "default", _llama_2()),

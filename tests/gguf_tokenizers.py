@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
 from gguf import TokenType
 from tokenizers import (
     AddedToken,
@@ -29,6 +30,7 @@ from tokenizers import (
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from quantkit.formats.gguf.header import read_header
+from quantkit.formats.gguf.tokenizer import Tokenizer as GGUFTokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -165,16 +167,26 @@ def pieces_of(vocabulary: Path, rename: dict[str, str] | None = None, *, like_ll
             break
         if text == "<unk>":
             kind, score = TokenType.UNKNOWN, 0.0
-        elif text in ("<s>", "</s>", "<pad>", "<bos>", "<eos>"):
+        elif text in ("<s>", "</s>", "<pad>", "<bos>", "<eos>") and kind != TokenType.NORMAL:
             kind, score = TokenType.CONTROL, 0.0
         elif kind != TokenType.BYTE:
             kind = TokenType.NORMAL
-            score = score if score > -1000.0 else -float(token)
+            score = score if score > -1000.0 else -float(token) - 0.5  # none shares it
         pieces.append(_piece((rename or {}).get(text, text).encode(), score, kind))
     trainer = b"\x18\x02" + b"\x98\x02\x01"  # model_type BPE, byte_fallback
     # The prefix, then remove_extra_whitespaces, which is on unless it is put off.
     normalizer = _message(1, b"identity") + b"\x18%c\x20\x00" % like_llama
     return b"".join(pieces) + _message(2, trainer) + _message(3, normalizer)
+
+
+def write_vocabulary(tokenizer: GGUFTokenizer, path: Path) -> Path:
+    """A GGUF of nothing but the tokenizer, which llama.cpp loads as ``vocab_only``."""
+    writer = gguf.GGUFWriter(path, "llama")
+    tokenizer.write(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 def _piece(text: bytes, score: float, kind: int) -> bytes:

@@ -68,6 +68,23 @@ def begin_with_bos(directory: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
+def add_tokens(directory: Path, added: dict[int, str]) -> None:
+    """Let tokens of the small tokenizer's vocabulary be special ones of other names."""
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = {id_: text for text, id_ in tokenizer["model"]["vocab"].items()}
+    gone = {vocabulary[id_] for id_ in added}
+    tokenizer["model"]["vocab"] = {text: id_ for id_, text in (vocabulary | added).items()}
+    tokenizer["model"]["merges"] = [
+        merge for merge in tokenizer["model"]["merges"] if gone.isdisjoint((*merge, "".join(merge)))
+    ]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"] += [
+        {"id": id_, "content": text, "special": True, **flags} for id_, text in added.items()
+    ]
+    path.write_text(json.dumps(tokenizer))
+
+
 def make_checkpoint(
     directory: Path,
     *,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint
+from quantkit import dtypes
+from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.variant import Model
 
 _EMBEDDING = re.compile(
@@ -18,7 +19,6 @@ _OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 _EXPERTS = re.compile(r"\.experts\.|_exps\.")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k")
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _SERVED_FLOAT_BYTES = 2
 """vLLM computes in 16 bits, whatever the checkpoint holds."""
 
@@ -51,10 +51,7 @@ def weights(model: Model) -> Weights | None:
     if model.format == "gguf":
         return _counted(*_gguf(model.weights))
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model.path)
-    sizes = {
-        name: tensor.numel * _served_bytes(tensor.dtype)
-        for name, tensor in checkpoint.tensors.items()
-    }
+    sizes = {name: _served_bytes(tensor) for name, tensor in checkpoint.tensors.items()}
     return _counted(sizes, *_mixture(checkpoint.config))
 
 
@@ -82,12 +79,14 @@ def _gguf(path: Path) -> tuple[dict[str, int], int, int]:
 
 
 def _mixture(config: dict[str, Any]) -> tuple[int, int]:
-    experts = next((config[key] for key in _EXPERT_KEYS if config.get(key)), 0)
-    chosen = next((config[key] for key in _CHOSEN_KEYS if config.get(key)), 0)
-    return int(experts), int(chosen)
+    experts, chosen = (
+        next((n for key in keys if isinstance(n := config.get(key), int) and n), 0)
+        for keys in (_EXPERT_KEYS, _CHOSEN_KEYS)
+    )
+    return experts, chosen
 
 
-def _served_bytes(dtype: str) -> int:
-    """Of one element; ``dtype`` in safetensors' words: ``BF16``, ``I32``."""
-    size = _BYTES.get(dtype, 1)
-    return min(size, _SERVED_FLOAT_BYTES) if dtype.startswith(("F", "BF")) else size
+def _served_bytes(tensor: TensorInfo) -> int:
+    if tensor.dtype in dtypes.WEIGHTS:
+        return min(tensor.bytes, tensor.numel * _SERVED_FLOAT_BYTES)
+    return tensor.bytes

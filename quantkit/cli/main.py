@@ -12,7 +12,7 @@ import click
 from quantkit import __version__
 from quantkit.cli import flags
 from quantkit.cli.engines import engines
-from quantkit.errors import QuantkitError
+from quantkit.errors import QuantkitError, first_line
 from quantkit.threads import spin_briefly
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -81,13 +81,20 @@ def run(
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what RECIPE will make: sizes, and what falls back to another type. Makes nothing.
 
+    What others made is opened; exit code 1 where some of it cannot be measured.
+
     Example:  quantkit plan quickstart --set source=./my-model
     """
     from quantkit import pipeline
     from quantkit.cli import show
     from quantkit.recipe import load_recipe
 
-    show.plan(pipeline.plan(load_recipe(recipe, overrides)), as_json)
+    planned = pipeline.plan(load_recipe(recipe, overrides))
+    show.plan(planned, as_json)
+    for name, problem in planned.unusable.items():
+        click.echo(f"quantkit: {name}: {problem}", err=True)
+    if planned.unusable:
+        sys.exit(1)
 
 
 @cli.command()
@@ -102,6 +109,11 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @flags.gguf
 @click.option(
     "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."
+)
+@click.option(
+    "--allow-tokenizer-differences",
+    is_flag=True,
+    help="Make GGUF files with which llama.cpp reads some texts by other tokens than MODEL.",
 )
 @_FORCE
 @_JSON
@@ -266,7 +278,7 @@ cli.add_command(engines)
 
 
 def main() -> None:
-    """Entry point: one line for an error that a user can mend, a traceback with --debug."""
+    """Entry point: one line for any error, a traceback with --debug."""
     rest = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = ["--debug"] if len(rest) < len(sys.argv) - 1 else []  # wherever it was written
     spin_briefly()
@@ -279,11 +291,24 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except QuantkitError as error:
+    except Exception as error:
         if debug:
             raise
-        click.echo(f"quantkit: {error}", err=True)
-        sys.exit(error.exit_code)
+        code, line = _explained(error)
+        click.echo(f"quantkit: {line}", err=True)
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Exit code and message for what ended the command."""
+    if isinstance(error, QuantkitError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # the disk, permissions
+        return 2, f"{error.filename}: {error.strerror}"
+    return 1, (
+        f"a bug in quantkit, not in what it was given: {type(error).__name__}: "
+        f"{first_line(error)}; --debug shows where: please report it"
+    )
 
 
 def _interrupted() -> None:

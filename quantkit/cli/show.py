@@ -39,7 +39,11 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
 
 def plan(planned: RunPlan, as_json: bool) -> None:
     """What a run will make, and what it will measure as it is."""
-    brought = [{"id": entry.directory, "path": entry.path} for entry in planned.brought]
+    brought = [
+        {"id": entry.directory, "path": entry.path}
+        | ({"error": problem} if (problem := planned.unusable.get(entry.directory)) else {})
+        for entry in planned.brought
+    ]
     if as_json:
         made = [{**asdict(variant), "spec": str(variant.spec)} for variant in planned.variants]
         print_json([*made, *brought])
@@ -60,8 +64,9 @@ def plan(planned: RunPlan, as_json: bool) -> None:
         for note in variant.notes:
             click.echo(f"{variant.spec}: {note}")
     click.echo(f"{planned.bytes / 1e6:.1f} MB in all")
-    for entry in brought:
-        click.echo(f"{entry['id']}: measured as it is, from {entry['path']}")
+    for entry in planned.brought:
+        if entry.directory not in planned.unusable:
+            click.echo(f"{entry.directory}: measured as it is, from {entry.path}")
 
 
 def variants(made: Sequence[Variant], as_json: bool) -> None:

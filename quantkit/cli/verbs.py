@@ -14,6 +14,7 @@ from quantkit.cli.spec_arguments import by_producer, with_gguf_options, with_int
 from quantkit.engines import load_engine
 from quantkit.errors import RecipeError
 from quantkit.garbage import keeping_all
+from quantkit.gguf_files import SUFFIX, gguf_at
 from quantkit.ledger import REFERENCE
 from quantkit.progress import say
 from quantkit.recipe import CalibrationSection, EvaluateSection
@@ -44,6 +45,7 @@ def convert(
     integers: Mapping[str, Any],
     gguf: Mapping[str, Any],
     allow_requantize: bool = False,
+    allow_tokenizer_differences: bool = False,
 ) -> list[Variant]:
     """Make each spec of the model in ``out``; all are planned before the first is made.
 
@@ -58,7 +60,7 @@ def convert(
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
     parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
     parsed = by_producer(parsed, **producer)
-    source, plans = _planned(model, parsed, allow_requantize)
+    source, plans = _planned(model, parsed, allow_requantize, allow_tokenizer_differences)
     for spec in parsed:
         if (out / spec.directory).exists() and not force:
             raise RecipeError(
@@ -68,7 +70,14 @@ def convert(
     if any(planned.needs_calibration for planned in plans):
         section = CalibrationSection(**calibration)
         windows = calibrate(load_text(section.text), source.tokenizer, **section.windows())
-    made = convert_many(source, parsed, windows, out, force=force)
+    made = convert_many(
+        source,
+        parsed,
+        windows,
+        out,
+        force=force,
+        allow_tokenizer_differences=allow_tokenizer_differences,
+    )
     failed = [error for error in made.values() if isinstance(error, Exception)]
     if failed:
         for error in failed[1:]:
@@ -79,13 +88,17 @@ def convert(
 
 @keeping_all()
 def _planned(
-    model: str, specs: Sequence[Spec], allow_requantize: bool
+    model: str,
+    specs: Sequence[Spec],
+    allow_requantize: bool,
+    allow_tokenizer_differences: bool,
 ) -> tuple[Checkpoint, list[Plan]]:
     from quantkit.convert import plan
 
     source = _open_source(model, allow_requantize)
     threading.Thread(target=_hash, args=(source,), daemon=True).start()
-    return source, [plan(source, spec) for spec in specs]
+    allow = allow_tokenizer_differences
+    return source, [plan(source, spec, allow_tokenizer_differences=allow) for spec in specs]
 
 
 def _hash(source: Checkpoint) -> None:
@@ -97,7 +110,7 @@ def _hash(source: Checkpoint) -> None:
 def _open_source(model: str, allow_requantize: bool) -> Checkpoint:
     """A checkpoint, or a GGUF file or variant in its place."""
     path = Path(model).expanduser()
-    if path.suffix == ".gguf" or (path / MANIFEST).is_file():
+    if path.suffix.lower() == SUFFIX or (path / MANIFEST).is_file() or gguf_at(path):
         variant = open_variant(path)
         if variant.format == "gguf":
             from quantkit.formats.gguf.gguf_source import GGUFSource
@@ -221,6 +234,7 @@ def inspect(path: str) -> dict[str, Any]:
             "context_length": model.config.get("max_position_embeddings"),
             "shards": len({info.shard for info in model.tensors.values()}),
             "origin": model.origin,
+            "notes": list(model.notes),
         }
     facts: dict[str, Any] = {
         "kind": "variant" if model.manifest else "weights without a manifest",
@@ -229,6 +243,8 @@ def inspect(path: str) -> dict[str, Any]:
         **load_format(model.format).inspect(model),
     }
     if model.manifest:
+        told = [line for record in model.manifest.proof.values() for line in record.differences]
+        facts["oddities"] = [*facts.get("oddities", []), *told]
         facts["manifest"] = model.manifest.model_dump(mode="json", exclude={"files"})
     return facts
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
-from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import ConversionError
+from quantkit.decoder.stored_names import StoredNames, is_ignored
+from quantkit.errors import CheckpointError, ConversionError, reading
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
@@ -63,7 +63,7 @@ class DecoderBlocks:
         self.device = torch.device(device)
         self.precision = precision
         self.wide = torch.float64 if precision == torch.float64 else torch.float32
-        model = _skeleton(checkpoint)
+        model = self._model = _skeleton(checkpoint)
         self._config = model.config
         self._decoder = model.base_model
         name, self._blocks = next(
@@ -74,13 +74,18 @@ class DecoderBlocks:
         self._base = f"{model.base_model_prefix}."
         self._stored = StoredNames.of(model, checkpoint.tensors)
         self._place = f"{self._base}{name}."
-        checkpoint.check_shapes(
-            {
-                self._stored(name): tuple(tensor.shape)
-                for name, tensor in model.state_dict().items()
-                if name not in model.all_tied_weights_keys
-            }
-        )
+        shapes = {self._stored(n): tuple(t.shape) for n, t in model.state_dict().items()}
+        tied = set(map(self._stored, model.all_tied_weights_keys)) - checkpoint.tensors.keys()
+        checkpoint.check_shapes({n: shape for n, shape in shapes.items() if n not in tied})
+        self.ignored: list[str] = [n for n in checkpoint.tensors if n not in shapes]
+        """Tensors of the checkpoint that transformers knows to leave out, and biases of zeros."""
+        for name in self.ignored:
+            of_zeros = name.endswith(".bias") and not checkpoint.read(name).any()
+            if not of_zeros and not is_ignored(model, name):
+                raise CheckpointError(
+                    f"{checkpoint.path}: {name} {list(checkpoint.tensors[name].shape)}: "
+                    f"{type(model).__name__} of its config.json has no such tensor"
+                )
         self._arguments: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -108,14 +113,18 @@ class DecoderBlocks:
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
         inside = tuple(self.prefix(index) for index in range(len(self)))
-        return (name for name in self.checkpoint.tensors if not name.startswith(inside))
+        return (
+            name
+            for name in self.checkpoint.tensors
+            if not name.startswith(inside) and name not in self.ignored
+        )
 
     def embed(self, ids: torch.Tensor) -> Activations:
         """Activations before the first block, of ``ids`` (samples, T), in batches of bounded size.
 
         Also notes what the model passes to each block besides them (rotary embeddings, masks).
         """
-        decoder, recorders = self._without_blocks()
+        decoder, recorders = self._without_blocks(self._decoder, self._base)
         batch = max(1, _BATCH_TOKENS // ids.shape[1])
         shape = (*ids.shape, self._config.hidden_size)
         hidden = Activations(shape, batch=batch, device=self.device)
@@ -127,20 +136,34 @@ class DecoderBlocks:
                 hidden.replace(index, recorders[0].hidden)
         return hidden
 
-    def _without_blocks(self) -> tuple[Any, list[_Recorder]]:
-        """The decoder in float32 on the CPU, and what stands in it for the blocks."""
+    def logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """What the model makes of the outputs of its ``last`` block for ``ids``, (samples, T,
+        vocabulary): by its final norm, its output layer and what may follow."""
+        model, recorders = self._without_blocks(self._model, "")
+        recorders[-1].output = last
+        with torch.no_grad():
+            found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return found
+
+    def _without_blocks(self, part: Any, prefix: str) -> tuple[Any, list[_Recorder]]:
+        """The model, or the decoder in it whose names begin with ``prefix``, in float32 on the CPU,
+        and what stands in it for the blocks."""
         recorders = [_Recorder(block) for block in self._blocks]
         # The copy takes these for copies of the blocks.
-        decoder = copy.deepcopy(self._decoder, {id(self._blocks): nn.ModuleList(recorders)})
+        decoder = copy.deepcopy(part, {id(self._blocks): nn.ModuleList(recorders)})
         # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
         for module in decoder.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
         decoder.apply(decoder._init_weights)
+        tied = self._model.all_tied_weights_keys if part is self._model else {}
         state = {
-            name: self.checkpoint.read(self._stored(self._base + name)).float()
+            name: self.checkpoint.read(self._stored(prefix + name)).float()
             for name in decoder.state_dict()
+            if name not in tied
         }
+        # As engines do that ask config.json alone, whatever is stored.
+        state |= {target: state[source] for target, source in tied.items()}
         decoder.load_state_dict(state, assign=True)
         return decoder.eval(), recorders
 
@@ -184,25 +207,27 @@ class DecoderBlocks:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is called with and returns the activations as is."""
+    """Stands in for a block: keeps what it is called with, and returns the activations as they are
+    or the ``output`` that it is given."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self._names = list(inspect.signature(type(block).forward).parameters)[2:]
         self.hidden = torch.empty(0)
+        self.output: torch.Tensor | None = None
         self.arguments: dict[str, Any] = {}
 
     def forward(self, hidden: torch.Tensor, *unnamed: Any, **named: Any) -> torch.Tensor:
         self.hidden = hidden
         self.arguments = dict(zip(self._names, unnamed, strict=False)) | named
-        return hidden
+        return hidden if self.output is None else self.output
 
 
 def _skeleton(checkpoint: Checkpoint) -> Any:
     """The model as transformers builds it from the configuration, without any weights, and with
     its experts apart."""
     config = checkpoint.hf_config
-    with torch.device("meta"):
+    with reading(checkpoint.path / "config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.float32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,3 +40,10 @@ class StoredNames:
         for ours, theirs in self.renamed.items():
             name = name.replace(ours, theirs)
         return name.removeprefix(self.dropped)
+
+
+def is_ignored(model: Any, name: str) -> bool:
+    """Whether transformers loads the model without this tensor of the checkpoint, and says
+    nothing."""
+    patterns = ("rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ()))
+    return any(re.search(pattern, name) for pattern in patterns)

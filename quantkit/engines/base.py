@@ -20,13 +20,15 @@ class Capabilities:
     """What callers ask instead of asking which class an engine is.
 
     ``logits``: whether the engine gives the whole vocabulary's logits at any position (``full``),
-    the best few (``topk``), or ``none`` in process.
+    the best few (``topk``), or ``none`` in process. ``sums_choices``: whether its server counts the
+    tokens of all choices of an answer, or of the first one.
     """
 
     formats: frozenset[str]
     logits: Literal["full", "topk", "none"]
     serves: bool
     devices: tuple[str, ...]
+    sums_choices: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from quantkit.calibration import hash_ids
 from quantkit.errors import EvaluationError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -88,15 +85,3 @@ def windows(
     starts = range(0, count * context, context)
     cut = tuple((*head, *ids[start + len(head) : start + context]) for start in starts)
     return Windows(cut, context, bos_id)
-
-
-def bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The BOS that the model begins texts with, or None.
-
-    Asked of the tokenizer's behaviour: a ``bos_token`` is often only declared (SmolLM2, Qwen2),
-    and ``add_bos_token`` is absent where a post-processor adds it (Llama 3). llama.cpp reads the
-    same post-processor when it converts, so that both agree.
-    """
-    ids = tokenizer("a").input_ids
-    bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None and ids[:1] == [bos] else None

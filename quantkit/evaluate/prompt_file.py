@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantkit.ends import end_ids
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.files import sha256_json
 
@@ -135,7 +135,7 @@ def read_prompts(
         entries.append(Prompt(number, id_, line.category, text, tuple(ids)))
     if not entries:
         raise RecipeError(f'{path}: no prompts; expected lines such as {{"prompt": "…"}}')
-    ends = tuple(sorted(end_ids(tokenizer, directory)))
+    ends = tuple(sorted(end_ids(directory, tokenizer.eos_token_id)))
     return Prompts(tuple(entries), ends, max_tokens, template if chats else None)
 
 
@@ -201,18 +201,3 @@ def _chat_ids(
 
 def _template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return sha256_json(tokenizer.chat_template) if tokenizer.chat_template else None
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, directory: Path) -> set[int]:
-    """The tokenizer's EOS, and what the model's own files say: the end of a turn is often there
-    only."""
-    found = [tokenizer.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        file = directory / name
-        if file.is_file():
-            try:
-                value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            except (ValueError, AttributeError) as error:
-                raise RecipeError(f"{file}: not a JSON object: {error}") from error
-            found += value if isinstance(value, list) else [value]
-    return {int(id_) for id_ in found if id_ is not None}

@@ -31,7 +31,7 @@ from quantkit.progress import track
 if TYPE_CHECKING:
     from quantkit.variant import Model
 
-_VERSION = 2
+_VERSION = 3
 """Raised when what is stored changes: it is part of the key."""
 _ROOM = 8 << 30
 """Bytes of references in quantkit's home; the least recently used make room for new ones."""

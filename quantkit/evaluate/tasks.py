@@ -20,9 +20,9 @@ from lm_eval import utils as lm_eval_utils
 from lm_eval.api import task as lm_eval_task
 from lm_eval.tasks import TaskManager
 
+from quantkit.ends import end_ids
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean, first_line
 from quantkit.evaluate.language_model import EngineLM, OpenModel
-from quantkit.evaluate.prompt_file import end_ids
 from quantkit.evaluate.samples import Answers
 from quantkit.evaluate.statistics import Estimate
 from quantkit.files import sha256_json
@@ -89,7 +89,7 @@ def run_task(
     """
     if chat and not tokenizer.chat_template:
         raise EvaluationError(f"{task}: the model has no chat template; evaluate it without --chat")
-    ends = end_ids(tokenizer, Path(tokenizer.name_or_path))
+    ends = end_ids(Path(tokenizer.name_or_path), tokenizer.eos_token_id)
     model = EngineLM(open_model, tokenizer, max_length, task, ends)
     with quiet(), _templates_compiled_once():
         loaded = part.loaded if part else load_task(task, data or {}, shots)

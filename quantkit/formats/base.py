@@ -26,6 +26,8 @@ class Plan:
     needs_calibration: bool
     notes: tuple[str, ...] = ()
     """What the user should know first, for example which tensors fall back to another type."""
+    tokenizer_differences: tuple[str, ...] = ()
+    """How text will be read by other token ids than the source's: to be allowed by the user."""
     options: dict[str, Any] = field(default_factory=dict)
     """Every option as resolved, as JSON values: with source, scheme and calibration they tell a
     variant from another one."""

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.proof import prove
 from quantkit.devices import peak_bytes
 from quantkit.errors import ConversionError
 from quantkit.files import write_json
@@ -55,12 +56,15 @@ def convert_linears(
 
     ``ids``: the calibration windows, (samples, T). Each block sees the output of the blocks already
     quantized, so that errors are made up for. Raise ConversionError, with what is kept, where
-    the disk is full.
+    the disk is full or the blocks are not transformers' model, CheckpointError where a weight is
+    not finite, in the blocks or outside.
     """
     spec = asked.spec
     checkpoint, device = blocks.checkpoint, blocks.device
     layouts = asked.layouts(linear_names(blocks))
     planned = entries(checkpoint, blocks, layouts)
+    checkpoint.check_finite()
+    prove(checkpoint)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

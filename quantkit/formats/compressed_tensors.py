@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError, IncompatibleVariant
+from quantkit.errors import ConversionError, IncompatibleVariant, reading
 from quantkit.formats.base import Converted, Plan
 from quantkit.formats.packed import Quantization, packed_facts, unpack_linears
 from quantkit.spec import Spec
@@ -101,7 +101,9 @@ def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     Raise IncompatibleVariant for what is more, or other, than packed integer weights.
     """
-    check(Quantization.opened(directory))
+    quantization = Quantization.opened(directory)
+    with reading(quantization.file):
+        check(quantization)
     yield from unpack_linears(directory, _PARTS, _OPTIONAL, unpack)
 
 

@@ -13,6 +13,7 @@ from quantkit.decoder.expert_names import ROUTER
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.base import Plan
 from quantkit.formats.linear_options import LinearOptions
+from quantkit.formats.packed import refuse_packed
 from quantkit.spec import GroupScheme, Spec
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     from quantkit.decoder.blocks import DecoderBlocks
 
     spec = asked.spec
+    refuse_packed(spec, checkpoint)
     if checkpoint.architecture not in ARCHITECTURES:
         raise ConversionError(
             f"{spec}: {checkpoint.id} is a {checkpoint.architecture}; the native quantizers know "
@@ -98,14 +100,19 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
     kept = [name for name in linears if name not in layouts]
     notes = [
-        f"{len(kept)} linears are not quantized: {', '.join(kept[:3])}{' …' * (len(kept) > 3)}"
+        f"{len(names)} {what}: {', '.join(names[:3])}{' …' * (len(names) > 3)}"
+        for what, names in (
+            ("linears are not quantized", kept),
+            ("tensors are left out, as by transformers", blocks.ignored),
+        )
+        if names
     ]
     return Plan(
         spec,
         total,
         total * 8 / checkpoint.parameters,
         needs_calibration=True,
-        notes=tuple(notes if kept else ()),
+        notes=tuple(notes),
         options=asked.options.resolved(),
     )
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint, TensorInfo
-from quantkit.errors import CheckpointError, IncompatibleVariant
+from quantkit.checkpoint import Checkpoint, TensorInfo, tensors_in
+from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant
+from quantkit.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
 
-_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 _WORDS = (".qweight", ".weight_packed")
 """How the names of packed integers end: GPTQ and AWQ, compressed-tensors."""
 _METHODS = {
@@ -26,35 +24,45 @@ _METHODS = {
     "intel/auto-round": "auto-round",
 }
 """Values of ``quant_method`` that are read; an AutoRound file is of one of the formats."""
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ and AutoAWQ wrote their settings before config.json had them, and what they are
+settings of."""
+_AUTOAWQ_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a packed checkpoint's config.json says of it.
+    """What a packed checkpoint says of itself.
 
-    ``format``: which of quantkit's formats its tensors have. ``config``: the quantization_config.
+    ``format``: which of quantkit's formats its tensors have. ``config``: its quantization_config,
+    in ``file``: config.json, or beside it what AutoGPTQ or AutoAWQ wrote.
     """
 
     path: Path
+    file: Path
     format: str
     scheme: str
     config: dict[str, Any]
 
     @classmethod
     def of(cls, path: Path) -> Quantization | None:
-        """None where there is no config.json, or it speaks of no quantization.
+        """None where there is no config.json, or nothing speaks of a quantization.
 
-        Raise IncompatibleVariant for a method that quantkit does not read.
+        Raise IncompatibleVariant for a method that quantkit does not read, CheckpointError where
+        the settings make no sense.
         """
-        try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        file = path / "config.json"
+        if not file.is_file():
             return None
-        found = config.get("quantization_config") if isinstance(config, dict) else None
+        found = read_object(file).get("quantization_config")
+        if found is None:
+            file, found = _beside(path)
+        if found is None:
+            return None
         if not isinstance(found, dict):
-            return None
+            raise CheckpointError(f"{file}: quantization_config is {found!r}, expected an object")
         method = found.get("quant_method")
-        if method not in _METHODS:
+        if not isinstance(method, str) or method not in _METHODS:
             raise IncompatibleVariant(
                 f"{path}: quant_method is {method!r}; quantkit reads "
                 f"{', '.join(map(repr, _METHODS))}, and safetensors that are not quantized"
@@ -62,7 +70,7 @@ class Quantization:
         format_ = _METHODS[method]
         if format_ == "auto-round":
             format_ = "awq" if "awq" in packing(found) else "gptq"
-        return cls(path, format_, _scheme(found), found)
+        return cls(path, file, format_, _scheme(found, file), found)
 
     @classmethod
     def opened(cls, path: Path) -> Quantization:
@@ -71,6 +79,11 @@ class Quantization:
         if found is None:
             raise CheckpointError(f"{path}: its config.json has no quantization_config")
         return found
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether config.json does not have it."""
+        return self.file.name in _BESIDE
 
     def require(self, key: str, *values: Any) -> None:
         """Raise IncompatibleVariant where the key is there and has none of these values."""
@@ -81,18 +94,51 @@ class Quantization:
             )
 
 
+def refuse_packed(spec: object, checkpoint: Checkpoint) -> None:
+    """Raise ConversionError for a source whose weights are quantized already."""
+    if found := Quantization.of(checkpoint.path):
+        raise ConversionError(
+            f"{spec}: {checkpoint.id} is quantized already ({found.config['quant_method']}); "
+            "convert the original weights"
+        )
+
+
 def packing(config: Mapping[str, Any]) -> str:
     """How AutoRound says that it packed: ``auto_round:auto_gptq``; once as ``backend``."""
     return str(config.get("packing_format") or config.get("backend") or "auto_round:auto_gptq")
 
 
-def _scheme(config: Mapping[str, Any]) -> str:
+def settings_files(path: Path) -> list[Path]:
+    """The files beside config.json that say how the weights are packed, where any do."""
+    found = Quantization.of(path)
+    return [found.file] if found and found.is_beside else []
+
+
+def _beside(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The settings of packed weights whose config.json has none, in its words, and their file."""
+    for name, method in _BESIDE.items():
+        file = path / name
+        # What lies beside plain weights is of no account.
+        if file.is_file() and linears_of(tensors_in(path)):
+            found = {_AUTOAWQ_KEYS.get(key, key): value for key, value in read_object(file).items()}
+            return file, {"quant_method": method, **found}
+    return path / "config.json", None
+
+
+def _scheme(config: Mapping[str, Any], file: Path) -> str:
     """``w4g128``; of several groups of layers (compressed-tensors) the first one's."""
     groups = config.get("config_groups")
-    if isinstance(groups, dict) and groups:
-        config = next(iter(groups.values())).get("weights") or {}
-    size = config.get("group_size")
-    return f"w{config.get('bits', config.get('num_bits'))}g{-1 if size is None else size}"
+    if groups:
+        group = next(iter(groups.values())) if isinstance(groups, dict) else None
+        weights = group.get("weights") or {} if isinstance(group, dict) else None
+        if not isinstance(weights, dict):
+            raise CheckpointError(f"{file}: config_groups is {groups!r}, expected groups of layers")
+        config = weights
+    bits, size = config.get("bits", config.get("num_bits")), config.get("group_size")
+    for key, value in (("bits", bits), ("group_size", size)):
+        if value is not None and type(value) is not int:
+            raise CheckpointError(f"{file}: {key} is {value!r}, expected a whole number")
+    return f"w{bits}g{-1 if size is None else size}"
 
 
 def linears_of(tensors: Iterable[str]) -> list[str]:
@@ -102,7 +148,7 @@ def linears_of(tensors: Iterable[str]) -> list[str]:
 
 def tensor_bytes(tensors: Iterable[TensorInfo]) -> int:
     """Bytes of the data of tensors."""
-    return sum(math.prod(info.shape) * _BYTES[info.dtype] for info in tensors)
+    return sum(info.bytes for info in tensors)
 
 
 def bits_of(tensors: Mapping[str, TensorInfo], source: Checkpoint) -> tuple[float, float | None]:
@@ -149,7 +195,7 @@ def unpack_linears(
             others = {p: packed.read(f"{stem}.{p}") if there[p] else None for p in optional}
             try:
                 yield f"{stem}.weight", unpack(*needed, **others)
-            except (RuntimeError, IndexError, ZeroDivisionError) as error:
+            except (RuntimeError, IndexError, ValueError, ZeroDivisionError) as error:
                 shapes = ", ".join(
                     f"{p} {list(t.shape)}" for p, t in zip(parts, needed, strict=True)
                 )
@@ -169,5 +215,5 @@ def packed_facts(directory: Path) -> dict[str, Any]:
         "tensors": len(packed.tensors),
         "quantized_linears": len(linears_of(packed.tensors)),
         "bytes": tensor_bytes(packed.tensors.values()),
-        "quantization_config": packed.config["quantization_config"],
+        "quantization_config": Quantization.opened(directory).config,
     }

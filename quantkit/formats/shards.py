@@ -7,7 +7,6 @@ data. The bytes are those that ``safetensors.torch.save_file`` would write.
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 from collections.abc import Sequence
@@ -17,15 +16,9 @@ from types import TracebackType
 
 import torch
 
+from quantkit import dtypes
+
 _SHARD_BYTES = 4 << 30
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
-"""In the order in which a file holds them: those that need the widest alignment first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Bytes of its data."""
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return dtypes.stored_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Shards:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Put one tensor into its place; it has the dtype and the shape that were announced."""
         place = self._places[name]
-        expected = (_DTYPES[place.entry.dtype], place.entry.shape)
+        expected = (dtypes.torch_dtype(place.entry.dtype), place.entry.shape)
         assert (tensor.dtype, tuple(tensor.shape)) == expected, name
         raw = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
         data, offset = raw.data, place.offset
@@ -115,11 +108,12 @@ class Shards:
             got = os.preadv(place.descriptor, [view[at:]], place.offset + at)
             assert got, name
             at += got
-        return torch.frombuffer(data, dtype=_DTYPES[place.entry.dtype]).view(place.entry.shape)
+        dtype = dtypes.torch_dtype(place.entry.dtype)
+        return torch.frombuffer(data, dtype=dtype).view(place.entry.shape)
 
     def _open(self, path: Path, entries: Sequence[Entry]) -> None:
-        order = list(_DTYPES)
-        entries = sorted(entries, key=lambda entry: (order.index(entry.dtype), entry.name))
+        order = dtypes.FILE_ORDER.index
+        entries = sorted(entries, key=lambda entry: (order(entry.dtype), entry.name))
         described: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for entry in entries:

@@ -74,6 +74,7 @@ class Package:
             raise RecipeError(f"{spec}: {self.name} needs calibration text")
         scheme, options = self._parse(spec)
         toolchain = toolchains.find(self.name)
+        checkpoint.check_finite()
         with TemporaryDirectory(prefix=".job-", dir=directory) as place:
             work = Path(place)
             stage_source(checkpoint, work / "source", transformers_4=self.transformers_4)

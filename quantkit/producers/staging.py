@@ -19,9 +19,11 @@ def stage_source(checkpoint: Checkpoint, directory: Path, *, transformers_4: boo
     """
     directory.mkdir()
     shards = {info.shard for info in checkpoint.tensors.values()}
-    index = checkpoint.path / f"{_ONLY}.index.json"
-    for file in (*shards, *checkpoint.sidecars, *([index] if index.is_file() else [])):
-        (directory / file.name).symlink_to(file.resolve())
+    index = [checkpoint.index] if checkpoint.index else []
+    for file in (*shards, *checkpoint.sidecars, *index):
+        link = directory / file.relative_to(checkpoint.path)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(file.resolve())
     config = as_transformers_4(checkpoint.config) if transformers_4 else checkpoint.config
     _write(directory / "config.json", config)
 

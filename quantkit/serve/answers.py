@@ -21,9 +21,17 @@ END = b"data: [DONE]\n\n"
 class ApiError(Exception):
     """What a client is told instead of an answer."""
 
-    def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.param = param
         self.retry_after = retry_after
 
     def body(self) -> bytes:
@@ -32,7 +40,7 @@ class ApiError(Exception):
         error = {
             "message": str(self),
             "type": _TYPES.get(self.status, usual),
-            "param": None,
+            "param": self.param,
             "code": self.status,
         }
         return json.dumps({"error": error}).encode()

@@ -15,18 +15,21 @@ from aiohttp import web
 
 from quantkit.serve import access_log
 from quantkit.serve.answers import ApiError, NotTaken, Unreachable
+from quantkit.serve.body import Body
 from quantkit.serve.config import GatewayConfig
 from quantkit.serve.limits import Bodies, Key
 from quantkit.serve.metrics import CONTENT_TYPE, Metrics
 from quantkit.serve.pool import Pool
 from quantkit.serve.proxy import REQUEST_ID, ClientGone, Exchange, forward, send
-from quantkit.serve.routing import Body, Router
+from quantkit.serve.routing import Router
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_GONE = 499
 """In the log and the metrics: nobody is told."""
 _LONGEST_PATH = 100
-_PASSED = ("/v1/chat/completions", "/v1/completions", "/tokenize")
+_MODELS = "/v1/models"
+_CHAT = "/v1/chat/completions"
+_PASSED = (_CHAT, "/v1/completions", "/tokenize")
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
@@ -56,7 +59,7 @@ class Gateway:
         }
         self._routes: dict[tuple[str, str], Handler] = {
             ("GET", "/metrics"): self._measured,
-            ("GET", "/v1/models"): self._models,
+            ("GET", _MODELS): self._models,
             **{("POST", path): self._passed for path in _PASSED},
         }
 
@@ -123,6 +126,8 @@ class Gateway:
         self._key.check(request)
         if route in self._routes:
             return self._routes[route]
+        if request.method == "GET" and request.path.startswith(_MODELS + "/"):
+            return self._model  # names have slashes, as those of the hub, or %2F
         if any(request.path == path for _, path in (*self._open, *self._routes)):
             raise ApiError(405, f"{request.path} does not take {request.method[:20]}")
         raise ApiError(404, "no such route here")
@@ -140,8 +145,17 @@ class Gateway:
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _models(self, _: Exchange) -> web.StreamResponse:
-        entry = {"object": "model", "created": self._started, "owned_by": "quantkit"}
-        return _json({"object": "list", "data": [{"id": n, **entry} for n in self._router.names]})
+        return _json({"object": "list", "data": [self._entry(n) for n in self._router.names]})
+
+    async def _model(self, exchange: Exchange) -> web.StreamResponse:
+        name = exchange.request.path.removeprefix(_MODELS + "/")
+        self._router.model(name)
+        return _json(self._entry(name))
+
+    def _entry(self, name: str) -> dict[str, object]:
+        return {
+            "id": name, "object": "model", "created": self._started, "owned_by": "quantkit"
+        }  # fmt: skip
 
     async def _passed(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
@@ -171,6 +185,13 @@ class Gateway:
         refusal: NotTaken | None = None
         for backend in self._router.candidates(model, body, priority):
             exchange.backend = backend
+            if exchange.request.path == _CHAT and not backend.renders_chats:
+                raise ApiError(
+                    400,
+                    f"{backend.name}: has no chat template, so it takes no messages; send a prompt "
+                    "to /v1/completions",
+                    param="messages",
+                )
             for _ in range(backend.attempts):
                 try:
                     async with backend.lease() as upstream:
@@ -178,7 +199,7 @@ class Gateway:
                             self._session,
                             exchange,
                             upstream,
-                            body.naming(upstream.model),
+                            body,
                             self._metrics.of(model, backend),
                             self._limits.client_seconds,
                         )

@@ -26,6 +26,10 @@ class Serving(ABC):
 
     engine: str
     """``llamacpp``, ``vllm`` or ``remote``."""
+    sums_choices = True
+    """Whether ``usage`` in its answers is of all choices."""
+    renders_chats = True
+    """Whether it can be asked by messages; of another server, that is its own to say."""
     attempts = 1
     """How often a request is offered to it that it did not take."""
     seconds_down = 5.0

@@ -13,6 +13,7 @@ from quantkit.errors import QuantkitError
 from quantkit.serve import access_log
 from quantkit.serve.answers import NotTaken
 from quantkit.serve.backends import Serving, Upstream
+from quantkit.serve.chats import renders_chats
 from quantkit.serve.config import Backend
 from quantkit.serve.engine_process import EngineProcess
 from quantkit.variant import Model
@@ -46,6 +47,8 @@ class Local(Serving):
     ) -> None:
         super().__init__(name, section)
         self.engine = engine.name
+        self.sums_choices = engine.capabilities.sums_choices
+        self.renders_chats = renders_chats(model, section.arguments)
         self.reserved = False
         """Whether it counts in the memory budget: it runs, or is about to."""
         self.process: EngineProcess | None = None

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from quantkit.serve import unreadable
 from quantkit.serve.answers import ApiError, Unreachable
 from quantkit.serve.backends import Serving, Upstream
+from quantkit.serve.body import Body
+from quantkit.serve.choices import STREAMED, SummedEvents, assembled
 from quantkit.serve.metrics import Meters
 from quantkit.serve.stream import Events, usage
 
@@ -19,6 +22,7 @@ REQUEST_ID = "X-Request-Id"
 _SECONDS_TO_CONNECT = 10.0
 _PASSED_BACK = ("Content-Type", "Retry-After")
 _REFUSED_KEY = (401, 403)
+_STREAM_FAILED = "the engine ended the stream with an error"
 
 
 @dataclass
@@ -56,38 +60,53 @@ async def forward(
     session: aiohttp.ClientSession,
     exchange: Exchange,
     upstream: Upstream,
-    body: bytes,
+    body: Body,
     meters: Meters,
     client_seconds: float,
 ) -> web.StreamResponse:
-    """The backend's answer. However this ends, the connection is closed, which makes an engine
-    stop to compute what nobody waits for.
+    """The backend's answer; 400 instead of the 500 of one that cannot read the request. However
+    this ends, the connection is closed, which makes an engine stop to compute what nobody waits
+    for.
 
     Raise Unreachable where the backend cannot be reached, ApiError 502 where it breaks off
     before an answer has begun; after that the stream ends with an error event.
     """
-    name = exchange.backend.name if exchange.backend else upstream.model
+    backend = exchange.backend
+    assert backend is not None
+    path = exchange.request.path
+    gathered = not backend.sums_choices and body.answers > 1 and body.streamable
+    sent = body.naming(upstream.model, **(STREAMED if gathered else {}))
     headers = {"Content-Type": "application/json", REQUEST_ID: exchange.id}
     if upstream.key is not None:
         headers["Authorization"] = f"Bearer {upstream.key}"
     try:
         async with session.post(
-            upstream.url + exchange.request.path,
-            data=body,
+            upstream.url + path,
+            data=sent,
             headers=headers,
             allow_redirects=False,
         ) as answer:
             if answer.status in _REFUSED_KEY:
-                raise ApiError(502, f"{name}: does not accept the key it is given")
+                raise ApiError(502, f"{backend.name}: does not accept the key it is given")
             if answer.content_type == "text/event-stream":
-                return await _stream(
-                    exchange, answer, Events(exchange.began, meters), client_seconds
-                )
-            return _whole(exchange, answer, await answer.read())
+                events = _events(exchange.began, meters, body)
+                if gathered:
+                    return await _gathered(exchange, answer, events)
+                return await _stream(exchange, answer, events, client_seconds)
+            content = await answer.read()
+            if answer.status == 500:
+                reason = await unreadable.reason(session, upstream, path, sent, headers, content)
+                if reason is not None:
+                    # The client's own words may be in it, and are not for the log.
+                    exchange.error = "the engine cannot read the request"
+                    return ApiError(400, reason).response()
+            return _whole(exchange, answer, content)
     except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
-        raise Unreachable(502, f"{name}: cannot be reached") from error
+        raise Unreachable(502, f"{backend.name}: cannot be reached") from error
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise ApiError(502, f"{name}: its engine broke off while it worked on this") from error
+        raise ApiError(
+            502, f"{backend.name}: its engine broke off while it worked on this"
+        ) from error
 
 
 def _whole(exchange: Exchange, answer: aiohttp.ClientResponse, content: bytes) -> web.Response:
@@ -95,6 +114,29 @@ def _whole(exchange: Exchange, answer: aiohttp.ClientResponse, content: bytes) -
         exchange.tokens = usage(json.loads(content))
     headers = {name: answer.headers[name] for name in _PASSED_BACK if name in answer.headers}
     return web.Response(body=content, status=answer.status, headers=headers)
+
+
+def _events(began: float, meters: Meters, body: Body) -> Events:
+    if body.answers == 1:
+        return Events(began, meters)
+    return SummedEvents(began, meters, body.choices, body.prompts)
+
+
+async def _gathered(
+    exchange: Exchange, answer: aiohttp.ClientResponse, events: Events
+) -> web.Response:
+    """The whole answer out of a stream."""
+    stream = b"".join(
+        [events.feed(data, time.monotonic()) async for data in answer.content.iter_any()]
+    )
+    if not events.ended:
+        raise aiohttp.ClientPayloadError("no end")
+    content = assembled(stream)
+    if error := content.get("error"):
+        exchange.error = _STREAM_FAILED
+        return web.json_response(content, status=error["code"])
+    exchange.tokens = events.usage()
+    return web.json_response(content)
 
 
 async def _stream(
@@ -120,7 +162,7 @@ async def _stream(
         if not events.ended:
             raise aiohttp.ClientPayloadError("no end")
         if events.failed:
-            exchange.status, exchange.error = 502, "the engine ended the stream with an error"
+            exchange.status, exchange.error = 502, _STREAM_FAILED
     finally:
         exchange.ttft = events.first
         exchange.tokens = events.usage()

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import did_you_mean
 from quantkit.serve.answers import ApiError
 from quantkit.serve.backends import Serving
+from quantkit.serve.body import Body
 from quantkit.serve.config import GatewayConfig, Rule
 
 _CHARACTERS_A_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class Body:
-    """A request's body, as it came and as JSON."""
-
-    raw: bytes
-    content: dict[str, Any]
-
-    @classmethod
-    def parse(cls, raw: bytes) -> Body:
-        """Raise ApiError 400 where it is not a JSON object."""
-        try:
-            content = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, "the body is not JSON") from error
-        if not isinstance(content, dict):
-            raise ApiError(400, "the body is not a JSON object")
-        return cls(raw, content)
-
-    @property
-    def model(self) -> str:
-        """Raise ApiError 400 where it names none."""
-        name = self.content.get("model")
-        if not isinstance(name, str):
-            raise ApiError(400, "`model` is missing; GET /v1/models lists what is served")
-        return name
-
-    def naming(self, model: str) -> bytes:
-        """The same for a backend that calls the model so: untouched, where it does anyway."""
-        if self.content.get("model") == model:
-            return self.raw
-        return json.dumps(
-            self.content | {"model": model}, ensure_ascii=False, separators=(",", ":")
-        ).encode(errors="surrogatepass")
 
 
 class Router:

@@ -78,16 +78,17 @@ class Events:
 
 
 def usage(answer: Any) -> tuple[int, int] | None:
-    """Tokens of prompt and answer out of ``usage``, or out of llama-server's ``timings``."""
+    """Tokens of prompt and answer out of ``usage``, or out of llama-server's ``timings``, which
+    tell apart what of the prompt was computed and what was there already."""
     if not isinstance(answer, dict):
         return None
-    for key, names in (
-        ("usage", ("prompt_tokens", "completion_tokens")),
-        ("timings", ("prompt_n", "predicted_n")),
+    for key, of_prompt, of_answer in (
+        ("usage", ("prompt_tokens",), "completion_tokens"),
+        ("timings", ("prompt_n", "cache_n"), "predicted_n"),
     ):
         found = answer.get(key)
         if isinstance(found, dict):
-            counts = [found.get(name) for name in names]
+            counts = [found.get(name) for name in (of_answer, *of_prompt)]
             if all(isinstance(count, int) for count in counts):
-                return counts[0], counts[1]  # type: ignore[return-value]
+                return sum(counts[1:]), counts[0]  # type: ignore[arg-type,return-value]
     return None

@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantkit.calibration import bos_id
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert_many
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.evaluate import EvaluationPlan, evaluate
 from quantkit.evaluate.divergence import Drift, Positions, join, score
-from quantkit.evaluate.perplexity import Windows, bos_id, windows
+from quantkit.evaluate.perplexity import Windows, windows
 from quantkit.evaluate.reference import Reference
 from quantkit.evaluate.statistics import perplexity
 from quantkit.evaluate.text import summaries

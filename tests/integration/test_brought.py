@@ -133,7 +133,7 @@ def test_of_the_hub_safetensors_alone_are_fetched(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
     entry = Brought.of_entry({"path": "org/model-AWQ@v1"})
-    entry.check()
+    entry.check(Checkpoint.open(tiny_llama))
     assert entry.directory == "model-AWQ"
     assert entry.open(Checkpoint.open(tiny_llama)).id == "model-AWQ"
     assert (asked["name"], asked["revision"]) == ("org/model-AWQ", "v1")
@@ -152,7 +152,8 @@ def test_of_the_hub_safetensors_alone_are_fetched(
     ],
 )
 def test_what_is_wrong_with_an_entry_is_said_at_once(
-    entry: dict[str, object], message: str
+    entry: dict[str, object], message: str, tiny_llama: Path
 ) -> None:
+    source = Checkpoint.open(tiny_llama)
     with pytest.raises(RecipeError, match=message):
-        Brought.of_entry(entry).check()
+        Brought.of_entry(entry).check(source)

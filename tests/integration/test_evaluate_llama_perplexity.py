@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from quantkit.calibration import bos_id
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.evaluate import EvaluationPlan, evaluate
 from quantkit.evaluate.divergence import Drift, Positions, join, score
-from quantkit.evaluate.perplexity import Windows, bos_id, windows
+from quantkit.evaluate.perplexity import Windows, windows
 from quantkit.evaluate.statistics import Estimate, perplexity, quantile
 from quantkit.evaluate.text import summaries
 from quantkit.ledger import Metric

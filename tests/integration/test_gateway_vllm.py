@@ -13,10 +13,12 @@ import pytest
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.home import home
+from tests.integration import odd_requests
 from tests.integration.gateways import CONTEXT, LENGTH, Running, gateway, wait_until
 from tests.integration.servers import tree
 
 BULK = {"backend": "bulk", "engine": "vllm"}
+KINDS = ("prompt", "output")
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "enum": [1, 2]}},
@@ -104,6 +106,39 @@ def test_what_routing_does_not_need_reaches_vllm(served: Running) -> None:
     with served.http() as http:
         tokens = http.post("/tokenize", json={"model": "bulk", "prompt": "the list"}).json()
     assert tokens["count"] == len(tokens["tokens"]) > 0
+
+
+def test_no_request_is_a_fault_of_the_server(served: Running) -> None:
+    """Each is answered, or refused in the shape of OpenAI's API; vLLM goes on."""
+    before = served.engines()["bulk"]
+    bad = {}
+    headers = {"Content-Type": "application/json"}
+    with served.http() as http:
+        for name, odd in odd_requests.requests("bulk"):
+            answer = http.post(odd.path, content=odd.body, headers=headers)
+            refused = answer.status_code == 400 and odd_requests.is_refusal(answer)
+            if answer.status_code != 200 and not refused:
+                bad[name] = f"{answer.status_code} {answer.text[:300]}"
+    assert bad == {}
+    assert served.engines()["bulk"] == before
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_usage_is_of_all_choices(served: Running, streamed: bool) -> None:
+    """As vLLM says it by itself: prompt tokens once, output tokens of each choice."""
+    before = [served.metric(f"quantkit_{kind}_tokens_total", **BULK) for kind in KINDS]
+    body = {"model": "bulk", "prompt": [[5, 6, 7], [8]], "n": 2, "max_tokens": 9}
+    body |= {"ignore_eos": True, "temperature": 1}
+    options = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    with served.http() as http:
+        answer = http.post("/v1/completions", json=body | options)
+    if streamed:
+        usage = json.loads(answer.text.split("\n\n")[-3].removeprefix("data: "))["usage"]
+    else:
+        usage = answer.json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (4, 36)
+    after = [served.metric(f"quantkit_{kind}_tokens_total", **BULK) for kind in KINDS]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [4, 36]
 
 
 def test_metrics_of_vllm_and_of_the_gateway(served: Running) -> None:

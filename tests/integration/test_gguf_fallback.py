@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from quantkit import convert as conversion
+from quantkit.chat_template import templates_of
 from quantkit.checkpoint import Checkpoint
+from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.errors import ConversionError, ToolchainError
 from quantkit.formats.gguf import GGUF, converter_launcher, fallback
 from quantkit.formats.gguf.header import read_header
@@ -83,6 +85,26 @@ def test_the_converters_file_and_what_is_made_of_it(
         assert kept == {*manifest.files, "quantkit.json"}
     with loaded(tmp_path / "Q8_0.gguf", n_ctx=32) as model:
         assert model("def", max_tokens=2, temperature=0.0)["choices"]
+
+
+def test_the_template_and_the_ends_are_not_the_converters(
+    starcoder: Checkpoint, source: Path, tmp_path: Path
+) -> None:
+    """It takes the older template, and one end."""
+    named = starcoder.path / "additional_chat_templates"
+    named.mkdir()
+    templates = {"default": "new {{ messages }}", "rag": "rag {{ messages }}"}
+    (starcoder.path / "chat_template.jinja").write_text(templates["default"])
+    (named / "rag.jinja").write_text(templates["rag"])
+    ends = {"eos_token_id": [0, 40000]}
+    (starcoder.path / "generation_config.json").write_text(json.dumps(ends))
+    spec = Spec("gguf", "Q8_0")
+    planned = GGUF().plan(starcoder, spec)
+    variant = conversion.convert(starcoder, spec, None, tmp_path / "variants")
+    assert templates_of(variant) == templates
+    assert variant.weights.stat().st_size == planned.bytes
+    with Vocabulary(variant.weights) as vocabulary:
+        assert vocabulary.is_end(40000)
 
 
 def test_planning_reads_no_weights(starcoder: Checkpoint, source: Path, tmp_path: Path) -> None:

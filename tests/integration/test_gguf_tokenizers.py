@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +15,9 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.formats.gguf import pretokenizers
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.proof.tokens import compare_gguf
 from tests.gguf_families import FAMILIES, write_checkpoint
+from tests.gguf_tokenizers import write_vocabulary
 from tests.integration.gguf_oracle import loaded, oracle
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -33,6 +34,7 @@ AWKWARD = [
     "a<|endoftext|>b<|end_of_text|>",
     "",
 ]
+TOKENS = "tokenizer.ggml.tokens"
 SEPARATOR = "\n__ggml_vocab_test__\n"
 PUBLISHED = {
     "Llama-2": "llama-spm",
@@ -82,19 +84,10 @@ def ours(
     def made(name: str) -> Path:
         path = out / f"{name}.gguf"
         if not path.exists():
-            write_vocabulary(checkpoints[name], FAMILIES[name].rows, path)
+            write_vocabulary(read_tokenizer(checkpoints[name], FAMILIES[name].rows), path)
         return path
 
     return made
-
-
-def write_vocabulary(checkpoint: Checkpoint, rows: int, path: Path) -> None:
-    """A GGUF of nothing but the tokenizer, which llama.cpp loads as ``vocab_only``."""
-    writer = gguf.GGUFWriter(path, "llama")
-    read_tokenizer(checkpoint, rows).write(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
 
 
 def assert_tokenizes_as(path: Path, directory: Path, texts: list[str]) -> None:
@@ -123,7 +116,25 @@ def test_each_familys_vocabulary_is_the_converters(
         return
     expected = read_header(theirs / f"{name}.gguf").metadata
     keys = {key for key in found.keys() | expected.keys() if key.startswith("tokenizer.")}
-    assert {key for key in keys if found.get(key) != expected.get(key)} == set()
+    different = {key for key in keys if found.get(key) != expected.get(key)}
+    if name.startswith("Gemma"):
+        # The converter makes runs of spaces text of their own, and llama.cpp then reads 32 spaces
+        # as 31 and one. tokenizer.json reads 16 and 16: they stay pieces.
+        runs = {at for at, text in enumerate(expected[TOKENS]) if not text.strip(" ")}
+        for key in (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+            pairs = enumerate(zip(found[key], expected[key], strict=True))
+            assert {at for at, (ours_, theirs_) in pairs if ours_ != theirs_} == runs
+            different.remove(key)
+    assert different == set()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_familys_vocabulary_is_proved(
+    name: str, checkpoints: dict[str, Checkpoint], ours: Callable[[str], Path]
+) -> None:
+    found = compare_gguf(checkpoints[name], ours(name))
+    assert found.compared > 800
+    assert found.differences == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -162,7 +173,7 @@ def test_a_sentencepiece_model_without_its_model_file_tokenizes_alike(
     model = (directory / "tokenizer.model").read_bytes()
     (directory / "tokenizer.model").unlink()
     checkpoint = Checkpoint.open(directory)
-    write_vocabulary(checkpoint, FAMILIES[name].rows, tmp_path / "ours.gguf")
+    write_vocabulary(read_tokenizer(checkpoint, FAMILIES[name].rows), tmp_path / "ours.gguf")
     (directory / "tokenizer.model").write_bytes(model)  # the oracle's
     assert_tokenizes_as(tmp_path / "ours.gguf", directory, AWKWARD)
 
@@ -176,7 +187,8 @@ def test_a_wrong_tokenizer_class_changes_nothing(
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    write_vocabulary(Checkpoint.open(directory), FAMILIES["Qwen3"].rows, tmp_path / "v.gguf")
+    made = read_tokenizer(Checkpoint.open(directory), FAMILIES["Qwen3"].rows)
+    write_vocabulary(made, tmp_path / "v.gguf")
     assert (tmp_path / "v.gguf").read_bytes() == ours("Qwen3").read_bytes()
 
 

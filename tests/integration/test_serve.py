@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.engines.process import free_port
 from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.variant import Variant, open_variant
 from tests.integration.gateways import QUANTKIT
 from tests.integration.servers import PATIENCE, tree, wait_until_gone
 
@@ -88,6 +89,17 @@ def test_serves_until_ctrl_c(variant: Variant) -> None:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(PATIENCE) == 0
         wait_until_gone(family)
+
+
+def test_a_name_with_commas_is_one_name(variant: Variant, tmp_path: Path) -> None:
+    """llama-server by itself would know this one by two."""
+    path = shutil.copytree(variant.path, tmp_path / "tiny,fast")
+    with serving(open_variant(path)) as server:
+        client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+        assert [model.id for model in client.models.list()] == ["tiny-fast"]
+        for name in ("tiny-fast", "tiny,fast"):
+            answer = client.completions.create(model=name, prompt="x", max_tokens=1)
+            assert answer.model == "tiny-fast"
 
 
 def test_the_curl_that_it_prints_works(variant: Variant) -> None:

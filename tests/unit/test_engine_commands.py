@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from gguf import GGUFWriter
+from safetensors.torch import save_file
 
 from quantkit import toolchains
 from quantkit.engines.base import ServeOptions, ServerCommand
@@ -45,7 +49,11 @@ def write_config(path: Path, **quantization: Any) -> Path:
 
 def gguf(tmp_path: Path) -> Variant:
     file = tmp_path / "m.gguf"
-    file.touch()
+    writer = GGUFWriter(file, "llama")
+    writer.add_chat_template("{{ messages }}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     return Variant("m", file, "gguf", "Q8_0", None)
 
 
@@ -55,6 +63,16 @@ def test_llama_server_shares_its_context_among_slots(tmp_path: Path) -> None:
     assert value(command, "--parallel") == "3"
     assert value(command, "--alias") == "m"
     assert "--cache-ram" not in command.argv
+
+
+def test_a_name_with_commas_is_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-server would take its parts for several, of which it answers with the first by the
+    alphabet."""
+    options = replace(OPTIONS, model_name="tiny,fast,a")
+    llama = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), options)
+    vllm = vllm_command(monkeypatch, write_config(tmp_path), options)
+    assert value(llama, "--alias") == "tiny-fast-a"
+    assert value(vllm, "--served-model-name") == "tiny,fast,a"
 
 
 def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +99,68 @@ def test_vllm_on_a_gpu_is_left_its_own_settings(
     assert "--enforce-eager" not in command.argv
     assert "--kv-cache-memory-bytes" not in command.argv
     assert not any(name.startswith("VLLM_CPU") for name in command.env)
+
+
+def test_vllm_is_handed_settings_that_config_json_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path)
+    assert "--hf-overrides" not in vllm_command(monkeypatch, path, OPTIONS).argv
+    config = json.loads((path / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (path / "config.json").write_text(json.dumps(config))
+    save_file({"x.qweight": torch.zeros(1, dtype=torch.int32)}, path / "model.safetensors")
+    beside = path / "quantize_config.json"
+    beside.write_text(json.dumps({key: settings[key] for key in ("bits", "group_size", "sym")}))
+    command = vllm_command(monkeypatch, path, OPTIONS)
+    assert json.loads(value(command, "--hf-overrides")) == {
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True}
+    }
+    beside.write_text(json.dumps({"bits": 4, "group_size": 64, "sym": False}))
+    with pytest.raises(IncompatibleVariant, match="asymmetric"):
+        vllm_command(monkeypatch, path, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "told"),
+    [
+        (2, None, None),
+        ([2, 5], None, None),
+        (2, {"eos_token_id": [5, 2], "top_p": 0.9}, None),
+        ([2, 7], {"eos_token_id": 5, "top_p": 0.9}, {"eos_token_id": [5, 2, 7], "top_p": 0.9}),
+        (None, {"top_p": 0.9}, None),
+    ],
+)
+def test_vllm_is_told_of_ends_that_generation_config_does_not_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Any,
+    generation: dict[str, Any] | None,
+    told: dict[str, Any] | None,
+) -> None:
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
+    write_config(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": config}))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    command = vllm_command(monkeypatch, tmp_path, OPTIONS)
+    assert ("--generation-config" in command.argv) == (told is not None)
+    if told is not None:
+        directory = Path(value(command, "--generation-config"))
+        assert json.loads((directory / "generation_config.json").read_text()) == told
+
+
+def test_vllm_is_given_a_template_that_only_a_processor_would_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
+    write_config(tmp_path)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    command = vllm_command(monkeypatch, tmp_path, OPTIONS)
+    assert Path(value(command, "--chat-template")).read_text() == "{{ messages }}"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages | length }}")
+    assert "--chat-template" not in vllm_command(monkeypatch, tmp_path, OPTIONS).argv
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from quantkit.serve.app import Gateway
 from quantkit.serve.config import GatewayConfig
@@ -58,10 +60,12 @@ async def between(answer: Answer, **limits: Any) -> AsyncIterator[str]:
                 yield f"http://127.0.0.1:{port}"
 
 
-async def ask(url: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+async def ask(
+    url: str, body: Any = None, path: str = "/v1/completions", **headers: str
+) -> tuple[int, bytes]:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{url}/v1/completions", json=body or {"model": "m"}, headers=headers) as got,
+        session.post(url + path, json=body or {"model": "m"}, headers=headers) as got,
     ):
         return got.status, await got.read()
 
@@ -325,3 +329,91 @@ def test_a_fault_of_ours_shows_nothing(
     said = capfd.readouterr().err
     assert "RuntimeError" in said
     assert "private" not in said
+
+
+@pytest.mark.parametrize(
+    ("path", "reads"),
+    [
+        ("/v1/chat/completions", "/apply-template"),
+        ("/v1/completions", "/tokenize"),
+        ("/tokenize", "/tokenize"),
+    ],
+)
+def test_a_request_that_the_engine_cannot_read_is_the_clients_fault(
+    path: str, reads: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Told from a fault of the engine's own by what it says when it only reads the same."""
+    seen: list[str] = []
+
+    def scenario(told: Mapping[str, tuple[int, Any]]) -> tuple[int, Any]:
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            seen.append(request.path)
+            assert (await request.json())["model"] == "x"
+            assert request.headers["Authorization"] == "Bearer far"
+            status, content = told.get(request.path, (404, {}))
+            return web.json_response(content, status=status)
+
+        async def asked() -> tuple[int, bytes]:
+            async with between(answer) as url:
+                return await ask(url, path=path)
+
+        status, text = asyncio.run(asked())
+        return status, json.loads(text)
+
+    def fault(message: str) -> tuple[int, Any]:
+        return 500, {"error": {"code": 500, "message": message, "type": "server_error"}}
+
+    unread = fault("cannot parse: a very private sentence")
+    assert scenario({path: unread, reads: unread}) == (
+        400,
+        {
+            "error": {
+                "message": "cannot parse: a very private sentence",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": 400,
+            }
+        },
+    )
+    said = capfd.readouterr().err
+    assert "the engine cannot read the request" in said
+    assert "private" not in said
+    assert seen == [path, reads]
+    if path != reads:
+        for other in ((200, {"prompt": "x"}), fault("Compute error"), (500, "?"), (404, {})):
+            assert scenario({path: unread, reads: other}) == unread
+        assert scenario({path: (500, {"error": "?"}), reads: unread}) == (500, {"error": "?"})
+
+
+def test_one_model_by_its_name() -> None:
+    """Also a name with slashes, as it is or escaped, and an alias with a comma."""
+    config = GatewayConfig.model_validate(
+        {
+            "backends": {"org/m": {"url": "http://127.0.0.1:9"}},
+            "aliases": {"a,b": "org/m"},
+        }
+    )
+
+    async def scenario() -> None:
+        async with new_session() as session, aiohttp.ClientSession() as client:
+            gateway = Gateway(config, "key", Pool(config), session)
+            async with listening(gateway.handle) as port:
+
+                async def get(name: str, key: str = "key") -> tuple[int, Any]:
+                    url = URL(f"http://127.0.0.1:{port}/v1/models{name}", encoded=True)
+                    headers = {"Authorization": f"Bearer {key}"}
+                    async with client.get(url, headers=headers) as got:
+                        return got.status, await got.json()
+
+                listed = {one["id"]: one for one in (await get(""))[1]["data"]}
+                for name in ("org/m", "a,b"):
+                    for escaped in (name, quote(name, safe="")):
+                        assert await get(f"/{escaped}") == (200, listed[name])
+                status, content = await get("/a,c")
+                assert status == 404
+                assert content["error"]["type"] == "invalid_request_error"
+                assert "did you mean 'a,b'" in content["error"]["message"]
+                assert (await get("/"))[0] == 404
+                assert (await get("/org/m", key="wrong"))[0] == 401
+
+    asyncio.run(scenario())

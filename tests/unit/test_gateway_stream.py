@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from quantkit.serve.body import Body
 from quantkit.serve.config import GatewayConfig
 from quantkit.serve.metrics import _Relabelled
-from quantkit.serve.routing import Body, Router, prompt_characters
+from quantkit.serve.routing import Router, prompt_characters
 from quantkit.serve.stream import Events, usage
 
 
@@ -77,7 +78,8 @@ def test_how_a_stream_ended(end: bytes, ended: bool, failed: bool) -> None:
 
 def test_tokens_that_an_answer_tells() -> None:
     assert usage({"usage": {"prompt_tokens": 1, "completion_tokens": 2}}) == (1, 2)
-    assert usage({"usage": None, "timings": {"prompt_n": 3, "predicted_n": 4}}) == (3, 4)
+    timings = {"prompt_n": 3, "cache_n": 5, "predicted_n": 4}
+    assert usage({"usage": None, "timings": timings}) == (8, 4)
     assert usage({"usage": {"prompt_tokens": "x"}}) is None
     assert usage([]) is None
 
@@ -100,7 +102,7 @@ def test_length_of_prompts(content: dict[str, Any], length: int) -> None:
 
 
 def test_renaming_keeps_the_rest() -> None:
-    raw = '{"model": "a", "x": [1, 2.50, "ü\\ud800"], "y": 123456789012345678901234567890}'
+    raw = '{"model": "a", "x": [1, 2.50, "ü\\ud83d\\ude00"], "y": 123456789012345678901234567890}'
     body = Body.parse(raw.encode())
     assert body.naming("a") is body.raw
     renamed = Body.parse(body.naming("b"))

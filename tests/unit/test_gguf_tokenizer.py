@@ -73,23 +73,20 @@ def test_special_tokens_of_llama_3(tmp_path: Path) -> None:
             ],
         },
     }
-    settings = {"bos_token": {"content": bos}, "eos_token": eos, "chat_template": "T"}
+    settings = {"bos_token": {"content": bos}, "eos_token": eos}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     config = {"eos_token_id": [1, 2], "bos_token_id": 1, "pad_token_id": 1}
     found = read_special_tokens(tmp_path, description, config, 3)
     assert found.ids == {"bos": 0, "eos": 2, "pad": 1, "cls": 0}
     assert found.added == {"bos": True, "eos": False, "sep": False}
-    assert found.chat_template == "T"
 
 
 def test_config_json_names_what_the_tokenizer_does_not(tmp_path: Path) -> None:
     config = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000, "unk_token_id": None}
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": "<s>"}')
-    (tmp_path / "chat_template.jinja").write_text("from a file")
     found = read_special_tokens(tmp_path, {}, config, 32000)
     assert found.ids == {"bos": 1, "eos": 2}  # 32000 is no token of 32000
     assert found.added == {"bos": True}
-    assert found.chat_template == "from a file"
 
 
 def test_a_token_that_ends_every_text_is_eos_and_the_named_one_ends_turns(tmp_path: Path) -> None:
@@ -115,12 +112,10 @@ def test_names_and_ids_are_taken_from_where_they_are(tmp_path: Path) -> None:
     found = read_special_tokens(tmp_path, description, config, None)
     assert found.ids == {"bos": 2, "eos": 1}  # without tokenizer_config.json no token has a name
     assert found.added == {"bos": True, "eos": True, "sep": True}
-    settings = {"cls_token": "<cls>", "sep_token": "<sep>", "chat_template": None}
+    settings = {"cls_token": "<cls>", "sep_token": "<sep>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "chat_template.jinja").write_text("not asked, as tokenizer_config.json says: none")
     found = read_special_tokens(tmp_path, description, config, None)
     assert found.ids == {"bos": 0, "eos": 1, "cls": 0, "sep": 1}
-    assert found.chat_template is None
 
 
 def test_only_phi_3_goes_by_the_flags_of_added_tokens_alone(tmp_path: Path) -> None:
@@ -129,28 +124,21 @@ def test_only_phi_3_goes_by_the_flags_of_added_tokens_alone(tmp_path: Path) -> N
     settings = {"added_tokens_decoder": {"3": {"content": "<|a|>"}, "4": {"content": "▁b"}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"added_tokens": [{"id": 5, "content": "c", "special": True}]})
+        json.dumps(
+            {
+                "added_tokens": [
+                    {"id": 3, "content": "<|a|>", "special": False},
+                    {"id": 4, "content": "▁b", "special": False},
+                    {"id": 5, "content": "c", "special": True},
+                ]
+            }
+        )
     )
     found = [token.type for token in sentencepiece.from_model(tmp_path, 1000)[3:6]]
-    assert found == [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE]
+    assert found == [TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.CONTROL]
     phi_3 = sentencepiece.from_model_of_phi_3(tmp_path, 1000)[3:6]
     assert [token.type for token in phi_3] == [TokenType.USER_DEFINED] * 2 + [TokenType.CONTROL]
     assert [token.text.decode() for token in phi_3] == ["<|a|>", "▁b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("description", "prepends"),
-    [
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}]}}, True),
-        ({"normalizer": None, "pre_tokenizer": {"type": "Metaspace"}}, True),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False),
-        ({"normalizer": {"type": "Replace"}, "pre_tokenizer": {"type": "Split"}}, False),
-    ],
-)
-def test_a_space_before_a_text_is_seen_in_tokenizer_json(
-    description: dict[str, Any], prepends: bool
-) -> None:
-    assert sentencepiece.prepends_space(description) == prepends
 
 
 @pytest.mark.parametrize(
@@ -222,7 +210,6 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
     for change, message in (
         ({"model": {"type": "WordPiece", "vocab": {}}}, "unsupported tokenizer .WordPiece."),
         ({"model": {"type": "Unigram", "vocab": []}}, "unsupported tokenizer .Unigram."),
-        ({"normalizer": {"type": "Lowercase"}}, "cannot normalize text .* .Lowercase."),
     ):
         (directory / "tokenizer.json").write_text(json.dumps(description | change))
         with pytest.raises(ConversionError, match=message):

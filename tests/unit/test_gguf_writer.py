@@ -20,6 +20,7 @@ from quantkit.errors import ConversionError
 from quantkit.formats.gguf import GGUF, quantizer, writer
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.quantizer import Job, Quantizer
+from quantkit.formats.gguf.special_tokens import SpecialTokens
 from quantkit.growing_digest import GrowingDigest
 from quantkit.spec import Spec
 from quantkit.variant import Variant, verify
@@ -198,6 +199,9 @@ def test_offsets_beyond_4_gib(
 
 class _few_tokens:  # noqa: N801  stands for a function
     """A vocabulary without tokens."""
+
+    tokens = ()
+    special = SpecialTokens()
 
     def __init__(self, *_: object) -> None:
         pass

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from quantkit.calibration import bos_id
 from quantkit.checkpoint import load_tokenizer
 from quantkit.errors import EvaluationError
 from quantkit.evaluate import divergence, statistics
-from quantkit.evaluate.perplexity import bos_id, windows
+from quantkit.evaluate.perplexity import windows
 from tests.models import VOCABULARY, begin_with_bos, write_tokenizer
 
 

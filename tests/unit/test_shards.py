@@ -9,15 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantkit import dtypes
 from quantkit.formats.shards import Entry, Shards
 
 NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
+    dtypes.torch_dtype(name): name for name in dtypes.FILE_ORDER if name[:2] not in ("F4", "F6")
 }
+"""All dtypes of whole bytes."""
 
 
 def _tensors() -> dict[str, torch.Tensor]:

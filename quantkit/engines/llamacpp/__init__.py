@@ -25,6 +25,7 @@ class LlamaCpp:
         logits="full",
         serves=True,
         devices=("cpu", "cuda", "metal"),
+        sums_choices=False,
     )
 
     def version(self) -> str | None:

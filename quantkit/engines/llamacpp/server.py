@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 
 from quantkit.engines.base import ServeOptions, ServerCommand
+from quantkit.engines.llamacpp.chats import chat_settings
 from quantkit.errors import ToolchainError
-from quantkit.variant import Model
+from quantkit.formats.gguf.model_file import ModelFile
+from quantkit.variant import Model, Variant
 
 VARIABLE = "QUANTKIT_LLAMA_SERVER"
 HOW_TO_GET = (
@@ -58,11 +60,15 @@ def find_llama_server() -> LlamaServer:
 
 
 def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> ServerCommand:
-    """The command line; the key goes through the environment, where ``ps`` does not show it."""
+    """The command line; the key goes through the environment, where ``ps`` does not show it.
+
+    Raise CheckpointError where the model's file is damaged.
+    """
     argv = [
         str(server.path),
         "--model", str(model.weights),
-        "--alias", options.model_name or model.id,
+        # llama-server takes it for several names where there is a comma.
+        "--alias", (options.model_name or model.id).replace(",", "-"),
         "--host", options.host,
         "--port", str(options.port),
         "--parallel", str(options.slots),
@@ -77,7 +83,12 @@ def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> 
         argv += ["--ctx-size", str(options.context * options.slots)]
     if not options.prefix_cache:
         argv += ["--no-cache-prompt", "--cache-ram", "0"]
-    env = dict(server.env)
+    chats = chat_settings(model, ModelFile.open(model.weights).metadata)
+    argv += chats.arguments
+    if isinstance(model, Variant) and model.manifest:
+        overrides = model.manifest.override_kv.items()
+        argv += [word for k, v in overrides for word in ("--override-kv", f"{k}=int:{v}")]
+    env = {**server.env, **chats.env}
     if options.api_key is not None:
         env["LLAMA_API_KEY"] = options.api_key
     return ServerCommand(tuple(argv), env)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from quantkit.checkpoint import FORMAT
+from quantkit.checkpoint import FORMAT, Checkpoint
 from quantkit.engines.base import Capabilities, ServeOptions, ServerCommand, check_format
 from quantkit.engines.transformers.scorer import TransformersScorer
+from quantkit.engines.transformers.weights import check as check_weights
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.variant import Model
 
@@ -41,10 +42,13 @@ class Transformers:
             return None
 
     def check(self, model: Model) -> None:
-        """Raise IncompatibleVariant for a format that is not read here."""
+        """Raise IncompatibleVariant for a format or a model that is not read here, CheckpointError
+        for a checkpoint that is not what its config.json says."""
         if self.version() is None:
             raise ToolchainError("transformers is not installed; run: pip install quantkit")
         check_format(self, model)
+        if isinstance(model, Checkpoint):
+            check_weights(model)
 
     def scorer(self, model: Model, context: int) -> TransformersScorer:
         """Load ``model``; ``context`` costs nothing here."""

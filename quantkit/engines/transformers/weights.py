@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import copy
 import importlib
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit import dtypes
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
-from quantkit.decoder.stored_names import StoredNames
-from quantkit.errors import CheckpointError, IncompatibleVariant, first_line
+from quantkit.decoder.stored_names import StoredNames, is_ignored
+from quantkit.errors import (
+    CheckpointError,
+    IncompatibleVariant,
+    QuantkitError,
+    first_line,
+    reading,
+)
 from quantkit.hf_config import attention
+from quantkit.progress import say
 from quantkit.variant import Model
 
 if TYPE_CHECKING:
@@ -23,50 +31,112 @@ if TYPE_CHECKING:
 
 def load(source: Model, dtype: torch.dtype) -> Any:
     """Build the model that config.json describes and fill in its weights, one at a time."""
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
+    for note in checkpoint.notes:
+        say(f"{checkpoint.id}: {note}")
+    model = _built(checkpoint, dtype)
+    stored = StoredNames.of(model, checkpoint.tensors)
+    names = {stored(name): name for name in model.state_dict()}
+    slots: dict[str, torch.Tensor] = model.state_dict()
+    missing = set(slots)
+    plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
+    for name, tensor in _weights(source):
+        if name not in names and is_ignored(model, name):
+            continue
+        slot = slots.get(names.get(name, ""))
+        if slot is None and name.endswith(".bias") and not tensor.any():
+            continue  # some packages give every linear a bias, of zeros
+        if slot is None or slot.shape != tensor.shape:
+            raise _misfit(checkpoint, model, name, tensor.shape, slot)
+        if slot.is_floating_point() and tensor.dtype not in plain:
+            raise _not_plain(checkpoint, name, str(tensor.dtype))
+        slot.copy_(tensor)
+        missing.discard(names[name])
+    # As in from_pretrained: not where both are there and differ, and from whichever is there.
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise _lacking(checkpoint, set(map(stored, missing)))
+    return model.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def check(checkpoint: Checkpoint) -> None:
+    """Raise what ``load`` would for names and shapes, before any long work; reads no tensor."""
+    import torch
+
+    with torch.device("meta"):
+        model = _built(checkpoint, torch.float32)
+    stored = StoredNames.of(model, checkpoint.tensors)
+    slots = {stored(name): slot for name, slot in model.state_dict().items()}
+    for name, info in checkpoint.tensors.items():
+        slot = slots.get(name)
+        if slot is None and (is_ignored(model, name) or name.endswith(".bias")):
+            continue
+        if slot is None or slot.shape != info.shape:
+            raise _misfit(checkpoint, model, name, info.shape, slot)
+        if slot.is_floating_point() and info.dtype not in dtypes.WEIGHTS:
+            raise _not_plain(checkpoint, name, info.dtype)
+    missing = slots.keys() - checkpoint.tensors - set(map(stored, model.all_tied_weights_keys))
+    if missing:
+        raise _lacking(checkpoint, missing)
+
+
+def _built(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The model without its weights, its experts apart, nothing tied."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
     config = _unquantized(checkpoint.hf_config)
-    try:
-        with no_init_weights():
+    with reading(checkpoint.path / "config.json"), no_init_weights():
+        try:
             model = AutoModelForCausalLM.from_config(
                 config,
                 trust_remote_code=False,
                 attn_implementation=attention(config),
                 dtype=dtype,
             )
-            experts.separate(model)
-    except ValueError as error:  # an architecture that transformers does not have
-        raise IncompatibleVariant(f"{source.path}: {first_line(error)}") from error
-    model.tie_weights()
-    stored = StoredNames.of(model, checkpoint.tensors)
-    slots: dict[str, torch.Tensor] = {stored(n): slot for n, slot in model.state_dict().items()}
-    # Old checkpoints store what follows from the config.
-    follows = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
-    filled = set()
-    for name, tensor in _weights(source):
-        if name not in slots and any(re.search(pattern, name) for pattern in follows):
-            continue
-        slot = slots.get(name)
-        if slot is None and name.endswith(".bias") and not tensor.any():
-            continue  # some packages give every linear a bias, of zeros
-        if slot is None or slot.shape != tensor.shape:
-            wanted = "no such tensor" if slot is None else f"the shape {list(slot.shape)}"
-            raise CheckpointError(
-                f"{source.path}: {name} {list(tensor.shape)}: {type(model).__name__} of its "
-                f"config.json has {wanted}"
-            )
-        slot.copy_(tensor)
-        filled.add(slot.data_ptr())
-    # Tied weights share their memory: one of the names suffices.
-    missing = [name for name, slot in slots.items() if slot.data_ptr() not in filled]
-    if missing:
-        raise CheckpointError(
-            f"{source.path}: {len(missing)} tensors that config.json asks for are missing, "
-            f"for example {missing[0]}"
-        )
-    return model.eval().requires_grad_(False)
+        except ValueError as error:  # an architecture that transformers does not have
+            raise _with_more_than_text(checkpoint) or IncompatibleVariant(
+                f"{checkpoint.path}: {first_line(error)}"
+            ) from error
+        experts.separate(model)
+    return model
+
+
+def _misfit(
+    checkpoint: Checkpoint, model: Any, name: str, shape: Sequence[int], slot: torch.Tensor | None
+) -> QuantkitError:
+    wanted = "no such tensor" if slot is None else f"the shape {list(slot.shape)}"
+    return _with_more_than_text(checkpoint) or CheckpointError(
+        f"{checkpoint.path}: {name} {list(shape)}: {type(model).__name__} of its config.json has "
+        f"{wanted}"
+    )
+
+
+def _not_plain(checkpoint: Checkpoint, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.path}: {name} is stored as {dtype}, and config.json does not say how it was "
+        "quantized; get the checkpoint as it was before"
+    )
+
+
+def _lacking(checkpoint: Checkpoint, missing: Collection[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.path}: {len(missing)} tensors that config.json asks for are missing, "
+        f"for example {min(missing)}"
+    )
+
+
+def _with_more_than_text(checkpoint: Checkpoint) -> IncompatibleVariant | None:
+    """What is said of a model that sees or hears; None of others."""
+    if not isinstance(checkpoint.config.get("text_config"), dict):
+        return None
+    return IncompatibleVariant(
+        f"{checkpoint.path}: {checkpoint.architecture} has its language model in text_config, "
+        "beside images or audio, which quantkit does not measure; `quantkit convert` makes a GGUF "
+        "of the text part, which `quantkit evaluate`, without a reference, and `quantkit serve` "
+        "take"
+    )
 
 
 def _unquantized(config: PretrainedConfig) -> PretrainedConfig:

@@ -22,8 +22,12 @@ from quantkit.engines.base import (
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.refused import check_experts, check_quantization
 from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.vllm.tokenizer import as_written
+from quantkit.engines.vllm.told import told
 from quantkit.errors import IncompatibleVariant, ToolchainError
-from quantkit.hf_config import setting
+from quantkit.formats.packed import Quantization
+from quantkit.hf_config import count, setting
+from quantkit.json_file import read_object
 from quantkit.variant import Model, context_length
 
 _KV_BLOCK = 128
@@ -113,8 +117,15 @@ class VLLM:
             "--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching",
             # Answers say how much of a prompt came from that cache.
             "--enable-prompt-tokens-details",
+            *told(model),
         ]  # fmt: skip
         env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        quantization = Quantization.of(model.path)
+        if quantization and quantization.is_beside:  # where vLLM looks only if it is told
+            found = {"quantization_config": quantization.config}
+            argv += ["--hf-overrides", json.dumps(found)]
+        if tokenizer := as_written(model.path):
+            argv += ["--tokenizer", str(tokenizer)]
         if options.context is not None:
             argv += ["--max-model-len", str(options.context)]
         if options.api_key is not None:
@@ -137,8 +148,9 @@ class VLLM:
 
 
 def _config(model: Model) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
-    return config
+    """config.json, with what another file says of the quantization."""
+    config, quantization = read_object(model.path / "config.json"), Quantization.of(model.path)
+    return config | ({"quantization_config": quantization.config} if quantization else {})
 
 
 def _cache_bytes(model: Model, options: ServeOptions) -> int:
@@ -146,10 +158,10 @@ def _cache_bytes(model: Model, options: ServeOptions) -> int:
 
     Where the context is the model's own, for one such request: many are never that long.
     """
-    say = partial(setting, model.path)
+    say = partial(count, model.path)
     layers, heads = say("num_hidden_layers"), say("num_attention_heads")
-    width = say("head_dim") or say("hidden_size") // heads
-    kv_heads = say("num_key_value_heads") or heads
+    width = say("head_dim") if setting(model.path, "head_dim") else say("hidden_size") // heads
+    kv_heads = say("num_key_value_heads") if setting(model.path, "num_key_value_heads") else heads
     context, requests = options.context, options.slots
     if context is None:
         context, requests = context_length(model), 1

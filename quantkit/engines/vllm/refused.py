@@ -7,7 +7,7 @@ from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.expert_names import is_routed
-from quantkit.errors import IncompatibleVariant
+from quantkit.errors import IncompatibleVariant, reading
 from quantkit.formats.packed import linears_of
 from quantkit.variant import Model
 
@@ -21,9 +21,11 @@ def check_quantization(config: dict[str, Any], model: Model) -> None:
     method = found.get("quant_method")
     where = f"vllm does not load this {method} ({model.path})"
     if method == "compressed-tensors":
-        for group in (found.get("config_groups") or {}).values():
-            if (group.get("weights") or {}).get("actorder") in ("group", "dynamic"):
-                raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
+        with reading(model.path / "config.json"):
+            groups = (found.get("config_groups") or {}).values()
+            orders = [(group.get("weights") or {}).get("actorder") for group in groups]
+        if "group" in orders or "dynamic" in orders:
+            raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
     if method == "auto-round" and found.get("packing_format") not in (None, *_AUTO_ROUND_PACKINGS):
         raise IncompatibleVariant(
             f"{where}: packing_format {found['packing_format']}; it takes "

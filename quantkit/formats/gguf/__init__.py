@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import FORMAT, Checkpoint
 from quantkit.formats.base import Converted, Plan
 from quantkit.spec import Spec
 from quantkit.variant import Variant
@@ -32,17 +32,21 @@ class GGUF:
         from quantkit.formats.gguf.content import content_of
         from quantkit.formats.gguf.importance import check_computable
         from quantkit.formats.gguf.plans import plan_file
+        from quantkit.proof import tokens
 
         if options.imatrix is True:
             check_computable(checkpoint)
         content = content_of(checkpoint)
         planned = plan_file(content, scheme, options)
+        proved = tokens.of_content(checkpoint, content) if checkpoint.format == FORMAT else None
+        found = (*proved.remarks, *proved.differences) if proved else ()
         return Plan(
             spec,
             planned.layout.bytes,
             planned.bits_per_weight(checkpoint.parameters),
             needs_calibration=options.imatrix is True,
-            notes=(*content.notes, *planned.notes),
+            notes=(*content.notes, *planned.notes, *found),
+            tokenizer_differences=tuple(proved.differences) if proved else (),
             options=options.resolved() | fallback.options(checkpoint),
         )
 

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import gguf
 
+from quantkit.chat_template import chat_templates
 from quantkit.checkpoint import Checkpoint
+from quantkit.ends import end_ids
+from quantkit.errors import CheckpointError, reading
 from quantkit.formats.gguf import architectures, fallback
+from quantkit.formats.gguf.chat import chat_fields
 from quantkit.formats.gguf.fields import packed_fields
 from quantkit.formats.gguf.file_types import FILE_TYPES, UNQUANTIZED
 from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
-from quantkit.formats.gguf.special_tokens import load_json
+from quantkit.formats.gguf.model_card import read_model_card
 from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +28,16 @@ if TYPE_CHECKING:
     from quantkit.formats.gguf.architectures import Tensor
     from quantkit.formats.gguf.ggml import TensorType
     from quantkit.formats.gguf.tokenizer import Tokenizer
+
+
+_SAMPLING = {
+    "top_k": "sampling_top_k",
+    "top_p": "sampling_top_p",
+    "min_p": "sampling_min_p",
+    "temperature": "sampling_temp",
+    "repetition_penalty": "sampling_penalty_repeat",
+}
+"""Keys of a generation config, and what ``gguf`` calls them."""
 
 
 class ContentTensor(Protocol):
@@ -93,13 +108,15 @@ class CheckpointContent:
         self._checkpoint = checkpoint
         self._architecture = architectures.architecture_of(checkpoint)
         self._config: dict[str, Any] = checkpoint.hf_config.to_dict()
-        architectures.check_config(self._config)
+        with reading(checkpoint.path / "config.json"):
+            architectures.check_config(self._config)
+            self.tensors = architectures.layout(checkpoint, self._config)
         self.name = model_name(checkpoint)
         self.architecture = self._architecture.name
         self.base = own_type(checkpoint)
         self.direct: tuple[str, ...] = UNQUANTIZED
-        self.notes = () if self._architecture.sliding_window else _caveats(checkpoint)
-        self.tensors = architectures.layout(checkpoint, self._config)
+        self._card, notes = read_model_card(checkpoint.path)
+        self.notes = (() if self._architecture.sliding_window else _caveats(checkpoint)) + notes
 
     def type_of(self, tensor: Tensor, scheme: str) -> str:
         """Vectors and norms are float32 in every file: llama.cpp computes with nothing else."""
@@ -110,10 +127,12 @@ class CheckpointContent:
         writer, base = gguf.GGUFWriter(None, self.architecture), FILE_TYPES[self.base]
         writer.add_type(gguf.GGUFType.MODEL)
         self._general().set_gguf_meta_model(writer)
-        architectures.add_hyperparameters(writer, self._architecture, self._config, base)
+        with reading(self._checkpoint.path / "config.json"):
+            architectures.add_hyperparameters(writer, self._architecture, self._config, base)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         self._tokenizer.write(writer)
-        return packed_fields(writer)
+        with reading(f"{self._checkpoint.path}: what becomes of its files as metadata"):
+            return packed_fields(writer) | self._chat()
 
     def stored(self, _tensor: Tensor, _kind: TensorType) -> None:
         """Nothing lies in a checkpoint as it does in a GGUF."""
@@ -124,30 +143,47 @@ class CheckpointContent:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self._checkpoint, self._config["vocab_size"])
+        with reading(f"{self._checkpoint.path}: unreadable tokenizer"):
+            return read_tokenizer(self._checkpoint, self._config["vocab_size"])
+
+    def _chat(self) -> dict[str, bytes]:
+        roles, tokens = self._tokenizer.special.ids, self._tokenizer.tokens
+        ends = end_ids(self._checkpoint.path, roles.get("eos"))
+        return chat_fields(
+            chat_templates(self._checkpoint.path),
+            [end for end in ends if end < len(tokens)],
+            roles,
+            lambda end: tokens[end].text.decode(errors="replace"),
+        )
 
     def _general(self) -> gguf.Metadata:
         """The ``general.*`` keys: name, size label, and what the model card and the generation
         config say; ``gguf``'s own reading of them, which llama.cpp's converter uses too."""
         checkpoint = self._checkpoint
         total, shared, expert, experts = self._parameter_counts()
-        named = {"_name_or_path": checkpoint.id} if checkpoint.revision else checkpoint.config
+        name = checkpoint.id if checkpoint.revision else checkpoint.config.get("_name_or_path")
         metadata = gguf.Metadata.apply_metadata_heuristic(
             gguf.Metadata(),
-            gguf.Metadata.load_model_card(checkpoint.path),
-            named,
+            self._card,
+            {"_name_or_path": name} if isinstance(name, str) else {},
             Path(self.name),
             total,
         )
         metadata.name = metadata.name or self.name
         metadata.size_label = metadata.size_label or gguf.size_label(total, shared, expert, experts)
-        sampling = load_json(checkpoint.path / "generation_config.json")
-        metadata.sampling_top_k = sampling.get("top_k")
-        metadata.sampling_top_p = sampling.get("top_p")
-        metadata.sampling_min_p = sampling.get("min_p")
-        metadata.sampling_temp = sampling.get("temperature")
-        metadata.sampling_penalty_repeat = sampling.get("repetition_penalty")
+        for key, name in _SAMPLING.items():
+            setattr(metadata, name, self._sampling(key))
         return metadata
+
+    def _sampling(self, key: str) -> float | None:
+        """A number of the generation config."""
+        file = self._checkpoint.path / "generation_config.json"
+        value = load_json(file).get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not abs(value) < 2**31:
+            raise CheckpointError(f"{file}: {key} is {value!r}, expected a number")
+        return int(value) if key == "top_k" else value
 
     def _parameter_counts(self) -> tuple[int, int, int, int]:
         """Of all, of what every token passes, of one expert; and how many experts."""

@@ -17,10 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from quantkit import toolchains
+from quantkit.chat_template import chat_templates
 from quantkit.checkpoint import FORMAT, Checkpoint
+from quantkit.ends import end_ids
 from quantkit.errors import ConversionError, ToolchainError
 from quantkit.formats.base import Converted
 from quantkit.formats.gguf import architectures
+from quantkit.formats.gguf.chat import chat_fields, roles_in
+from quantkit.formats.packed import refuse_packed
 from quantkit.home import home
 from quantkit.progress import say
 from quantkit.spec import Spec
@@ -28,7 +32,7 @@ from quantkit.toolchains.llama_cpp_source import CONVERTER
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration
-    from quantkit.formats.gguf.gguf_source import GGUFContent
+    from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
 
 _LAUNCHER = Path(__file__).with_name("converter_launcher.py")
 
@@ -72,7 +76,7 @@ def needed(checkpoint: Checkpoint) -> Converter | None:
     converter = available()
     if converter is None:
         architectures.architecture_of(checkpoint)  # refuses, and says how to get one
-    architectures.refuse_quantized(checkpoint)
+    refuse_packed("gguf", checkpoint)
     return converter
 
 
@@ -84,11 +88,11 @@ def options(checkpoint: Checkpoint) -> dict[str, str]:
 
 def content(checkpoint: Checkpoint, converter: Converter) -> GGUFContent:
     """What the converter will write, but for the tensors' data: to plan with."""
-    from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
+    from quantkit.formats.gguf.gguf_source import GGUFContent
 
     with TemporaryDirectory(prefix="quantkit-") as work:
         path = _convert(checkpoint, converter, Path(work), "head")
-        found = GGUFContent(GGUFSource.of_file(path, allow_requantize=False))
+        found = GGUFContent(_source(checkpoint, path))
     found.notes = (
         f"{checkpoint.architecture} is converted by llama.cpp's own converter "
         f"({converter.version}), whose work quantkit does not check",
@@ -114,11 +118,10 @@ def convert_many(
 ) -> dict[Spec, Converted | Exception]:
     """As ``conversion.convert_many``, from an unquantized GGUF that is deleted at the end."""
     from quantkit.formats.gguf import conversion
-    from quantkit.formats.gguf.gguf_source import GGUFSource
 
     with TemporaryDirectory(prefix=".unquantized-", dir=next(iter(targets.values()))) as work:
         path = unquantized(checkpoint, converter, Path(work))
-        source = GGUFSource.of_file(path, allow_requantize=False)
+        source = _source(checkpoint, path)
         made = conversion.convert_many(source, targets, calibration)
     stored = source.parameters / checkpoint.parameters
     return {
@@ -133,6 +136,18 @@ def convert_many(
     }
 
 
+def _source(checkpoint: Checkpoint, path: Path) -> GGUFSource:
+    """What the converter wrote, but for chats: it takes an older template for the one that counts,
+    and leaves out ends."""
+    from quantkit.formats.gguf.gguf_source import GGUFSource
+
+    source = GGUFSource.of_file(path, allow_requantize=False)
+    tokens, roles = source.file.array("tokenizer.ggml.tokens"), roles_in(source.file.metadata)
+    ends = [end for end in end_ids(checkpoint.path, roles.get("eos")) if end < len(tokens)]
+    templates = chat_templates(checkpoint.path)
+    return replace(source, chat=chat_fields(templates, ends, roles, tokens.__getitem__))
+
+
 def _convert(
     checkpoint: Checkpoint, converter: Converter, directory: Path, extent: Literal["head", "whole"]
 ) -> Path:
@@ -143,7 +158,7 @@ def _convert(
         _check_space(directory, checkpoint.parameters * (4 if scheme == "F32" else 2))
     written = directory / "unquantized.gguf"
     command: list[str | Path] = [sys.executable, "-P", _LAUNCHER, converter.directory, extent]
-    command += [checkpoint.path, "--outfile", written, "--outtype", scheme.lower()]
+    command += [checkpoint.weights, "--outfile", written, "--outtype", scheme.lower()]
     if checkpoint.revision:  # a snapshot's directory is named after its commit
         command += ["--model-name", name]
     log = home() / "logs" / "llamacpp-converter.log"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.files import sha256_file
 from quantkit.formats.gguf import file_types, ggml
+from quantkit.formats.gguf.chat import replaced
 from quantkit.formats.gguf.ggml import TensorType
 from quantkit.formats.gguf.model_file import ModelFile, StoredTensor, read_bytes, type_name
 
@@ -31,6 +33,8 @@ class GGUFSource(Checkpoint):
     """
 
     file: ModelFile = field(kw_only=True)
+    chat: Mapping[str, bytes] | None = field(default=None, kw_only=True)
+    """What is written in place of all that the file says of chats; see ``chat_fields``."""
 
     format = "gguf"
 
@@ -108,6 +112,7 @@ class GGUFContent:
 
     def __init__(self, source: GGUFSource) -> None:
         self._file = source.file
+        self._chat = source.chat
         own = file_types.name_of(source.file.metadata.get("general.file_type"))
         self.name = re.sub(rf"[-._]{re.escape(own)}$", "", source.id, flags=re.IGNORECASE)
         self.architecture = source.architecture
@@ -129,7 +134,8 @@ class GGUFContent:
     def metadata(self) -> dict[str, bytes]:
         """All keys as they stand in the file, but for those that say how it is laid out."""
         stored = self._file.headers[0].stored
-        return {key: value for key, value in stored.items() if key not in _LAYOUT_KEYS}
+        kept = {key: value for key, value in stored.items() if key not in _LAYOUT_KEYS}
+        return kept if self._chat is None else replaced(kept, self._chat)
 
     def stored(self, tensor: StoredTensor, kind: TensorType) -> memoryview | None:
         """The tensor's bytes where it is of this type; raise ConversionError where they are no

@@ -152,6 +152,21 @@ class _Cursor:
             raise EOFError
         return self._data[start : self._at].decode("utf-8", errors="replace")
 
+    def _strings(self, count: int) -> list[str]:
+        """As ``_string``, many: a vocabulary has hundreds of thousands."""
+        found, data, at, end = [], self._data, self._at, len(self._data)
+        read = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > end:
+                raise EOFError
+            start = at + 8
+            at = start + read(data, at)[0]
+            if at > end:
+                raise EOFError
+            found.append(data[start:at].decode("utf-8", "replace"))
+        self._at = at
+        return found
+
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
             return self._string()
@@ -159,7 +174,7 @@ class _Cursor:
             return self._unpack(self._number(kind))[0]
         item, count = self._unpack("IQ")
         if item == _STRING:
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         return list(self._unpack(f"{count}{self._number(item)}"))
 
     @staticmethod

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf.special_tokens import load_json
-from quantkit.formats.gguf.vocabulary import ADDED_SCORE, Token, TokenType, added, unused, within
+from quantkit.formats.gguf.vocabulary import (
+    ADDED_SCORE,
+    SPACE,
+    Token,
+    TokenType,
+    added,
+    unused,
+    within,
+)
+from quantkit.json_file import load_json
 
 _UNUSED_SCORE = -10000.0
 _BPE = 2  # TrainerSpec.ModelType
@@ -27,15 +35,57 @@ def is_model(path: Path) -> bool:
     return path.is_file() and path.read_bytes()[:1] == b"\x0a"
 
 
+def is_of(path: Path, description: dict[str, Any]) -> bool:
+    """Whether ``path`` is a SentencePiece model with the tokens of a tokenizer.json, but for added
+    ones; then it knows their scores. True as well where there is no tokenizer.json."""
+    if not is_model(path) or not description:
+        return is_model(path)
+    extra = {token["id"] for token in description.get("added_tokens", [])}
+    pieces = {at: piece.text.decode(errors="replace") for at, piece in enumerate(read_pieces(path))}
+    known = {token: text for text, token in description["model"]["vocab"].items()}
+    return all(pieces.get(at) == known.get(at) for at in (pieces.keys() | known.keys()) - extra)
+
+
 def from_model(directory: Path, vocabulary: int) -> list[Token]:
-    """The pieces of tokenizer.model, then what added_tokens.json and tokenizer_config.json add to
-    them or rename."""
+    """The pieces of tokenizer.model, then what added_tokens.json, tokenizer_config.json and
+    tokenizer.json add to them or rename. The last, where there is one, has the last word."""
     tokens = _from_pieces(directory, vocabulary)
-    settings = load_json(directory / "tokenizer_config.json")
-    for key, token in settings.get("added_tokens_decoder", {}).items():
-        if int(key) < vocabulary:
-            tokens[int(key)] = added(token["content"], token.get("special"), ADDED_SCORE)
+    settings = load_json(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
+    description = load_json(directory / "tokenizer.json")
+    written = {token["id"]: token["content"] for token in description.get("added_tokens", [])}
+    for token, entry in ((int(key), entry) for key, entry in settings.items()):
+        if token < vocabulary and (not description or written.get(token) == entry["content"]):
+            _add(tokens, token, added(entry["content"], entry.get("special"), ADDED_SCORE))
+    for entry in description.get("added_tokens", []):
+        wanted = added(entry["content"], entry["special"], ADDED_SCORE)
+        if entry["id"] < vocabulary:
+            there = tokens[entry["id"]]
+            kinds = (there.type, wanted.type)
+            unknown = kinds == (TokenType.UNKNOWN, TokenType.CONTROL)
+            if there.text != wanted.text or not (unknown or kinds[0] == kinds[1]):
+                _add(tokens, entry["id"], wanted)
     return tokens
+
+
+def unmarked(tokens: list[Token], description: dict[str, Any]) -> list[Token]:
+    """As text what tokenizer.model marks and tokenizer.json does not add: it reads it as text."""
+    added_ids = {token["id"] for token in description.get("added_tokens", [])}
+    marked = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
+    return [
+        token._replace(type=TokenType.NORMAL)
+        if token.type in marked and at not in added_ids
+        else token
+        for at, token in enumerate(tokens)
+    ]
+
+
+def _add(tokens: list[Token], token: int, wanted: Token) -> None:
+    """Put an added token in its place. One of several spaces stays the piece that it is: as text
+    of its own it would be cut out of longer runs of spaces before they are merged.
+    (llama.cpp's converter does so, and reads 32 spaces as Gemma does not.)"""
+    only_spaces = not wanted.text.strip(b" ")
+    if not (only_spaces and tokens[token].text.decode(errors="replace").strip(SPACE) == ""):
+        tokens[token] = wanted
 
 
 def from_model_of_phi_3(directory: Path, vocabulary: int) -> list[Token]:
@@ -69,19 +119,8 @@ def from_json(description: dict[str, Any], vocabulary: int, where: Path) -> list
         tokens[token] = Token(text.encode(), -float(rank.get(text, len(rank))), kind)
     extra = {token["content"]: token for token in description["added_tokens"]}
     for text, token in within(((t, e["id"]) for t, e in extra.items()), vocabulary, where):
-        tokens[token] = added(text, extra[text]["special"], ADDED_SCORE)
+        _add(tokens, token, added(text, extra[text]["special"], ADDED_SCORE))
     return tokens
-
-
-def prepends_space(description: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json puts a space before a text."""
-    normalizer, splitter = (
-        description.get("normalizer") or {},
-        description.get("pre_tokenizer") or {},
-    )
-    return any(
-        step["type"] == "Prepend" for step in normalizer.get("normalizers", [normalizer]) if step
-    ) or (splitter.get("type") == "Metaspace" and splitter.get("prepend_scheme") != "never")
 
 
 def _from_pieces(directory: Path, vocabulary: int) -> list[Token]:

@@ -1,4 +1,4 @@
-"""Which token begins, ends and pads a text, and the chat template, from the tokenizer's files.
+"""Which token begins, ends and pads a text, from the tokenizer's files.
 
 Precedence as in llama.cpp's ``SpecialVocab`` (gguf-py/gguf/vocab.py): ids by the names in
 tokenizer_config.json, then by number in config.json; what is added to a text by tokenizer.json's
@@ -7,12 +7,11 @@ post-processor, then by tokenizer_config.json.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import CheckpointError
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     import gguf
@@ -26,28 +25,14 @@ class SpecialTokens:
 
     ids: dict[str, int] = field(default_factory=dict)
     added: dict[str, bool] = field(default_factory=dict)
-    chat_template: str | list[dict[str, str]] | None = None
 
     def write(self, writer: gguf.GGUFWriter) -> None:
-        """Add ``tokenizer.ggml.*_token_id``, ``add_*_token`` and ``tokenizer.chat_template``."""
+        """Add ``tokenizer.ggml.*_token_id`` and ``add_*_token``."""
         for role, token in self.ids.items():
             if role != "cls":  # GGUF has no key for it
                 getattr(writer, f"add_{role}_token_id")(token)
         for role, value in self.added.items():
             getattr(writer, f"add_add_{role}_token")(value)
-        if self.chat_template is not None:
-            writer.add_chat_template(self.chat_template)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's file, empty where there is none; CheckpointError if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
 
 
 def read_special_tokens(
@@ -81,8 +66,6 @@ def read_special_tokens(
         for role, token in candidates.items():
             if isinstance(token, int) and token >= 0 and (vocabulary is None or token < vocabulary):
                 special.ids.setdefault(role, token)
-    template = settings.get("chat_template", _template_files(directory))
-    special.chat_template = template if isinstance(template, (str, list)) else None
     return special
 
 
@@ -145,17 +128,3 @@ def _by_template(
 def _special(step: dict[str, Any]) -> str | None:
     name = step.get("SpecialToken", {}).get("id")
     return name if isinstance(name, str) else None
-
-
-def _template_files(directory: Path) -> str | list[dict[str, str]] | None:
-    """The chat template where it has files of its own: one, or several by name."""
-    jinja = directory / "chat_template.jinja"
-    if not jinja.is_file():
-        return load_json(directory / "chat_template.json").get("chat_template")
-    default = jinja.read_text(encoding="utf-8")
-    others = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    if not others:
-        return default
-    return [{"name": "default", "template": default}] + [
-        {"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in others
-    ]

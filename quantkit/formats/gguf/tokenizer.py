@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer in GGUF's terms: tokens, scores, types, merges, pre-tokenizer.
 
-Two kinds: byte-level BPE (llama.cpp's ``gpt2``) from tokenizer.json, and SentencePiece BPE
-(``llama``) from tokenizer.model or, without it, tokenizer.json. What the files are decides, not
-the architecture: Mistral and Phi come with either.
+Two kinds: byte-level BPE (llama.cpp's ``gpt2``) and SentencePiece BPE (``llama``). What the files
+are decides, not the architecture: Mistral and Phi come with either. Where there is a
+tokenizer.json, it decides, and a tokenizer.model beside it only gives the scores of its tokens.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.calibration import bos_id, eos_id
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import CheckpointError, ConversionError
+from quantkit.errors import ConversionError
 from quantkit.formats.gguf import pretokenizers, sentencepiece
-from quantkit.formats.gguf.special_tokens import SpecialTokens, load_json, read_special_tokens
-from quantkit.formats.gguf.vocabulary import Token, TokenType, added, unused, within
+from quantkit.formats.gguf.special_tokens import SpecialTokens, read_special_tokens
+from quantkit.formats.gguf.vocabulary import (
+    SPACE,
+    Token,
+    TokenType,
+    added,
+    unused,
+    within,
+)
+from quantkit.json_file import load_json
 
 if TYPE_CHECKING:
     import gguf
@@ -74,7 +83,9 @@ def read_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Tokenizer:
     """
     description = load_json(checkpoint.path / "tokenizer.json")
     model = description.get("model", {})
-    if sentencepiece.is_model(checkpoint.path / "tokenizer.model") or (
+    if model.get("type") == "BPE" and _is_byte_level(description):
+        tokenizer = _of_bytes(checkpoint, description, vocabulary)
+    elif sentencepiece.is_model(checkpoint.path / "tokenizer.model") or (
         model.get("type") == "BPE" and model.get("byte_fallback")
     ):
         tokenizer = _of_pieces(checkpoint, description, vocabulary)
@@ -87,10 +98,39 @@ def read_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Tokenizer:
             "with a BPE model, or SentencePiece's tokenizer.model"
         )
     if checkpoint.architecture in _NO_SPACE_PREFIX:
-        return replace(tokenizer, space_prefix=False)
-    if checkpoint.architecture in _LIKE_LLAMA:
-        return _like_llama(tokenizer, checkpoint)
-    return tokenizer
+        tokenizer = replace(tokenizer, space_prefix=False)
+    elif checkpoint.architecture in _LIKE_LLAMA:
+        tokenizer = _like_llama(tokenizer, checkpoint)
+    return _as_it_reads(tokenizer, checkpoint) if description else tokenizer
+
+
+def _is_byte_level(description: dict[str, Any]) -> bool:
+    splitter = description.get("pre_tokenizer") or {}
+    return any(
+        step.get("type") == "ByteLevel" for step in splitter.get("pretokenizers", [splitter])
+    )
+
+
+def _as_it_reads(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
+    """With what tokenizer.json does to a text, where the file's keys would have llama.cpp do
+    another thing: they are taken from settings, as its converter takes them."""
+    reader, special = checkpoint.tokenizer, tokenizer.special
+    pieces = tokenizer.model == "llama"
+    bos, eos = bos_id(reader), eos_id(reader)
+    default = pieces or tokenizer.pre in _BEGINS_WITH_BOS
+    if special.added.get("bos", default) != (bos is not None):
+        special.added["bos"] = bos is not None
+    if special.added.get("eos", False) != (eos is not None):
+        special.added["eos"] = eos is not None
+    # What llama.cpp puts before a text is its BOS, whatever the settings call by that name.
+    special.ids |= {r: i for r, i in (("bos", bos), ("eos", eos)) if i is not None}
+    if not pieces:
+        return tokenizer
+    first = reader("a", add_special_tokens=False).input_ids[:1]
+    prefix = "".join(reader.convert_ids_to_tokens(first)).startswith(SPACE)
+    if (tokenizer.space_prefix is not False) == prefix:
+        return tokenizer
+    return replace(tokenizer, space_prefix=prefix)
 
 
 def _like_llama(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
@@ -105,46 +145,25 @@ def _like_llama(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
 
 def _of_pieces(checkpoint: Checkpoint, description: dict[str, Any], vocabulary: int) -> Tokenizer:
     special = read_special_tokens(checkpoint.path, description, checkpoint.config, vocabulary)
-    prefix = None
-    if not sentencepiece.is_model(checkpoint.path / "tokenizer.model"):
+    if not sentencepiece.is_of(checkpoint.path / "tokenizer.model", description):
         tokens = sentencepiece.from_json(description, vocabulary, checkpoint.path)
-        prefix = None if sentencepiece.prepends_space(description) else False
     elif checkpoint.architecture == "Phi3ForCausalLM":
         tokens = sentencepiece.from_model_of_phi_3(checkpoint.path, vocabulary)
     else:
         tokens = sentencepiece.from_model(checkpoint.path, vocabulary)
-    return Tokenizer("llama", "default", tokens, [], special, prefix)
+    if description:
+        tokens = sentencepiece.unmarked(tokens, description)
+    return Tokenizer("llama", "default", tokens, [], special)
 
 
 def _of_bytes(checkpoint: Checkpoint, description: dict[str, Any], vocabulary: int) -> Tokenizer:
-    _check_normalizer(description.get("normalizer"), checkpoint.path)
-    tokenizer = _as_written(checkpoint.path)
+    tokenizer = checkpoint.tokenizer
     pre = pretokenizers.detect(tokenizer, description, checkpoint.path)
     special = read_special_tokens(checkpoint.path, description, checkpoint.config, None)
-    if pre in _BEGINS_WITH_BOS and "bos" not in special.added:
-        begins = tokenizer("a").input_ids[0] == special.ids.get("bos")
-        if not begins:  # of which llama.cpp's converter leaves llama.cpp ignorant
-            special.added["bos"] = False
     merges = [_merge(merge) for merge in description["model"]["merges"]]
     return Tokenizer(
         "gpt2", pre, _byte_level(tokenizer, vocabulary, checkpoint.path), merges, special
     )
-
-
-def _as_written(directory: Path) -> PreTrainedTokenizerBase:
-    """tokenizer.json as it is. The class that tokenizer_config.json names is not asked: those of
-    transformers 5 put their own rules in place of the file's, and some checkpoints name a wrong
-    one (DeepSeek's a Llama's)."""
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-            directory, local_files_only=True
-        )
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{directory}: unreadable tokenizer: {reason}") from error
-    return tokenizer
 
 
 def _byte_level(tokenizer: PreTrainedTokenizerBase, vocabulary: int, where: Path) -> list[Token]:
@@ -157,7 +176,8 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, vocabulary: int, where: Path
             continue
         if not extra[token].normalized:
             # llama.cpp matches added tokens in raw text: store what they look like there.
-            text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         tokens[token] = added(text, extra[token].special, score=0.0)
     return tokens
 
@@ -165,12 +185,3 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, vocabulary: int, where: Path
 def _merge(merge: str | list[str]) -> str:
     """``left right``; a space inside a part becomes ``Ġ``, as it is in the byte alphabet."""
     return merge if isinstance(merge, str) else " ".join(p.replace(" ", "Ġ") for p in merge)
-
-
-def _check_normalizer(normalizer: dict[str, Any] | None, where: Path) -> None:
-    for step in (normalizer or {}).get("normalizers", [normalizer or {}]):
-        if step.get("type", "NFC") != "NFC":  # which changes only text that is not in normal form
-            raise ConversionError(
-                f"gguf: {where}: llama.cpp cannot normalize text as tokenizer.json asks "
-                f"({step['type']})"
-            )

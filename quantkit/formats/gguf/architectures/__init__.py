@@ -15,6 +15,7 @@ from quantkit.formats.gguf.architectures import limits, metadata, tensors
 from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.families import SUPPORTED
 from quantkit.formats.gguf.architectures.tensors import Tensor
+from quantkit.formats.packed import refuse_packed
 
 if TYPE_CHECKING:
     import gguf
@@ -29,13 +30,12 @@ __all__ = [
     "check_config",
     "layout",
     "read_tensor",
-    "refuse_quantized",
 ]
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """Raise ConversionError, with what to do, for a class of model that quantkit cannot convert."""
-    refuse_quantized(checkpoint)
+    refuse_packed("gguf", checkpoint)
     name = checkpoint.architecture
     if name not in SUPPORTED:
         raise ConversionError(
@@ -45,15 +45,6 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
             "convert again"
         )
     return SUPPORTED[name]
-
-
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raise ConversionError for weights that are quantized already."""
-    if "quantization_config" in checkpoint.config:
-        method = checkpoint.config["quantization_config"].get("quant_method")
-        raise ConversionError(
-            f"gguf: {checkpoint.id} is quantized already ({method}); convert the original weights"
-        )
 
 
 def check_config(config: dict[str, Any]) -> None:

@@ -189,7 +189,6 @@ _GPT2 = Architecture(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    ignored=(".attn.bias", ".attn.masked_bias"),
 )
 _GPTNEOX = Architecture(
     "gptneox",
@@ -211,7 +210,6 @@ _GPTNEOX = Architecture(
     blocks="gpt_neox.layers.",
     values=keys.unusual_rope_values,
     computes=GELU | UNTIED | {"attention_bias": True},
-    ignored=(".attention.bias", ".attention.masked_bias"),
 )
 _STABLELM = Architecture(
     "stablelm",

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 _FLOAT32 = (".bias", "_norm.weight", ".ffn_gate_inp.weight", "position_embd.weight")
 """Ends of the names of what llama.cpp computes with in float32 only, beside all vectors."""
 
-_BUFFER = ".rotary_emb.inv_freq"
-"""Stored by old checkpoints; it follows from the config."""
-
 
 @dataclass(frozen=True)
 class Tensor:
@@ -83,7 +80,7 @@ def layout(checkpoint: Checkpoint, architecture: Architecture, c: Config) -> lis
             group = group_of[info.name]
             awaited[group] -= 1
             tensors += [] if awaited[group] else groups[group]
-        elif not info.name.endswith((_BUFFER, *architecture.ignored)):
+        elif not info.name.endswith(architecture.ignored):
             raise ConversionError(
                 f"gguf: {info.shard}: {info.name} is not a tensor of {checkpoint.architecture} "
                 "as config.json describes it"

@@ -1,0 +1,19 @@
+"""Whether an engine can be asked by messages: llama.cpp answers without a chat template too, in a
+form (ChatML) that the model was never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantkit.chat_template import has_chat_template
+from quantkit.serve.arguments import Argument
+from quantkit.variant import Model
+
+_GIVEN = frozenset({"chat-template", "chat-template-file"})
+"""Arguments of engines that take the place of the model's own template."""
+
+
+def renders_chats(model: Model, arguments: Mapping[str, Argument]) -> bool:
+    """Whether the model has a chat template, or its engine is given one."""
+    given = {name.replace("_", "-") for name in arguments}
+    return bool(given & _GIVEN) or has_chat_template(model)
