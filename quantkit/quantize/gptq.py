@@ -24,8 +24,8 @@ from quantkit.quantize.rounding import (
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
 REFIT_DAMPING = 32.0
-"""Times input channels a token, of the mean diagonal of the Hessian. With 2 all text loses more, code
-and other kinds than the calibration's most (tests/benchmarks/RESULTS.md)."""
+"""Times input channels a token, of the mean diagonal of the Hessian. With 2 all text loses more,
+and most what is not like the calibration's (tests/benchmarks/RESULTS.md)."""
 DAMP_PERCENT = 0.1
 """Of the mean diagonal, added before the Hessian is inverted. The usual 0.01 is no better on any
 text, and worse on code."""

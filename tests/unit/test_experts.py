@@ -274,8 +274,6 @@ def test_rounding_of_experts_is_learned(
     spec = Spec.parse(f"{variant.format}:w4g64").having({"rounding": "learned", "iters": 3})
     learned = load(convert(source, spec, windows, tmp_path), torch.float32)
     closed = load(variant, torch.float32)
-    # GPTQ may be best as it is.
-    assert variant.format == "gptq" or not torch.equal(logits(learned), logits(closed))
     assert divergence(source, learned) < 1.2 * divergence(source, closed)
 
 
