@@ -50,6 +50,7 @@ class AWQ:
         from quantkit.decoder.blocks import DecoderBlocks
         from quantkit.formats.block_conversion import convert_linears
         from quantkit.quantize.awq import BlockAWQ
+        from quantkit.quantize.gptq import DAMP_PERCENT
 
         asked, windows = _asked(spec), needed(spec, calibration)
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
@@ -57,7 +58,7 @@ class AWQ:
         converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
         config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
-        return replace(converted, options=config)
+        return replace(converted, options={**config, "damp_percent": DAMP_PERCENT})
 
     def inspect(self, variant: Variant) -> dict[str, Any]:
         """As ``Format.inspect``."""

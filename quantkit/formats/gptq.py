@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128, -1)
-DAMP_PERCENT = 0.01
 
 
 class GPTQ:
@@ -56,7 +55,7 @@ class GPTQ:
 
         asked, windows = _asked(spec), needed(spec, calibration)
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
-        quantize = BlockGPTQ(checkpoint.dtype, DAMP_PERCENT, asked.options.steps)
+        quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
         converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
         config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
@@ -78,6 +77,8 @@ def quantization_config(
     asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
 ) -> dict[str, Any]:
     """What transformers, vLLM and GPTQModel read to load the checkpoint."""
+    from quantkit.quantize.gptq import DAMP_PERCENT
+
     scheme = asked.scheme
     departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
     return {

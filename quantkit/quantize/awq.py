@@ -2,8 +2,10 @@
 
 Lin et al. 2023, arXiv 2306.00978. For each family of linears that share an input, the strength α
 of the scaling s = a**α / b**(1-α), with a the mean activation and b the mean relative weight of a
-channel, is searched against the output error of the module they belong to; then each group's
-range is clipped where that lowers its output error.
+channel, is searched against the output error of the module they belong to.
+
+The authors then clip each group's range and round to nearest. Here GPTQ rounds instead: a clipped
+block gives less than it should, every block a little less, and the losses add up along the stream.
 """
 
 from __future__ import annotations
@@ -14,25 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.decoder.expert_names import expert_of
+from quantkit.quantize.block_gptq import BlockGPTQ
 from quantkit.quantize.families import Family, families, fold_channels, fold_scales
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
-from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
-from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
+from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
 _ALPHAS = 20
-_CLIP_STEPS = 10
-_LOWEST_CLIP = 0.5
-_ROWS_AT_ONCE = 512
 _JUDGED_TOKENS = 1024
 """How many tokens the output of attention and of the MLP is compared on, for each α."""
 _WEIGHED_TOKENS = 8192
 """How many, of all windows, errors of single linears are summed over; the Hessians of all tokens
 would take most of the time."""
-
-UNCLIPPED = ("q_proj", "k_proj")
-"""Their product is what attention softens: clipping them for their own output error hurts it."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +54,28 @@ class Grid:
 
 
 class BlockAWQ:
-    """Quantizes block after block; ``dtype``: the model's, in which engines hold the scales. With
+    """Quantizes block after block: scales channels, then rounds as GPTQ does, each linear for what
+    those before it give now. ``dtype``: the model's, in which engines hold the scales. With
     ``iters``, that many steps of learning follow (``quantize/learned.py``)."""
 
+    follows_source = True
+
     def __init__(self, dtype: torch.dtype, iters: int = 0) -> None:
-        self._dtype, self._iters = dtype, iters
-        self.follows_source = iters > 0
+        self._dtype = dtype
+        self._round = BlockGPTQ(dtype, iters, symmetric=False)
 
     def __call__(self, block: StreamedBlock) -> QuantizedBlock:
-        """Scale, clip and round the linears of a block.
-
-        The block's float weights and norms take the scales, so that rounding them again gives
-        what is returned.
-        """
+        """The integers of a block's linears. Its norms, and its linears where they feed others,
+        take the scales."""
         scheme = next(iter(block.linears.values()))
-        grid = Grid(scheme.bits, scheme.group_size, self._dtype)
+        self._scale(block, Grid(scheme.bits, scheme.group_size, self._dtype))
+        return self._round(block)
+
+    def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module
-        target = block.advance_source(module) if self._iters else None
         scaled = families(block.linears)
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
-        watched = dict.fromkeys([*block.linears, *(family.given for family in scaled)])
-        statistics = InputStatistics(module, watched, every)
+        statistics = InputStatistics(module, [family.given for family in scaled], every)
         judged = {
             family.judge: RecordedCalls(module, family.judge, _JUDGED_TOKENS)
             for family in scaled
@@ -87,43 +83,18 @@ class BlockAWQ:
         }
         block.run()
         statistics.close()
-        dtype = next(module.parameters()).dtype
-        hessians = {leader: hessian.to(dtype) for leader, hessian in statistics.hessian.items()}
         for calls in judged.values():
             calls.close()
-        notes = [
-            f"{block.name}.{leader}: {dead} dead input channels"
-            for leader, size in statistics.mean_abs.items()
-            if (dead := dead_channels(size, f"{block.name}.{leader}"))
-        ]
-        leaders = statistics.leader
-        unseen = {expert_of(name) for name in block.linears if name not in leaders}
-        notes += unseen_note(block, unseen)
+        dtype = next(module.parameters()).dtype
         for family in scaled:
-            if family.given not in leaders:
+            if family.given not in statistics.leader:
                 continue  # of an expert that saw no token
-            given = leaders[family.given]
+            given = statistics.leader[family.given]
+            dead_channels(statistics.mean_abs[given], f"{block.name}.{given}")
             run = judged[family.judge].replay(block.blocks.autocast) if family.judge else None
-            scale = search_scales(
-                module, family, statistics.mean_abs[given], hessians[given], run, grid
-            )
+            hessian = statistics.hessian[given].to(dtype)
+            scale = search_scales(module, family, statistics.mean_abs[given], hessian, run, grid)
             fold_scales(module, family, scale)
-            # What they are given is now smaller by that.
-            for leader in {leaders[name] for name in family.readers if name in leaders}:
-                hessians[leader] /= scale[:, None] * scale
-        starts = {}
-        for name in block.linears:
-            weights = linear_weight(module, name)
-            if name.endswith(UNCLIPPED) or name not in leaders:
-                low, high = grid.extent(weights)
-            else:
-                low, high = clip(weights, hessians[leaders[name]], grid)
-            starts[name] = Start(weights, grid.round(weights, low, high))
-        if target:
-            learned = learn(block, target, starts, self._iters)
-            return QuantizedBlock(learned.integers, tuple(notes))
-        integers = {name: start.integers for name, start in starts.items()}
-        return QuantizedBlock(integers, tuple(notes))
 
 
 def search_scales(
@@ -170,36 +141,6 @@ def search_scales(
     for reader, weight in zip(readers, originals, strict=True):
         reader.weight.data = weight
     return chosen
-
-
-def clip(
-    weights: torch.Tensor, hessian: torch.Tensor, grid: Grid
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range of each group that loses least of the output: low and high, (out, groups).
-
-    ``weights``: (out, in); ``hessian``: (in, in). A group's error is Δ H_gg Δᵀ, with H_gg the
-    block of the Hessian of its channels.
-    """
-    size = grid.group_size
-    low, high = grid.extent(weights)
-    groups = low.shape[1]
-    blocks = torch.stack(
-        [hessian[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)]
-    )
-    best_low, best_high = low.clone(), high.clone()
-    for start in range(0, len(weights), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        best = torch.full_like(low[rows], torch.inf)
-        for step in range(_CLIP_STEPS + 1):
-            keep = 1 - (1 - _LOWEST_CLIP) * step / _CLIP_STEPS
-            rounded = grid.round(weights[rows], low[rows] * keep, high[rows] * keep).dequantize()
-            delta = (weights[rows] - rounded).view(-1, groups, size).transpose(0, 1)
-            error = torch.bmm(delta, blocks).mul_(delta).sum(-1).T
-            better = error < best
-            best = torch.where(better, error, best)
-            best_low[rows] = torch.where(better, low[rows] * keep, best_low[rows])
-            best_high[rows] = torch.where(better, high[rows] * keep, best_high[rows])
-    return best_low, best_high
 
 
 def _relative_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

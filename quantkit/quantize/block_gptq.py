@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from quantkit.decoder.expert_names import SHARING_INPUT, expert_of, is_routed
-from quantkit.quantize.gptq import Kernels, Solved, gptq, refit
+from quantkit.quantize.gptq import DAMP_PERCENT, Kernels, Solved, gptq, refit
 from quantkit.quantize.inputs import (
     InputStatistics,
     add_correction,
@@ -34,13 +34,13 @@ _HESSIAN_BYTES = 2 << 30
 
 class BlockGPTQ:
     """Quantizes block after block, and in each the linears in the order of their calls, every one
-    for what those before it give now. ``dtype`` as for ``gptq``. With ``iters``, that many steps
-    of learning follow (``quantize/learned.py``)."""
+    for what those before it give now. ``dtype`` and ``symmetric`` as for ``gptq``. With ``iters``,
+    that many steps of learning follow (``quantize/learned.py``)."""
 
     follows_source = True
 
-    def __init__(self, dtype: torch.dtype, damp_percent: float, iters: int = 0) -> None:
-        self._dtype, self._damp_percent, self._iters = dtype, damp_percent, iters
+    def __init__(self, dtype: torch.dtype, iters: int = 0, *, symmetric: bool = True) -> None:
+        self._dtype, self._iters, self._symmetric = dtype, iters, symmetric
         self._kernels = Kernels()
 
     def __call__(self, block: StreamedBlock) -> QuantizedBlock:
@@ -108,14 +108,14 @@ class BlockGPTQ:
             bits=scheme.bits,
             group_size=scheme.columns(weights.shape[1]),
             dtype=self._dtype,
-            damp_percent=self._damp_percent,
+            symmetric=self._symmetric,
             kernels=self._kernels,
         )
 
     def _notes(self, where: str, solved: Solved) -> Iterator[str]:
         if solved.dead_channels:
             yield f"{where}: {solved.dead_channels} dead input channels"
-        if solved.damp_percent != self._damp_percent:
+        if solved.damp_percent != DAMP_PERCENT:
             yield f"{where}: damping raised to {solved.damp_percent:.2f}"
 
 

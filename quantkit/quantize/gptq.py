@@ -14,13 +14,21 @@ import torch
 from quantkit.errors import ConversionError
 from quantkit.quantize.inputs import dead_channels
 from quantkit.quantize.replay import replayed
-from quantkit.quantize.rounding import Integers, storable, symmetric_scales
+from quantkit.quantize.rounding import (
+    Integers,
+    asymmetric_scales,
+    storable,
+    symmetric_scales,
+)
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
-REFIT_DAMPING = 2.0
-"""Times input channels a token, of the mean diagonal of the Hessian. With less, or with little
-text, other text does not gain what the calibration text does."""
+REFIT_DAMPING = 32.0
+"""Times input channels a token, of the mean diagonal of the Hessian. With 2 all text loses more,
+and most what is not like the calibration's (tests/benchmarks/RESULTS.md)."""
+DAMP_PERCENT = 0.1
+"""Of the mean diagonal, added before the Hessian is inverted. The usual 0.01 is no better on any
+text, and worse on code."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class Kernels:
     replayed for every group of the same shape."""
 
     def __init__(self) -> None:
-        self.search = replayed(symmetric_scales)
+        self.symmetric = replayed(symmetric_scales)
+        self.asymmetric = replayed(asymmetric_scales)
         self.round_columns = replayed(round_columns)
 
 
@@ -53,13 +62,15 @@ def gptq(
     bits: int,
     group_size: int,
     dtype: torch.dtype,
-    damp_percent: float = 0.01,
+    symmetric: bool = True,
+    damp_percent: float = DAMP_PERCENT,
     kernels: Kernels | None = None,
 ) -> Solved:
-    """Quantize one linear, symmetric, minimizing ‖X (W - Ŵ)ᵀ‖² for hessian = XᵀX.
+    """Quantize one linear, minimizing ‖X (W - Ŵ)ᵀ‖² for hessian = XᵀX.
 
     ``weights``: (out, in) float32; ``hessian``: (in, in) float32 or float64; ``group_size``
-    divides in; ``dtype``: the model's, in which engines hold the scales. Several linears with the
+    divides in; ``dtype``: the model's, in which engines hold the scales; ``symmetric``: whether all
+    zeros are 2**(bits-1). Several linears with the
     same input may be stacked along out. Of a hessian that the caller does not keep, no more than
     two copies exist at a time. Raise ConversionError for a Hessian with non-finite entries, or one
     that no damping makes invertible.
@@ -82,27 +93,35 @@ def gptq(
     # Columns lie as rows, so that what belongs to one column is contiguous.
     W = weights.T.index_select(0, order).float()
     columns, rows = W.shape
-    half = 1 << (bits - 1)
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=W.device)
     scales = W.new_empty(columns // group_size, rows)
+    zeros = torch.full_like(scales, 1 << (bits - 1))
     lazy = min(group_size, _LAZY_COLUMNS)
     for start in range(0, columns, lazy):
         stop = min(start + lazy, columns)
         if start % group_size == 0:
-            group = slice(start, start + group_size)
-            search = kernels.search if group_size == lazy else symmetric_scales
-            scale = search(W[group], bits, importance[group, None], dtype)
-            scales[start // group_size] = scale
+            group, number = slice(start, start + group_size), start // group_size
+            given = W[group], bits, importance[group, None], dtype
+            if symmetric:
+                search = kernels.symmetric if group_size == lazy else symmetric_scales
+                scales[number] = search(*given)
+            else:
+                search = kernels.asymmetric if group_size == lazy else asymmetric_scales
+                scales[number], zeros[number] = search(*given)
         part = inverse[start:stop, start:stop]
-        rounded, errors, whole = kernels.round_columns(W[start:stop], part, scale, half)
+        rounded, errors, whole = kernels.round_columns(
+            W[start:stop], part, scales[number], zeros[number], (1 << bits) - 1
+        )
         codes[start:stop], W[start:stop] = rounded, whole
         W[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
 
     back = order.argsort()
-    groups = order[::group_size] // group_size
-    scales = scales[groups.argsort()].T.contiguous()
-    zeros = torch.full_like(scales, half, dtype=torch.int32)
-    integers = Integers(codes[back].T.contiguous(), scales, zeros)
+    groups = (order[::group_size] // group_size).argsort()
+    integers = Integers(
+        codes[back].T.contiguous(),
+        scales[groups].T.contiguous(),
+        zeros[groups].T.contiguous().int(),
+    )
     return Solved(integers, W[back].T.contiguous(), damping, dead_count)
 
 
@@ -126,23 +145,27 @@ def refit(
 
 
 def round_columns(
-    weights: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, half: int
+    weights: torch.Tensor,
+    inverse: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    top: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Round columns in turn; those after each one make up for its error.
 
     ``weights``: (columns, out); ``inverse``: their square of the inverse Hessian's factor;
-    ``scale``: (out,). Returns the codes in [0, 2 * half), uint8, the errors divided by the
+    ``scale`` and ``zero``: (out,). Returns the codes in [0, top], uint8, the errors divided by the
     factor's diagonal, and what was rounded, all (columns, out).
     """
     left = weights.clone()
     codes = torch.empty_like(left)
     errors = torch.empty_like(left)
     for j, column in enumerate(left):
-        code = torch.div(column, scale, out=codes[j]).round_().clamp_(-half, half - 1)
-        error = torch.addcmul(column, code, scale, value=-1, out=errors[j])
+        code = torch.div(column, scale, out=codes[j]).round_().add_(zero).clamp_(0, top)
+        error = torch.addcmul(column, code - zero, scale, value=-1, out=errors[j])
         error.div_(inverse[j, j])
         left[j + 1 :].addr_(inverse[j, j + 1 :], error, alpha=-1)
-    return codes.add_(half).byte(), errors, left
+    return codes.byte(), errors, left
 
 
 def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ class InputStatistics:
     called, as an expert that no token is given, has none. ``hessian[leader]`` is
     XᵀX over one in ``every`` tokens (in, in), of an expert over all that it is given; float32 or,
     where blocks compute without autocast, float64. ``mean_abs[leader]`` is
-    mean |X| per channel (in,) float32. X is what a linear multiplies: rounded to bfloat16 where
+    mean |X| per channel (in,), likewise. X is what a linear multiplies: rounded to bfloat16 where
     it computes in that.
     """
 
@@ -70,12 +70,12 @@ class InputStatistics:
         x = multiplied(x)
         if name not in self.hessian:
             self.hessian[name] = empty_gram(x)
-            self.mean_abs[name] = x.new_zeros(x.shape[1], dtype=torch.float32)
+            self.mean_abs[name] = self.hessian[name].new_zeros(x.shape[1])
             self._tokens[name] = 0
         self._tokens[name] += len(x)
         some = x if is_routed(name) else x[:: self._every]
         add_gram(self.hessian[name], some, some)
-        self.mean_abs[name] += x.abs().sum(0, dtype=torch.float32)
+        self.mean_abs[name] += x.abs().sum(0, dtype=self.mean_abs[name].dtype)
 
 
 def dead_channels(size: torch.Tensor, where: str) -> int:

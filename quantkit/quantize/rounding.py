@@ -78,6 +78,29 @@ def symmetric_scales(
     return chosen
 
 
+def asymmetric_scales(
+    weights: torch.Tensor, bits: int, importance: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and the zero of each column for integers in [0, 2**bits), by weighted MSE.
+
+    As ``symmetric_scales``; the ranges tried are a column's own, narrowed by up to 30 percent.
+    Returns (...,) float32 twice, zeros as whole numbers.
+    """
+    top = (1 << bits) - 1
+    low, high = weights.amin(0), weights.amax(0)
+    best = torch.full_like(low, torch.inf)
+    chosen, shift = torch.ones_like(low), torch.zeros_like(low)
+    for keep in torch.linspace(1.0, 0.70, 11).tolist():
+        scale, zero = asymmetric_range(low * keep, high * keep, bits, dtype)
+        codes = (weights / scale).round_().add_(zero).clamp_(0, top)
+        error = codes.sub_(zero).mul_(scale).sub_(weights).square_().mul_(importance).sum(0)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, scale, chosen)
+        shift = torch.where(better, zero.float(), shift)
+    return chosen, shift
+
+
 def asymmetric_range(
     low: torch.Tensor, high: torch.Tensor, bits: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:

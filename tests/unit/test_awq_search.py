@@ -9,7 +9,7 @@ from torch import nn
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.quantize.activations import Activations
-from quantkit.quantize.awq import BlockAWQ, Grid, clip, search_scales
+from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
 from quantkit.quantize.families import families, fold_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
@@ -60,7 +60,7 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
     wanted = exact(blocks, block, hidden)
     plain = rounded(blocks, GRID)
     linears = dict.fromkeys(blocks.linears(0), GroupScheme(4, 64))
-    streamed = StreamedBlock(blocks, 0, block, linears, hidden)
+    streamed = StreamedBlock(blocks, 0, block, linears, hidden, _hidden(blocks))
     for name, integers in BlockAWQ(torch.float32)(streamed).integers.items():
         block.get_submodule(name).weight.data = integers.dequantize()
 
@@ -68,24 +68,3 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
         return float((exact(blocks, candidate, hidden) - wanted).square().mean())
 
     assert error(block) < 0.75 * error(plain)
-
-
-def test_clipping_never_raises_a_groups_output_error() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(24, 128, generator=generator)
-    weights[3, 5] = 40
-    x = torch.randn(300, 128, generator=generator)
-    hessian = x.T @ x
-    clipped = GRID.round(weights, *clip(weights, hessian, GRID)).dequantize()
-    full = GRID.fake(weights)
-    lowered = 0
-    for row in range(24):
-        for group in range(2):
-            part = slice(group * 64, group * 64 + 64)
-            error = [
-                float((x[:, part] @ (weights[row, part] - w[row, part])).square().sum())
-                for w in (clipped, full)
-            ]
-            assert error[0] <= error[1] * 1.0001
-            lowered += error[0] < error[1] * 0.999
-    assert lowered > 10

@@ -6,7 +6,13 @@ import torch
 
 from quantkit.quantize.awq import Grid
 from quantkit.quantize.gptq import plain_symmetric
-from quantkit.quantize.rounding import Integers, storable, symmetric_scales
+from quantkit.quantize.rounding import (
+    Integers,
+    asymmetric_range,
+    asymmetric_scales,
+    storable,
+    symmetric_scales,
+)
 
 
 def _weights(rows: int = 8, columns: int = 128) -> torch.Tensor:
@@ -55,6 +61,21 @@ def test_searched_scales_lose_no_more_than_any_plain_one() -> None:
     plain = storable(weights.abs().amax(-1) / 7, torch.float32)
     assert (loss(searched) <= loss(plain) * 1.02).all()
     assert loss(searched).mean() < 0.85 * loss(plain).mean()
+
+
+def test_searched_ranges_lose_no_more_than_the_whole_range() -> None:
+    weights = _weights(16, 64) + 0.3
+    importance = torch.rand(64, generator=torch.Generator().manual_seed(2)) + 0.1
+
+    def loss(scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+        codes = ((weights / scales[:, None]).round() + zeros[:, None]).clamp(0, 15)
+        lost = (codes - zeros[:, None]) * scales[:, None] - weights
+        return (lost.square() * importance).sum(-1)
+
+    searched = asymmetric_scales(weights.T, 4, importance[:, None], torch.float32)
+    whole = asymmetric_range(weights.amin(-1), weights.amax(-1), 4, torch.float32)
+    assert (loss(*searched) <= loss(*whole)).all()
+    assert loss(*searched).mean() < 0.99 * loss(*whole).mean()
 
 
 def test_scales_survive_the_file_and_the_engine() -> None:
