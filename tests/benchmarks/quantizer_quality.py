@@ -1,12 +1,13 @@
-"""GPTQ and AWQ against rounding to nearest and against their peers: drift, seconds, memory.
+r"""GPTQ and AWQ against rounding to nearest and against their peers: drift, seconds, memory.
 
-    python -m tests.benchmarks.quantizer_quality --calibration c4.utf8 --text wiki.raw --work DIR
+    python -m tests.benchmarks.quantizer_quality --calibration c4.utf8 --text wiki.raw \
+        --text code.utf8 --work DIR
 
 One row after another is made of the source, each by a command of its own, on the same token
 ids of the same text, and scored on the same windows. A peer's row is left out where its toolchain
 is not installed (`quantkit engines install auto-round`). What is in DIR already is scored again but
-not made again. Standard errors are over tokens; the change is against the rounding that has the
-same grid (symmetric for GPTQ, asymmetric for AWQ).
+not made again. Standard errors are over tokens; the ratios are against the rounding that has the
+same grid (symmetric for GPTQ, asymmetric for AWQ), on the mean of the texts and on the worst.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def main() -> None:
     """Print the table, each row when it is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", default="demo:smollm2-135m")
-    parser.add_argument("--text", default="pydoc:evaluation")
+    parser.add_argument("--text", action="append", help="several times, for several texts")
     parser.add_argument("--calibration", default="pydoc:calibration")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--work", type=Path, required=True)
@@ -133,33 +134,38 @@ def main() -> None:
     names = [n for n in ROWS if n in names or n in {_ROUNDING[ROWS[m].format] for m in names}]
     options.work.mkdir(parents=True, exist_ok=True)
     source = Checkpoint.open(options.source)
-    section = EvaluateSection(text=options.text, windows=options.windows)
-    plan = evaluation_plan(section, source, load_text(options.text))
-    assert plan.windows is not None
-    reference = Reference.build(source, plan.windows, options.work)
-    print(f"\n{options.text}: {options.windows} windows of 512; from {options.calibration}\n")
-    print("| | calibration | ppl | KLD mean | top-1 | seconds | peak GiB | KLD against rounding |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    lost: dict[str, float] = {}
+    plans, references = {}, {}
+    for text in options.text or ["pydoc:evaluation"]:
+        section = EvaluateSection(text=text, windows=options.windows)
+        plan = evaluation_plan(section, source, load_text(text))
+        assert plan.windows is not None
+        name = Path(text).name
+        plans[name], references[name] = plan, Reference.build(source, plan.windows, options.work)
+    print(f"\n{options.windows} windows of 512 of each text; from {options.calibration}\n")
+    print("| | calibration |", *(f"{name}: KLD (ppl) |" for name in plans), end=" ")
+    print("mean of ratios to rounding | worst | seconds | peak GiB |")
+    print("| --- " * (len(plans) + 6) + "|", flush=True)
+    lost: dict[str, dict[str, float]] = {}
     for name in names:
         model, row = make(name, options.source, options.calibration, options.work), ROWS[name]
         if model is None:
             continue
-        found = evaluate(model, reference, plan).metrics
-        kld, ppl, top = found["kld_mean"], found["ppl"], found["top1_agreement"]
-        lost[name] = kld.value
+        cells, lost[name] = [], {}
+        for text, plan in plans.items():
+            found = evaluate(model, references[text], plan).metrics
+            kld, ppl = found["kld_mean"], found["ppl"]
+            lost[name][text] = kld.value
+            cells.append(f"{kld.value:.4f} ± {kld.stderr:.4f} ({ppl.value:.2f}) |")
         manifest = getattr(model, "manifest", None)
-        tokens, cost, change = "–", "– | –", "–"
+        tokens, cost, change = "–", "– | –", "– | –"
         if manifest:
             tokens = f"{row.samples} x {row.length}"
             peak = manifest.convert.peak_rss_bytes / 2**30
             cost = f"{manifest.convert.seconds:.0f} | {peak:.2f}"
-            change = f"{kld.value / lost[_ROUNDING[row.format]] - 1:+.0%}"
-        print(
-            f"| {row.label} | {tokens} | {ppl.value:.2f} ± {ppl.stderr:.2f} | {kld.value:.4f} ± "
-            f"{kld.stderr:.4f} | {top.value:.1%} | {cost} | {change} |",
-            flush=True,
-        )
+            plain = lost[_ROUNDING[row.format]]
+            ratios = [lost[name][text] / plain[text] for text in plans]
+            change = f"{sum(ratios) / len(ratios):.2f} | {max(ratios):.2f}"
+        print(f"| {row.label} | {tokens} |", *cells, f"{change} | {cost} |", flush=True)
 
 
 if __name__ == "__main__":
