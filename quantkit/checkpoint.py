@@ -19,7 +19,7 @@ from quantkit.chat_template import DEFAULT, chat_templates
 from quantkit.errors import CheckpointError, first_line, reading
 from quantkit.files import sha256_files
 from quantkit.gguf_files import gguf_at
-from quantkit.json_file import read_object
+from quantkit.json_file import load_json, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class Checkpoint:
     def _open(
         cls, path: Path, *, id: str, origin: str | None = None, of_hub: bool = False
     ) -> Checkpoint:
-        _refuse_adapter(path)
+        refuse_adapter(path)
         if not (path / "config.json").is_file():
             raise CheckpointError(
                 f"{path / 'config.json'}: no such file; a checkpoint needs its config.json"
@@ -262,7 +262,7 @@ class Checkpoint:
                 )
 
 
-def _refuse_adapter(path: Path) -> None:
+def refuse_adapter(path: Path) -> None:
     """Raise CheckpointError for a directory with the weights of a LoRA, and none of a model."""
     weights = [file.name for file in path.glob("*.safetensors")]
     if not (path / _ADAPTER).is_file() or weights not in ([], ["adapter_model.safetensors"]):
@@ -284,6 +284,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     where there is no tokenizer.json. Raise CheckpointError where it cannot be read.
     """
     file = directory / "tokenizer.json"
+    load_json(directory / "tokenizer_config.json")  # damaged, it is named
     tokenizer = _as_written(file) if file.is_file() else load_auto_tokenizer(directory)
     if tokenizer.chat_template is None:  # transformers leaves chat_template.json to processors
         tokenizer.chat_template = chat_templates(directory).get(DEFAULT)

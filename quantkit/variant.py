@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit import weight_files
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Checkpoint, refuse_adapter
 from quantkit.errors import CheckpointError
 from quantkit.files import sha256_file, sha256_files
 from quantkit.formats.packed import Quantization, settings_files
@@ -201,6 +201,7 @@ def open_variant(path: Path) -> Variant:
         if beside.is_file() and gguf.name != IMATRIX:
             return open_variant(gguf.parent)
         return _bare_gguf(gguf)
+    refuse_adapter(path)
     quantization = Quantization.of(path)
     if quantization is None:
         raise CheckpointError(

@@ -467,6 +467,17 @@ def test_an_adapter_says_what_it_is(
         assert "is a LoRA adapter of org/base, not a model; merge it first: peft" in found
 
 
+def test_an_adapter_in_a_recipe_says_what_it_is(
+    copy: Path, tmp_path: Path, quantkit: Command
+) -> None:
+    adapter = Path(shutil.copytree(copy, tmp_path / "adapter"))
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    ended = quantkit(*recipe(copy, {"path": str(adapter)}))
+    assert ended.code == 1
+    assert "is a LoRA adapter of org/base, not a model; merge it first: peft" in ended.error
+
+
 # Errors that nobody expected
 
 

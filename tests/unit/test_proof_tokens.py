@@ -254,6 +254,52 @@ def test_text_that_llama_cpp_does_not_compose_is_only_remarked(tmp_path: Path) -
     assert "does not compose characters (NFC)" in remark
 
 
+def test_what_composes_and_marks_spaces_is_only_remarked(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path)
+    steps = [normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    change(tmp_path, set_("normalizer", normalizers.Sequence(steps)))
+    source = checkpoint(tmp_path)
+    found = proved(source, read_tokenizer(source, ROWS), tmp_path / "v.gguf")
+    assert found.differences == []
+    assert any("does not compose characters (NFC)" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_spaces_that_begin_a_text_are_told(tmp_path: Path, scheme: str) -> None:
+    write_sentencepiece(tmp_path)
+    change(tmp_path, set_("normalizer", None))
+    splitter = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    change(tmp_path, set_("pre_tokenizer", splitter))
+    source = checkpoint(tmp_path)
+    (told,) = proved(source, read_tokenizer(source, ROWS), tmp_path / "v.gguf").differences
+    assert told.startswith("' ': ")
+    assert "a space before a text that begins with one, tokenizer.json does not (Metaspace)" in told
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_bos_is_measured_and_written_alike_without_a_tokenizer_json(
+    tmp_path: Path, begins: bool
+) -> None:
+    write_sentencepiece(tmp_path)
+    change(tmp_path, lambda _: None, add_bos_token=begins or None)
+    (tmp_path / "tokenizer.json").unlink()
+    source = checkpoint(tmp_path)
+    assert (bos_id(source.tokenizer) is not None) is begins
+    vocabulary = write_vocabulary(read_tokenizer(source, ROWS), tmp_path / "v.gguf")
+    with Vocabulary(vocabulary) as made:
+        assert made.adds_bos is begins
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "not JSON"), ("[]", "expected a JSON object, found list")]
+)
+def test_settings_that_are_no_object_are_named(tmp_path: Path, content: str, message: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: {message}"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokens_that_are_special_for_one_side_only_are_remarked(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     plain = AddedToken("<|looks_special|>", normalized=False)

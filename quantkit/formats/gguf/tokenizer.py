@@ -101,7 +101,7 @@ def read_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Tokenizer:
         tokenizer = replace(tokenizer, space_prefix=False)
     elif checkpoint.architecture in _LIKE_LLAMA:
         tokenizer = _like_llama(tokenizer, checkpoint)
-    return _as_it_reads(tokenizer, checkpoint) if description else tokenizer
+    return _as_it_reads(tokenizer, checkpoint, of_file=bool(description))
 
 
 def _is_byte_level(description: dict[str, Any]) -> bool:
@@ -111,9 +111,10 @@ def _is_byte_level(description: dict[str, Any]) -> bool:
     )
 
 
-def _as_it_reads(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
-    """With what tokenizer.json does to a text, where the file's keys would have llama.cpp do
-    another thing: they are taken from settings, as its converter takes them."""
+def _as_it_reads(tokenizer: Tokenizer, checkpoint: Checkpoint, *, of_file: bool) -> Tokenizer:
+    """With what is measured of a text, where the file's keys would have llama.cpp do another
+    thing: they are taken from settings, as its converter takes them. ``of_file``: there is a
+    tokenizer.json; without it transformers only decides what is put around a text."""
     reader, special = checkpoint.tokenizer, tokenizer.special
     pieces = tokenizer.model == "llama"
     bos, eos = bos_id(reader), eos_id(reader)
@@ -124,7 +125,7 @@ def _as_it_reads(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
         special.added["eos"] = eos is not None
     # What llama.cpp puts before a text is its BOS, whatever the settings call by that name.
     special.ids |= {r: i for r, i in (("bos", bos), ("eos", eos)) if i is not None}
-    if not pieces:
+    if not pieces or not of_file:
         return tokenizer
     first = reader("a", add_special_tokens=False).input_ids[:1]
     prefix = "".join(reader.convert_ids_to_tokens(first)).startswith(SPACE)
