@@ -37,6 +37,7 @@ from quantkit.variant import (
     SourceRecord,
     Variant,
     open_variant,
+    read_manifest,
 )
 
 if TYPE_CHECKING:
@@ -200,8 +201,13 @@ def _prove(
 ) -> tuple[dict[str, ProofRecord], dict[str, int]]:
     """What was written against the source, and the metadata that llama-server has to be told.
 
-    Raise ConversionError where it is another model.
+    A GGUF that quantkit made hands down what was found when it was. Raise ConversionError where it
+    is another model.
     """
+    beside = checkpoint.path / MANIFEST
+    if checkpoint.format == "gguf" and beside.is_file():
+        manifest = read_manifest(beside)
+        return manifest.proof, manifest.override_kv
     proof: dict[str, ProofRecord] = {}
     compared = tokens.of_variant(checkpoint, spec.format, directory)
     if compared is not None:

@@ -115,9 +115,11 @@ def _score(
         found = []
         for index, logits in enumerate(track(rows, f"{model.id}: windows", len(windows.ids))):
             against = known(index, logits)
+            # Without a source to be held to, a model may have fewer rows than its tokenizer tokens.
+            rows = vocabulary if reference else min(vocabulary, logits.shape[1])
             found.append(
                 divergence.score(
-                    cut_padding(logits, vocabulary, model),
+                    cut_padding(logits, rows, model),
                     windows.targets(index),
                     None if against is None else against[:, :vocabulary],
                 )

@@ -15,6 +15,7 @@ from quantkit.convert import convert
 from quantkit.ends import end_ids
 from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.formats.gguf.chat import KNOWN_ENDS
+from quantkit.formats.gguf.gguf_source import GGUFSource
 from quantkit.spec import Spec
 from quantkit.variant import Variant
 from tests.chats import TEMPLATES
@@ -124,7 +125,8 @@ def test_more_ends_than_keys_are_told_to_the_server_or_noted(
     source = model(
         tiny_llama, tmp_path / "m", None, {i: f"<end {i}>" for i in ids}, eos_token_id=[END, *ids]
     )
-    manifest = made(source, tmp_path / "out").manifest
+    variant = convert(Checkpoint.open(source), Spec("gguf", "F16"), None, tmp_path / "out")
+    manifest = variant.manifest
     assert manifest is not None
     assert manifest.override_kv == {
         f"tokenizer.ggml.fim_{role}_token_id": id_
@@ -133,6 +135,12 @@ def test_more_ends_than_keys_are_told_to_the_server_or_noted(
     told, lost = manifest.notes
     assert "<end 1002> (1002), <end 1003> (1003), <end 1004> (1004) too" in told
     assert "<end 1005> (1005), <end 1006> (1006) too, of which llama.cpp cannot be told" in lost
+    # What is made of that file knows it too.
+    again = GGUFSource.of_file(variant.weights, allow_requantize=False)
+    second = convert(again, Spec("gguf", "Q8_0"), None, tmp_path / "again").manifest
+    assert second is not None
+    assert (second.override_kv, second.proof) == (manifest.override_kv, manifest.proof)
+    assert set(second.notes) >= {told, lost}
 
 
 def test_texts_that_llama_cpp_knows_are_those_that_it_says(tmp_path: Path) -> None:
