@@ -115,11 +115,9 @@ def _score(
         found = []
         for index, logits in enumerate(track(rows, f"{model.id}: windows", len(windows.ids))):
             against = known(index, logits)
-            # Without a source to be held to, a model may have fewer rows than its tokenizer tokens.
-            rows = vocabulary if reference else min(vocabulary, logits.shape[1])
             found.append(
                 divergence.score(
-                    cut_padding(logits, rows, model),
+                    cut_padding(logits, vocabulary, model),
                     windows.targets(index),
                     None if against is None else against[:, :vocabulary],
                 )
@@ -140,7 +138,8 @@ def cut_padding(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Te
     if logits.shape[1] < vocabulary:
         raise EvaluationError(
             f"{model.path}: a vocabulary of {logits.shape[1]} tokens, the tokenizer has "
-            f"{vocabulary}; it was not made from this source"
+            f"{vocabulary}: its weights and its tokenizer are of two models, or it is to be measured "
+            "against its source (--reference)"
         )
     return logits[:, :vocabulary]
 
