@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from quantkit import devices
 from quantkit.errors import RecipeError
@@ -15,9 +15,6 @@ from quantkit.variant import CalibrationRecord
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-
-Precision = Literal["bfloat16", "float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def calibrate(
     sequence_length: int,
     seed: int,
     device: str = "cpu",
-    precision: Precision = "bfloat16",
+    precision: devices.Precision = "auto",
 ) -> Calibration:
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
@@ -100,6 +97,7 @@ def calibrate(
     chosen = windows[order[:samples]].contiguous()
     if bos is not None:
         chosen[:, 0] = bos
+    place = devices.choose(device)
     return Calibration(
         chosen,
         CalibrationRecord(
@@ -110,6 +108,6 @@ def calibrate(
             seed=seed,
             sha256=hash_ids(chosen.flatten().tolist()),
         ),
-        devices.choose(device),
-        getattr(torch, precision),
+        place,
+        devices.precision(precision, place),
     )

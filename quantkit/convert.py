@@ -168,6 +168,7 @@ def _convert_group(
                 seconds=seconds,
                 peak_rss_bytes=result.peak_rss_bytes or memory.peak_bytes,
                 device=devices.describe(used.device) if used else None,
+                precision=str(used.precision).removeprefix("torch.") if used else None,
                 peak_device_bytes=result.peak_device_bytes,
                 stage_seconds=result.stage_seconds,
                 variants=len(targets),

@@ -17,8 +17,7 @@ from pydantic import (
 )
 
 from quantkit.brought import Brought
-from quantkit.calibration import Precision
-from quantkit.devices import AUTO
+from quantkit.devices import AUTO, Precision
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.ledger.load import Arrivals, Slo
 from quantkit.packaged import packaged_files
@@ -54,8 +53,9 @@ class CalibrationSection(_Section):
     seed: int = 0
     device: str = AUTO
     """Where calibration and the native quantizers run: ``cpu``, ``cuda``, ``cuda:N``, ``auto``."""
-    precision: Precision = "bfloat16"
-    """In which they compute. float64 is slow, and gives the same integers on every device."""
+    precision: Precision = "auto"
+    """In which they compute; ``auto`` is bfloat16 where that is faster, else float32. float64 is
+    slow, and gives the same integers on every device."""
 
     def windows(self) -> dict[str, Any]:
         """How the text is cut and sampled, and where it runs: the keywords of ``calibrate``."""

@@ -62,6 +62,8 @@ class ConvertCost(_Record):
     peak_rss_bytes: int
     device: str | None = None
     """Where calibration and quantization ran: ``cpu``, or the GPU's name."""
+    precision: str | None = None
+    """What matrix products were computed in there: ``bfloat16``."""
     peak_device_bytes: int | None = None
     stage_seconds: dict[str, float] = Field(default_factory=dict)
     variants: int = 1

@@ -52,7 +52,7 @@ class DecoderBlocks:
         self,
         checkpoint: Checkpoint,
         device: torch.device | str = "cpu",
-        precision: torch.dtype = torch.bfloat16,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         if checkpoint.architecture not in ARCHITECTURES:
             raise ConversionError(

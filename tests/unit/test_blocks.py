@@ -69,7 +69,7 @@ def test_blocks_of_other_families_give_what_the_whole_model_does(name: str, tmp_
 
 
 def test_statistics_equal_a_loop_over_recorded_inputs(tiny_qwen2: Path) -> None:
-    blocks = DecoderBlocks(Checkpoint.open(tiny_qwen2))
+    blocks = DecoderBlocks(Checkpoint.open(tiny_qwen2), precision=torch.bfloat16)
     block, hidden = blocks.load(0), blocks.embed(IDS)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in blocks.linears(0)}
     for name in blocks.linears(0):

@@ -108,3 +108,20 @@ def test_in_float64_integers_do_not_depend_on_the_order_of_sums(
     for name in made[0].tensors:
         if name.endswith("qweight"):
             assert torch.equal(made[0].read(name), made[1].read(name)), name
+
+
+@pytest.mark.parametrize(
+    ("narrow", "chosen"), [(0.5, torch.bfloat16), (0.9, torch.float32), (70.0, torch.float32)]
+)
+def test_the_precision_is_what_this_cpu_is_faster_in(
+    monkeypatch: pytest.MonkeyPatch, narrow: float, chosen: torch.dtype
+) -> None:
+    seconds = {torch.bfloat16: narrow, torch.float32: 1.0}
+    monkeypatch.setattr(devices, "_seconds", seconds.__getitem__)
+    devices._fastest_on_cpu.cache_clear()
+    try:
+        assert devices.precision("auto", torch.device("cpu")) == chosen
+        assert devices.precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+        assert devices.precision("auto", torch.device("cuda")) == torch.bfloat16
+    finally:
+        devices._fastest_on_cpu.cache_clear()
