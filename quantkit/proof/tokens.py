@@ -32,6 +32,7 @@ _COMPOSED = (
     "llama.cpp does not compose characters (NFC) as tokenizer.json asks, and reads decomposed text "
     "differently"
 )
+_BY_LOOK = "llama.cpp takes some text for a control token by its look, wherever those are parsed"
 _MARKED_SPACES = f"llama.cpp reads runs of {SPACE}, by which it means spaces, differently"
 _NO_FILE = (
     "there is no tokenizer.json, and transformers, which measures, does not read tokenizer.model "
@@ -108,11 +109,14 @@ def compare_gguf(source: Checkpoint, path: Path) -> Comparison:
         unhidden = [t.content for i, t in added.items() if t.special and not control[i]]
         remarks = list(_unlike(hidden, unhidden))
         asked = readings(tokenizer, [*hidden, *unhidden], vocabulary.marked())
+        by_look = vocabulary.marked_by_look()
         different = []
         harmless: dict[str, Difference] = {}
         for one in differences(tokenizer, asked, read):
             if _only_composed(one, tokenizer, read):
                 harmless.setdefault(_COMPOSED, one)
+            elif one.reading.parse_special and any(t in one.reading.text for t in by_look):
+                harmless.setdefault(_BY_LOOK, one)
             elif _of_marked_spaces(one, tokenizer):
                 harmless.setdefault(_MARKED_SPACES, one)
             else:

@@ -137,7 +137,6 @@ def test_mistral_with_sentencepiece_equals_the_converters_and_tokenizes_alike(
     pytest.importorskip("sentencepiece")
     directory = make_checkpoint(tmp_path / "mistral", family="mistral", **SMALL, vocab_size=1008)
     gguf_tokenizers.write_sentencepiece(directory)
-    (directory / "added_tokens.json").write_text(json.dumps({"<extra>": 1001}))
     (directory / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\n---\n# A model\n")
     check_family(Checkpoint.open(directory), llama_cpp_source, tmp_path)
 

@@ -14,9 +14,11 @@ import llama_cpp
 from quantkit.engines.llamacpp.context import error, listen
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.model_file import ModelFile
+from quantkit.formats.gguf.vocabulary import TokenType
 
 _ROOM = 4096
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+_NORMAL = int(TokenType.NORMAL)
 _MARKED = _CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 
@@ -33,7 +35,9 @@ class Vocabulary:
         self._tokens = (ctypes.c_int32 * _ROOM)()
 
     def __enter__(self) -> Vocabulary:
-        _check(self._path)
+        model = ModelFile.open(self._path)
+        _check(model)
+        self._types = model.array("tokenizer.ggml.token_type")
         listen()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -113,14 +117,23 @@ class Vocabulary:
         kind_of, vocabulary = llama_cpp.llama_vocab_get_attr, self._vocabulary
         return [self.text(at) for at in range(len(self)) if kind_of(vocabulary, at) & _MARKED]
 
+    def marked_by_look(self) -> list[str]:
+        """Those of them that the file has as text, and llama.cpp takes for control tokens because
+        they look like some (``</s>`` in Qwen's vocabulary)."""
+        return [
+            self.text(at)
+            for at, kind in enumerate(self._types)
+            if kind == _NORMAL and self.is_control(at)
+        ]
+
     def _free(self) -> None:
         llama_cpp.llama_model_free(self._model)
         self._model = None
 
 
-def _check(path: Path) -> None:
+def _check(model: ModelFile) -> None:
     """Refuse what llama.cpp asserts or throws over, which would end this process."""
-    model = ModelFile.open(path)
+    path = model.files[0]
     tokens = model.array("tokenizer.ggml.tokens")
     whole = [text for text in tokens if "\ufffd" not in text]  # the others are not read exactly
     if len(set(whole)) < len(whole):
