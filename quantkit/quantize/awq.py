@@ -69,7 +69,7 @@ class BlockAWQ:
         take the scales."""
         scheme = next(iter(block.linears.values()))
         self._scale(block, Grid(scheme.bits, scheme.group_size, self._dtype))
-        return self._round(block)
+        return self._round(block, is_source=False)
 
     def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module

@@ -43,8 +43,9 @@ class BlockGPTQ:
         self._dtype, self._iters, self._symmetric = dtype, iters, symmetric
         self._kernels = Kernels()
 
-    def __call__(self, block: StreamedBlock) -> QuantizedBlock:
-        """The integers of a block's linears."""
+    def __call__(self, block: StreamedBlock, *, is_source: bool = True) -> QuantizedBlock:
+        """The integers of a block's linears. ``is_source``: whether it is the source's to the
+        bit, not only what it computes."""
         original = _sharing_weights(block.module)
         starts: dict[str, Start] = {}
         notes: list[str] = []
@@ -61,7 +62,9 @@ class BlockGPTQ:
                 notes += self._notes(f"{block.name}.{names[0]}", solved)
             starts |= _take(block.module, names, solved)
         notes += unseen_note(block, unseen)
-        target = block.advance_source(original)
+        # As an attempt that goes on does it, for the same bits.
+        exact = original if is_source else block.blocks.load(block.index)
+        target = block.advance_source(exact)
         if self._iters:
             learned = learn(block, target, starts, self._iters)
             return QuantizedBlock(learned.integers, tuple(notes))

@@ -21,6 +21,7 @@ from quantkit.variant import Variant
 from tests.integration.gguf_cases import CASES, make
 from tests.integration.gguf_oracle import convert
 from tests.models import VOCABULARY
+from tests.vllm_kernels import needs_integer_kernels
 
 TIED = "lm_head.weight"
 
@@ -78,6 +79,7 @@ def _recipe(source: Path, *overrides: str) -> Recipe:
     return load_recipe("quickstart", [*settings, *overrides])
 
 
+@needs_integer_kernels
 def test_a_run_splits_every_loss(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

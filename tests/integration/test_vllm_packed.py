@@ -16,6 +16,9 @@ from quantkit.formats import compressed_tensors
 from quantkit.variant import open_variant
 from tests.integration.servers import assert_agrees
 from tests.packed_checkpoints import as_gptq, draw, write
+from tests.vllm_kernels import needs_integer_kernels
+
+pytestmark = needs_integer_kernels
 
 SCRIPT = Path(__file__).with_name("compress.py")
 

@@ -27,6 +27,7 @@ from tests.integration.servers import (
     wait_until_gone,
 )
 from tests.models import make_checkpoint
+from tests.vllm_kernels import needs_integer_kernels
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,6 +85,7 @@ MIXED = {
 }
 
 
+@needs_integer_kernels
 @pytest.mark.parametrize(
     ("family", "entry"),
     [

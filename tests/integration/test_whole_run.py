@@ -18,6 +18,9 @@ from quantkit.errors import ToolchainError
 from quantkit.formats.gptq import GPTQ
 from quantkit.ledger import Ledger
 from quantkit.recipe import Recipe, load_recipe
+from tests.vllm_kernels import needs_integer_kernels
+
+pytestmark = needs_integer_kernels
 
 METRICS = {
     "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_min", "kld_median", "kld_p90", "kld_p95",

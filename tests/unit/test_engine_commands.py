@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from quantkit import toolchains
 from quantkit.engines.base import ServeOptions, ServerCommand
 from quantkit.engines.llamacpp.server import LlamaServer, find_llama_server, server_command
-from quantkit.engines.vllm import VLLM
+from quantkit.engines.vllm import VLLM, refused
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.toolchains import Toolchain
 from quantkit.variant import Variant
@@ -226,3 +227,21 @@ def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", str(tmp_path))
     with pytest.raises(ToolchainError, match="not a program"):
         find_llama_server()
+
+
+@pytest.mark.parametrize(
+    ("flags", "refuses"), [("avx avx2", True), ("avx2 avx512f", False), ("asimd", False)]
+)
+def test_vllm_on_a_cpu_without_avx_512_refuses_packed_integers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, refuses: bool
+) -> None:
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text(f"flags: fpu {flags}")
+    monkeypatch.setattr(refused, "_CPU", cpu)
+    model = Variant("m", write_config(tmp_path), "gptq", "w4g64", None)
+    refused.check_kernels({}, model)
+    expected = nullcontext()
+    if refuses:
+        expected = pytest.raises(IncompatibleVariant, match="without AVX-512")
+    with expected:
+        refused.check_kernels({"quantization_config": {"quant_method": "gptq"}}, model)

@@ -20,7 +20,7 @@ from quantkit.engines.base import (
     check_format,
 )
 from quantkit.engines.vllm import demand_key
-from quantkit.engines.vllm.refused import check_experts, check_quantization
+from quantkit.engines.vllm.refused import check_experts, check_kernels, check_quantization
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
@@ -71,6 +71,7 @@ class VLLM:
         config = _config(model)
         check_quantization(config, model)
         if toolchain.device == "cpu":
+            check_kernels(config, model)
             check_experts(config, model)
 
     def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:

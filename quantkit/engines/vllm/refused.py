@@ -41,6 +41,17 @@ def check_quantization(config: dict[str, Any], model: Model) -> None:
         raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")
 
 
+def check_kernels(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for packed integers on an x86 CPU without AVX-512, where vLLM would
+    start and end at the first request."""
+    flags = _CPU.read_text(encoding="utf-8") if _CPU.is_file() else ""
+    if config.get("quantization_config") and "avx2" in flags and "avx512" not in flags:
+        raise IncompatibleVariant(
+            "vllm has no kernel for packed integers on a CPU without AVX-512 "
+            f"({model.path}); serve it on a GPU or another CPU, or convert the model to gguf"
+        )
+
+
 def check_experts(config: dict[str, Any], model: Model) -> None:
     """Raise IncompatibleVariant for quantized experts where the CPU has no AMX."""
     if not any(key in config for key in ("num_experts", "num_local_experts")):
