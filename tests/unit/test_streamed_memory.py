@@ -64,17 +64,19 @@ def test_sixteen_blocks_take_no_more_than_four(
 
     monkeypatch.setattr(DecoderBlocks, "load", watched)
     most = {}
+    # AWQ loads each block once more, beside what it has made of it: its norms took the scales.
+    loads, room = (3, 5.5) if entry["spec"].startswith("awq") else (2, 2.5)
     for count in (4, 16):
         source, windows = _source(tmp_path / f"model-{count}", count)
         held.clear()
         convert(source, Spec.of_entry(entry), windows, tmp_path / f"out-{count}")
-        assert len(held) == 2 * count  # all are compared with transformers' first
+        assert len(held) == loads * count  # all are compared with transformers' first
         most[count] = max(held)
         block = sum(
             info.numel * 4 for n, info in source.tensors.items() if n.startswith("model.layers.0.")
         )
     # One block in float32 is there when it is loaded; of a second one there is no room here.
-    assert block < most[4] < 2.5 * block
+    assert block < most[4] < room * block
     assert most[16] < most[4] + block // 10
 
 
