@@ -46,13 +46,8 @@ class Vocabulary:
         if not self._model:
             raise error("cannot load the vocabulary", self._path)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        missing = {
-            "bos": llama_cpp.llama_vocab_get_add_bos(self._vocabulary)
-            and llama_cpp.llama_vocab_bos(self._vocabulary) < 0,
-            "eos": llama_cpp.llama_vocab_get_add_eos(self._vocabulary)
-            and llama_cpp.llama_vocab_eos(self._vocabulary) < 0,
-        }
-        for role in (role for role, absent in missing.items() if absent):
+        asked = {"bos": self.adds_bos, "eos": llama_cpp.llama_vocab_get_add_eos(self._vocabulary)}
+        for role in (role for role, added in asked.items() if added and self.role(role) is None):
             self._free()
             raise CheckpointError(
                 f"{self._path}: every text is to get a {role.upper()}, and there is no "

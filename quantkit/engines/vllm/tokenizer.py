@@ -13,9 +13,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, QuantkitError
+from quantkit.chat_template import NAMED
+from quantkit.errors import QuantkitError
 from quantkit.files import new_directory
 from quantkit.home import home
+from quantkit.json_file import load_json
 
 _SETTINGS = "tokenizer_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -39,7 +41,7 @@ def as_written(directory: Path) -> Path | None:
         return None
     settings = _settings(directory)
     templates = [directory / name for name in _TEMPLATES if (directory / name).is_file()]
-    templates += sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    templates += sorted((directory / NAMED).glob("*.jinja"))
     digest = hashlib.sha256(json.dumps(settings).encode())
     for path in (file, *templates):
         digest.update(str(path.relative_to(directory)).encode() + b"\0" + path.read_bytes())
@@ -56,12 +58,6 @@ def as_written(directory: Path) -> Path | None:
 
 
 def _settings(directory: Path) -> dict[str, object]:
-    path = directory / _SETTINGS
-    settings = {}
-    if path.is_file():
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not JSON: {error}") from error
+    settings = load_json(directory / _SETTINGS)
     kept = {key: value for key, value in settings.items() if key not in _NOT_IN_THE_FILE}
     return kept | _AS_WRITTEN
