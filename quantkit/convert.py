@@ -210,13 +210,13 @@ def _prove(
         manifest = read_manifest(beside)
         return manifest.proof, manifest.override_kv
     proof: dict[str, ProofRecord] = {}
-    compared = tokens.of_variant(checkpoint, spec.format, directory)
+    variant = Variant(directory.name, directory, spec.format, spec.scheme, None)
+    compared = tokens.of_variant(checkpoint, variant)
     if compared is not None:
         if not allow_differences:
             _refuse_other_tokens(spec, checkpoint, compared.differences)
         found = [*compared.remarks, *compared.differences]
         proof["tokens"] = ProofRecord(compared=compared.compared, differences=found)
-    variant = Variant(directory.name, directory, spec.format, spec.scheme, None)
     chat = prove_chat(checkpoint, variant)
     if chat.compared:
         proof["chat"] = ProofRecord(compared=chat.compared, differences=chat.notes)

@@ -20,7 +20,7 @@ from quantkit.errors import CheckpointError, ConversionError, EngineError
 from quantkit.formats.gguf.vocabulary import SPACE
 from quantkit.json_file import load_json
 from quantkit.proof.readings import Difference, Read, Reading, differences, readings, shown, summary
-from quantkit.variant import IMATRIX
+from quantkit.variant import Variant
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,17 +55,16 @@ class Comparison:
     remarks: list[str] = field(default_factory=list)
 
 
-def of_variant(source: Checkpoint, format: str, directory: Path) -> Comparison | None:
+def of_variant(source: Checkpoint, variant: Variant) -> Comparison | None:
     """Of a variant whose files are all written; None where the source is a GGUF itself.
 
     Raise CheckpointError or EngineError where its tokenizer cannot be loaded.
     """
     if source.format == "gguf":
         return None
-    if format == "gguf":
-        files = sorted(file for file in directory.glob("*.gguf") if file.name != IMATRIX)
-        return compare_gguf(source, files[0])
-    return compare_auto(source, directory)
+    if variant.format == "gguf":
+        return compare_gguf(source, variant.weights)
+    return compare_auto(source, variant.path)
 
 
 @lru_cache(maxsize=1)
