@@ -50,6 +50,8 @@ OURS = {
 }  # fmt: skip
 PERCENT = ("top1_agreement", "delta_p")
 """What the tool prints in percent, to three places; all else to six."""
+SINGLE = ("kld_median", "kld_p90", "kld_p95", "kld_p99", "kld_p999", "kld_max")
+"""The divergence at one position."""
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +174,12 @@ def _check(found: Compared) -> None:
     ratio = math.log(value / found.base_ppl.value)
     assert math.log(ours["ppl_ratio"].value) == pytest.approx(ratio, rel=1e-3, abs=1e-5)
     # Within 1 % where its file tells nothing finer: it prints to six places (percent to three),
-    # and a step of the file is 2.4e-4 nats, which moves a single position by some 1e-5.
+    # and rounds each log probability to a step of 2.4e-4 nats: a mean of many moves by some 1e-5,
+    # a single position, which a quantile is, by up to half a step.
     for name, words in OURS.items():
-        scale, place = (100, 1e-3) if name.startswith(PERCENT) else (1, 3e-5)
+        scale, place = (1, 1.2e-4) if name in SINGLE else (1, 3e-5)
+        if name.startswith(PERCENT):
+            scale, place = 100, 1e-3
         value, error = theirs[words]
         assert scale * ours[name].value == pytest.approx(value, rel=1e-2, abs=place), name
         if error is not None:
