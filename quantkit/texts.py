@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import pydoc_data.topics
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 _MIN_PARAGRAPH = 64
 """Characters below which a paragraph says nothing about where it came from (headings, 'x = 1')."""
+
+_NOT_CODE = frozenset({
+    "site-packages", "dist-packages", "test", "tests", "ensurepip",
+    "encodings", "pydoc_data",  # tables, and the text of pydoc:evaluation
+    "distutils", "idlelib", "lib2to3", "tkinter", "turtledemo",  # not installed everywhere
+})  # fmt: skip
+"""Directories of Python's standard library whose modules are left out."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,48 @@ def _pydoc(part: str) -> Text:
     if part == "calibration":
         text = calibration
     else:
-        seen = paragraphs(calibration)
-        rest = "\n".join(text for i, text in enumerate(topics) if i % 4)
-        text = "\n".join(line for line in rest.splitlines() if line.strip() not in seen)
+        text = _without(calibration, "\n".join(text for i, text in enumerate(topics) if i % 4))
     return Text(f"pydoc:{part}", f"python {platform.python_version()}", text)
+
+
+def stdlib_modules(*, calibration: bool) -> dict[str, Path]:
+    """The modules of Python's standard library that are for calibration, or the others.
+
+    By their path in the library (``json/decoder.py``), in the order of its sha256, which also
+    decides: one in four is for calibration, whatever else is installed.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    names = {
+        path.relative_to(root).as_posix(): path
+        for path in root.rglob("*.py")
+        if _NOT_CODE.isdisjoint(path.relative_to(root).parts)
+        and not path.name.startswith("_sysconfigdata")  # a table of this machine
+    }
+    digests = {name: hashlib.sha256(name.encode()).digest() for name in names}
+    return {
+        name: names[name]
+        for name in sorted(names, key=digests.__getitem__)
+        if (digests[name][0] % 4 == 0) == calibration
+    }
+
+
+def _stdlib(part: str) -> Text:
+    """Python source code; each module, and each paragraph, is in one part only."""
+
+    def code(*, calibration: bool) -> str:
+        modules = stdlib_modules(calibration=calibration).values()
+        return "\n".join(path.read_text(encoding="utf-8") for path in modules)
+
+    text = code(calibration=True)
+    if part != "calibration":
+        text = _without(text, code(calibration=False))
+    return Text(f"stdlib:{part}", f"python {platform.python_version()}", text)
+
+
+def _without(seen: str, text: str) -> str:
+    """``text`` without the paragraphs of ``seen``."""
+    known = paragraphs(seen)
+    return "\n".join(line for line in text.splitlines() if line.strip() not in known)
 
 
 def _wikitext_2(split: str) -> Text:
@@ -101,6 +147,8 @@ def _wikitext_2(split: str) -> Text:
 NAMED: dict[str, Callable[[], Text]] = {
     "pydoc:calibration": lambda: _pydoc("calibration"),
     "pydoc:evaluation": lambda: _pydoc("evaluation"),
+    "stdlib:calibration": lambda: _stdlib("calibration"),
+    "stdlib:code": lambda: _stdlib("code"),
     "wikitext-2:train": lambda: _wikitext_2("train"),
     "wikitext-2:test": lambda: _wikitext_2("test"),
 }

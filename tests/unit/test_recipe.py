@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from quantkit import pipeline
 from quantkit.errors import RecipeError
 from quantkit.packaged import packaged_files
 from quantkit.recipe import load_recipe
-from quantkit.texts import NAMED, Text, check_disjoint, load_text
+from quantkit.texts import NAMED, Text, check_disjoint, load_text, stdlib_modules
 
 GOOD = """\
 name: mine
@@ -105,6 +106,23 @@ def test_demo_texts_share_no_paragraph() -> None:
     check_disjoint(calibration, evaluation)
     assert len(calibration.text) > 80_000
     assert len(evaluation.text) > 150_000
+
+
+def test_code_is_split_by_module() -> None:
+    calibration, evaluation = load_text("stdlib:calibration"), load_text("stdlib:code")
+    check_disjoint(calibration, evaluation)
+    for text, least in ((calibration, 1_000_000), (evaluation, 3_000_000)):
+        assert len(text.text) > least
+        assert "\n    def " in text.text
+    both = [stdlib_modules(calibration=part) for part in (True, False)]
+    assert not both[0].keys() & both[1].keys()
+    for modules, remainders in zip(both, ({0}, {1, 2, 3}), strict=True):
+        digests = [hashlib.sha256(name.encode()).digest() for name in modules]
+        assert digests == sorted(digests)
+        assert {digest[0] % 4 for digest in digests} == remainders
+    names = both[0].keys() | both[1].keys()
+    assert {"json/decoder.py", "argparse.py"} <= names
+    assert not [name for name in names if "test" in name.split("/") or "topics" in name]
 
 
 def test_a_shared_paragraph_is_refused() -> None:
