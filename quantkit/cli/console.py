@@ -28,3 +28,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def print_json(value: Any) -> None:
     """Indented; what is not JSON as its text."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal would act on."""
+    shown = text.replace("\n", "↵")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)

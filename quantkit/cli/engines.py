@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import click
+import cloup
+
+_NAME = cloup.argument(
+    "name", help="Engine or producer, such as vllm or auto-round; see `quantkit engines list`."
+)
 
 
-@click.group()
+@cloup.group()
 def engines() -> None:
-    """List, install or remove engines and producers, each in an environment of its own."""
+    """List, install or remove engines and producers.
+
+    Each has an environment of its own."""
 
 
 @engines.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@cloup.option_group(
+    "Output", click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+)
 def list_(as_json: bool) -> None:
-    """Say which engines are there, and where.
+    """Show which engines are there, and where.
 
     Example:  quantkit engines list
     """
@@ -24,10 +33,12 @@ def list_(as_json: bool) -> None:
 
 
 @engines.command()
-@click.argument("name")
-@click.option("--force", is_flag=True, help="Replace what exists.")
+@_NAME
+@cloup.option_group(
+    "Output", click.option("--force", is_flag=True, help="Replace what is installed already.")
+)
 def install(name: str, force: bool) -> None:
-    """Install an engine or a producer that needs an environment of its own.
+    """Install an engine or a producer.
 
     Example:  quantkit engines install vllm
     """
@@ -37,7 +48,7 @@ def install(name: str, force: bool) -> None:
 
 
 @engines.command()
-@click.argument("name")
+@_NAME
 def remove(name: str) -> None:
     """Remove an installed engine.
 

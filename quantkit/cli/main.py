@@ -8,57 +8,97 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from quantkit import __version__
-from quantkit.cli import flags
+from quantkit.cli import flags, load_flags
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
 from quantkit.threads import spin_briefly
 
+_BEGIN = """\
+quantkit: from a transformers checkpoint to the quantized variant to ship, with proof.
+
+Four commands to begin with, for a model in ./my-model:
+
+  quantkit plan quickstart --set source=./my-model   names and sizes; makes nothing
+  quantkit run quickstart --set source=./my-model    make, measure and compare variants
+  quantkit recommend runs/quickstart                 which one to ship, and why
+  quantkit serve --from-run runs/quickstart          serve them behind an OpenAI API
+
+All commands: quantkit --help. The options of one: quantkit run --help."""
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_FORCE = click.option("--force", is_flag=True, help="Replace what exists.")
+_FORCE = click.option("--force", is_flag=True, help="Replace what is there already.")
+_OUTPUT = cloup.option_group("Output", _JSON)
+_RECIPE = cloup.argument(
+    "recipe", help="A shipped recipe, quickstart or wikitext-mmlu, or a YAML file of your own."
+)
 _SET = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key of the recipe, such as evaluate.windows=8. May be repeated.",
+    help="Another value for a key of the recipe, such as source=./my-model "
+    "or evaluate.windows=8. May be repeated.",
 )
-_PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+_PATHS = cloup.argument(
+    "paths", nargs=-1, required=True, metavar="PATH...", help="Variants, checkpoints or GGUF files."
+)
+_RUN = cloup.argument(
+    "directory",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="The directory of a run, such as runs/quickstart.",
+)
 
 
-class _Verbs(click.Group):
-    """Verbs in the order in which they are used, not the alphabet's."""
-
-    def list_commands(self, _: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@cloup.group(
+    invoke_without_command=True,
+    context_settings=cloup.Context.settings(
+        help_option_names=["-h", "--help"],
+        show_default=True,
+        formatter_settings=cloup.HelpFormatter.settings(max_width=100, theme=cloup.HelpTheme()),
+    ),
+)
 @click.version_option(__version__, prog_name="quantkit")
-@click.option("--debug", is_flag=True, help="Show tracebacks and details.")
-def cli(debug: bool) -> None:
+@click.option(
+    "--debug", is_flag=True, help="Print details of the work, and the traceback of an error."
+)
+@cloup.pass_context
+def cli(context: cloup.Context, debug: bool) -> None:
     """From a transformers checkpoint to the quantized variant to ship, with proof.
 
-    Start with:  quantkit run quickstart
+    Begin with:  quantkit run quickstart
     """
     if debug:
         logging.basicConfig(stream=sys.stderr)
         logging.getLogger("quantkit").setLevel(logging.DEBUG)
+    if context.invoked_subcommand is None:
+        click.echo(_BEGIN)
 
 
-@cli.command()
-@click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<recipe name>.")
-@_SET
-@_FORCE
-@_JSON
+@cloup.command()
+@_RECIPE
+@cloup.option_group("What", _SET)
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Directory of the run: variants, results, report.html.",
+        show_default="runs/ and the recipe's name",
+    ),
+    _FORCE,
+    _JSON,
+)
 def run(
     recipe: str, out: Path | None, overrides: tuple[str, ...], force: bool, as_json: bool
 ) -> None:
-    """Convert, evaluate, bench and report, as RECIPE says (a shipped name or a YAML file).
+    """Make, measure and compare variants, as a recipe says.
 
-    Interrupted, the same command goes on where it stopped.
+    An interrupted run continues where it stopped when the same command is given again.
 
     Example:  quantkit run quickstart --set source=./my-model --out runs/mine
     """
@@ -74,14 +114,15 @@ def run(
         sys.exit(1)
 
 
-@cli.command()
-@click.argument("recipe")
-@_SET
-@_JSON
+@cloup.command()
+@_RECIPE
+@cloup.option_group("What", _SET)
+@_OUTPUT
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Say what RECIPE will make: sizes, and what falls back to another type. Makes nothing.
+    """Show what a run would make: names, sizes, fallbacks.
 
-    What others made is opened; exit code 1 where some of it cannot be measured.
+    Makes nothing. Variants that somebody else made are opened; the exit code is 1 where one of
+    them cannot be measured.
 
     Example:  quantkit plan quickstart --set source=./my-model
     """
@@ -97,33 +138,57 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         sys.exit(1)
 
 
-@cli.command()
-@click.argument("model")
-@click.option(
-    "--to", "specs", multiple=True, required=True, metavar="SPEC", help="Such as gguf:Q4_K_M."
+@cloup.command()
+@cloup.argument(
+    "model",
+    help="A directory, a hub id such as org/name@revision, demo:smollm2-135m, or an unquantized "
+    "GGUF file, from which other GGUF files can be made.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to make them.")
+@cloup.option_group(
+    "What",
+    click.option(
+        "--to",
+        "specs",
+        multiple=True,
+        required=True,
+        metavar="SPEC",
+        help="Format and scheme of a variant, such as gguf:Q4_K_M, gptq:w4g128 "
+        "or awq:w4g64. May be repeated.",
+    ),
+    click.option(
+        "--allow-requantize",
+        is_flag=True,
+        help="Accept a MODEL that is a quantized GGUF; what it lost stays lost.",
+    ),
+    click.option(
+        "--allow-tokenizer-differences",
+        is_flag=True,
+        help="Accept GGUF files with which llama.cpp splits some texts into "
+        "other tokens than MODEL's tokenizer.",
+    ),
+)
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="DIR",
+        help="Directory in which each variant gets one of its own, such as variants.",
+    ),
+    _FORCE,
+    _JSON,
+)
 @flags.calibration
-@flags.producer
-@flags.integers
 @flags.gguf
-@click.option(
-    "--allow-requantize", is_flag=True, help="Take a GGUF that is quantized already as MODEL."
-)
-@click.option(
-    "--allow-tokenizer-differences",
-    is_flag=True,
-    help="Make GGUF files with which llama.cpp reads some texts by other tokens than MODEL.",
-)
-@_FORCE
-@_JSON
+@flags.integers
+@flags.producer
 def convert(
     model: str, specs: tuple[str, ...], out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
-    """Make variants of MODEL: a directory, a hub id, or demo:smollm2-135m.
+    """Make variants of a model: GGUF, GPTQ, AWQ.
 
-    A GGUF file, F16 or the like, is a MODEL for other GGUF files. Options of a format hold for
-    every --to of that format.
+    Options of a format hold for every --to of that format.
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """
@@ -132,37 +197,14 @@ def convert(
     show.variants(verbs.convert(model, specs, out, force=force, **options), as_json)
 
 
-@cli.command()
+@cloup.command()
 @_PATHS
-@click.option("--reference", metavar="MODEL", help="The source, for drift: KLD and agreement.")
-@click.option("--eval", "tasks", multiple=True, metavar="NAME", help="An lm-eval task or YAML.")
-@click.option("--text", metavar="TEXT", help="Text for perplexity: a name or a file.")
-@click.option("--context", default=512, show_default=True, help="Tokens a window.")
-@click.option("--windows", type=int, help="How many windows; all of them by default.")
-@click.option("--shots", type=int, help="Examples before each question.")
-@click.option("--limit", type=int, help="Questions a task.")
-@flags.verdicts
-@click.option("--chat", is_flag=True, help="Questions in the model's chat template.")
-@click.option(
-    "--eval-data",
-    "data",
-    multiple=True,
-    metavar="TASK=PATH",
-    help="Local data of a task, such as mmlu_csv=DIR or wikitext_file=FILE.",
-)
-@click.option("--engine", help="transformers, llamacpp or vllm; by default one with full logits.")
-@click.option("--prompts", metavar="FILE", help="Your own prompts, one JSON object a line.")
-@click.option(
-    "--max-answer-tokens",
-    "answer_tokens",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="The most tokens of an answer to a prompt.",
-)
-@_JSON
+@flags.measuring
+@_OUTPUT
 def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **options: Any) -> None:
-    """Measure variants or checkpoints on the same tokens and questions.
+    """Measure quality: perplexity, KL divergence, tasks.
+
+    All models read the same tokens and answer the same questions.
 
     Example:  quantkit evaluate variants/* --reference ./my-model --eval mmlu --text wikitext-2:test
     """
@@ -171,12 +213,12 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
     show.evaluated(verbs.evaluate(paths, reference, **options), as_json)
 
 
-@cli.command()
+@cloup.command()
 @_PATHS
-@flags.load
-@_JSON
+@load_flags.load
+@_OUTPUT
 def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Serve each variant with its real engine and measure it under load.
+    """Measure speed under load, on the real engine.
 
     Example:  quantkit bench variants/* --concurrency auto --workload chat
 
@@ -190,12 +232,12 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
         sys.exit(1)
 
 
-@cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN_DIR")
-@flags.wants
-@_JSON
+@cloup.command()
+@_RUN
+@load_flags.wants
+@_OUTPUT
 def recommend(directory: Path, as_json: bool, **options: Any) -> None:
-    """Say which variant of a run to ship, on which engine, from its ledger alone.
+    """Say which variant of a run to ship, and why.
 
     Of all variants, the original among them, on every engine that served them: those that meet
     every limit beyond the noise; of these the one with the most output tokens a second at the
@@ -213,14 +255,14 @@ def recommend(directory: Path, as_json: bool, **options: Any) -> None:
         sys.exit(1)
 
 
-@cli.command()
-@click.argument("paths", nargs=-1, metavar="[PATH]...")
-@flags.serving
+@cloup.command()
+@cloup.argument("paths", nargs=-1, metavar="[PATH]...", help="Variants, checkpoints or GGUF files.")
+@load_flags.serving
 def serve(paths: tuple[str, ...], **options: Any) -> None:
-    """Serve variants behind an OpenAI-compatible API until Ctrl-C.
+    """Serve variants behind an OpenAI-compatible API.
 
-    One endpoint for all. One PATH alone is loaded at the start; of several, each engine starts
-    when it is asked for.
+    One endpoint for all, until Ctrl-C. One PATH alone is loaded at the start; of several, each
+    engine starts when it is first asked for.
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
@@ -229,10 +271,12 @@ def serve(paths: tuple[str, ...], **options: Any) -> None:
     sys.exit(verbs.serve(paths, **options))
 
 
-@cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@cloup.command()
+@_RUN
 def report(directory: Path) -> None:
-    """Write report.html and report.md again from a run's ledger.json.
+    """Write a run's report again from its ledger.
+
+    Writes report.html and report.md from ledger.json, and prints where.
 
     Example:  quantkit report runs/quickstart
     """
@@ -243,24 +287,35 @@ def report(directory: Path) -> None:
     click.echo(reports.write(Ledger.read(directory / LEDGER), directory))
 
 
-@cli.command()
-@click.argument("path")
-@_JSON
-def inspect(path: str, as_json: bool) -> None:
-    """Say what PATH is: a checkpoint, a variant, or a bare GGUF file.
+@cloup.command()
+@cloup.argument("path", help="A checkpoint, a variant or a GGUF file; a hub id, too.")
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--all",
+        "everything",
+        is_flag=True,
+        help="Print hashes, long lists and long texts too, in full.",
+    ),
+    _JSON,
+)
+def inspect(path: str, everything: bool, as_json: bool) -> None:
+    """Show what a model is: sizes, schemes, origin, oddities.
 
     Example:  quantkit inspect model-Q4_K_M.gguf
     """
-    from quantkit.cli import show, verbs
+    from quantkit.cli import show_facts, verbs
 
-    show.facts(verbs.inspect(path), as_json)
+    show_facts.facts(verbs.inspect(path), as_json=as_json, everything=everything)
 
 
-@cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@_JSON
+@cloup.command()
+@cloup.argument("path", type=click.Path(path_type=Path), help="A variant's directory.")
+@_OUTPUT
 def verify(path: Path, as_json: bool) -> None:
-    """Compare a variant's files with the hashes in its manifest.
+    """Check a variant's files against its manifest.
+
+    Exit code 1 where a file is missing, changed or not in the manifest.
 
     Example:  quantkit verify variants/gguf-Q4_K_M
     """
@@ -274,7 +329,9 @@ def verify(path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-cli.add_command(engines)
+cli.section("To begin with", plan, run, recommend, serve)
+cli.section("One step of a run", convert, evaluate, bench, report)
+cli.section("What is there", inspect, verify, engines)
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from quantkit.cli.console import print_json, print_table
+from quantkit.cli.console import print_json, print_table, printable
 from quantkit.ledger import Ledger, Metric, Row
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from quantkit.toolchains import ToolchainStatus
     from quantkit.variant import Variant
 
-_LINE = 160
 _SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
 
 
@@ -45,13 +44,17 @@ def plan(planned: RunPlan, as_json: bool) -> None:
         for entry in planned.brought
     ]
     if as_json:
-        made = [{**asdict(variant), "spec": str(variant.spec)} for variant in planned.variants]
+        made = [
+            {"id": one.spec.directory, **asdict(one), "spec": str(one.spec)}
+            for one in planned.variants
+        ]
         print_json([*made, *brought])
         return
     print_table(
-        ["spec", "MB", "bits/weight", "calibrated"],
+        ["variant", "spec", "MB", "bits/weight", "calibrated"],
         (
             [
+                variant.spec.directory,
                 str(variant.spec),
                 f"{variant.bytes / 1e6:.1f}",
                 f"{variant.bits_per_weight:.2f}",
@@ -62,7 +65,7 @@ def plan(planned: RunPlan, as_json: bool) -> None:
     )
     for variant in planned.variants:
         for note in variant.notes:
-            click.echo(f"{variant.spec}: {note}")
+            click.echo(f"{variant.spec.directory}: {note}")
     click.echo(f"{planned.bytes / 1e6:.1f} MB in all")
     for entry in planned.brought:
         if entry.directory not in planned.unusable:
@@ -161,7 +164,7 @@ def _prompts(name: str, drift: PromptDrift) -> None:
     )
     for one in drift.most_different:
         click.echo(
-            f"\n{name}: prompt {_printable(one.id)}, another token from {one.first_difference} on, "
+            f"\n{name}: prompt {printable(one.id)}, another token from {one.first_difference} on, "
             f"KLD {one.kld:.3g}"
         )
         for what, text in (
@@ -170,30 +173,7 @@ def _prompts(name: str, drift: PromptDrift) -> None:
             ("reference", one.reference),
             ("here", one.answer),
         ):
-            click.echo(f"  {what:9}  {_printable(text)}")
-
-
-def _printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal would act on."""
-    shown = text.replace("\n", "↵")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-
-
-def facts(found: Mapping[str, Any], as_json: bool) -> None:
-    """What `inspect` found."""
-    if as_json:
-        print_json(found)
-        return
-    for key, value in found.items():
-        if isinstance(value, dict) and value:
-            click.echo(f"{key}:")
-            width = max(map(len, value))
-            for name, part in value.items():
-                click.echo(f"  {name:{width}}  {_on_one_line(part)}")
-        elif isinstance(value, list) and value:
-            click.echo("\n".join((f"{key}:", *(f"  {_on_one_line(part)}" for part in value))))
-        else:
-            click.echo(f"{key}: {_on_one_line(value)}")
+            click.echo(f"  {what:9}  {printable(text)}")
 
 
 def problems(path: Path, found: Sequence[str], as_json: bool) -> None:
@@ -215,21 +195,6 @@ def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
         ["engine", "version", "what for", "where"],
         ([s.name, s.version or "not installed", s.purpose, str(s.path or "")] for s in statuses),
     )
-
-
-def _on_one_line(value: Any) -> str:
-    """``tensors 12, bytes 4096``; the beginning of a long text such as a chat template."""
-    if value is None or value in ([], {}):
-        return "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_on_one_line(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_on_one_line, value))
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    first = text.strip().partition("\n")[0][:_LINE]
-    return text if first == text else f"{first} … ({len(text)} characters)"
 
 
 def _row_cells(row: Row, levels: Iterable[int]) -> list[str]:

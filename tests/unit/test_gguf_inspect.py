@@ -365,10 +365,26 @@ def test_the_command_prints_facts_for_people_and_for_programs(tmp_path: Path) ->
     done = CliRunner().invoke(cli, ["inspect", str(path)])
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert "kind: weights without a manifest" in lines
-    assert "  Q3_K  tensors 7, bytes 3520" in lines
-    assert "  tokenizer.ggml.tokens      8 values" not in lines  # eight are short enough to show
-    assert lines[-2:] == ["oddities:", "  no chat template, though it is called 'Tiny Chat'"]
+    assert lines[0] == "gguf:Q3_K_M, weights without a manifest"
+    assert "  types              Q3_K 3.52 kB in 7 tensors; F32 1.02 kB in 1 tensor" in lines
+    odd = ["Oddities", "  no chat template, though it is called 'Tiny Chat'"]
+    assert lines[-4:] == [*odd, "", "--all prints the rest: hashes, lists and settings."]
+    assert "ffn_up" not in done.stdout
+    full = CliRunner().invoke(cli, ["inspect", str(path), "--all"]).stdout.splitlines()
+    assert full[: len(lines) - 2] == lines[:-2]
+    assert "    blk.*.ffn_up.weight:" in full
+    assert "    tokenizer.ggml.model: gpt2" in full
     facts = json.loads(CliRunner().invoke(cli, ["inspect", str(path), "--json"]).stdout)
     assert facts["oddities"] == ["no chat template, though it is called 'Tiny Chat'"]
     assert facts["tensor_types"]["Q3_K"] == {"tensors": 7, "bytes": 3520}
+
+
+def test_the_command_prints_nothing_that_a_terminal_would_act_on(tmp_path: Path) -> None:
+    fields, tensors = sound()
+    fields["general.name"] = "Tiny\x1b[2J\rx"
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build(fields, tensors))
+    for options in ([], ["--all"]):
+        shown = CliRunner().invoke(cli, ["inspect", str(path), *options]).stdout
+        assert "Tiny\N{REPLACEMENT CHARACTER}[2J" in shown
+        assert not {"\x1b", "\r"} & set(shown)

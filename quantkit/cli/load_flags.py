@@ -1,0 +1,289 @@
+"""Options of what is run: ``bench``, ``serve`` and ``recommend``; each under its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import cloup
+
+from quantkit.cli.flags import Command, in_order
+
+_FILE = click.Path(path_type=Path)
+
+
+def load(command: Command) -> Command:
+    """What ``quantkit bench`` takes."""
+    return in_order(
+        cloup.option_group(
+            "What",
+            click.option(
+                "--engine",
+                "engines",
+                multiple=True,
+                metavar="NAME",
+                help="Engine that serves: llamacpp or vllm. May be repeated.",
+                show_default="the one that takes the format",
+            ),
+            click.option(
+                "--prefix-cache",
+                is_flag=True,
+                default=None,
+                help="Let engines reuse what prompts have in common.",
+                show_default="every prompt is new to them",
+            ),
+        ),
+        cloup.option_group(
+            "Load",
+            click.option(
+                "--concurrency",
+                default="1,4",
+                metavar="N,...",
+                help="Requests at the same time, such as 1,4,16; auto tries 1, 2, 4 … "
+                "until throughput stops growing.",
+            ),
+            click.option(
+                "--rate",
+                "rates",
+                metavar="N,...",
+                help="Requests per second, sent whether or not earlier ones are "
+                "answered, such as 0.5,2.",
+                show_default="none",
+            ),
+            click.option(
+                "--arrivals",
+                type=click.Choice(["poisson", "constant"]),
+                help="How the requests of --rate and --slo arrive: at random times, or evenly.",
+                show_default="poisson",
+            ),
+            click.option(
+                "--slo",
+                metavar="LIMITS",
+                help="Objective in milliseconds, such as ttft_ms=500,itl_ms=50: search "
+                "the goodput, the highest rate at which 95 % of the requests meet "
+                "it (share=0.99: 99 %).",
+                show_default="none",
+            ),
+            click.option(
+                "--seconds",
+                type=float,
+                metavar="N",
+                help="Length of each repetition, in seconds, after its warm-up.",
+                show_default="15",
+            ),
+            click.option(
+                "--repetitions",
+                type=int,
+                metavar="N",
+                help="How often each load is repeated; results are medians.",
+                show_default="3",
+            ),
+        ),
+        cloup.option_group(
+            "Requests",
+            click.option(
+                "--workload",
+                type=click.Choice(["chat", "summarize", "long_output"]),
+                help="Lengths of prompt and answer by name, in tokens: 512 and 128, 2048"
+                " and 128, 128 and 512.",
+                show_default="none: --prompt-tokens and --output-tokens",
+            ),
+            click.option(
+                "--prompt-tokens",
+                type=int,
+                metavar="N",
+                help="Length of each prompt, in tokens.",
+                show_default="128",
+            ),
+            click.option(
+                "--output-tokens",
+                type=int,
+                metavar="N",
+                help="Length of each answer, in tokens.",
+                show_default="32",
+            ),
+            click.option(
+                "--prompts",
+                metavar="FILE",
+                help='Your own prompts: one JSON object a line, such as {"prompt": "Once upon"}.',
+                show_default="synthetic ones",
+            ),
+        ),
+        cloup.option_group(
+            "Cost",
+            click.option(
+                "--price-per-hour",
+                type=float,
+                metavar="N",
+                help="Price of this machine per hour, in your currency, such as 2.5: "
+                "gives the cost per million tokens.",
+                show_default="none",
+            ),
+        ),
+    )(command)
+
+
+def serving(command: Command) -> Command:
+    """What ``quantkit serve`` takes."""
+    return in_order(
+        cloup.option_group(
+            "What",
+            click.option(
+                "--from-run",
+                type=_FILE,
+                metavar="DIR",
+                help="Serve all variants of a run, such as runs/quickstart.",
+                show_default="none",
+            ),
+            click.option(
+                "--alias",
+                "aliases",
+                multiple=True,
+                metavar="NAME=MODEL",
+                help="Another name for a model, such as fast=gguf-Q4_0. May be repeated.",
+            ),
+            click.option(
+                "--config",
+                type=_FILE,
+                metavar="FILE",
+                help="YAML file that says all of this and more: docs/serving.md.",
+                show_default="none",
+            ),
+        ),
+        cloup.option_group(
+            "Address",
+            click.option(
+                "--host",
+                metavar="ADDRESS",
+                help="Address to listen at; 0.0.0.0 is all networks.",
+                show_default="127.0.0.1",
+            ),
+            click.option(
+                "--port",
+                type=click.IntRange(1, 65535),
+                metavar="N",
+                help="Port to listen at.",
+                show_default="8000",
+            ),
+            click.option(
+                "--api-key",
+                envvar="QUANTKIT_API_KEY",
+                show_envvar=True,
+                metavar="KEY",
+                help="Key that clients must send.",
+                show_default="none is asked for",
+            ),
+        ),
+        cloup.option_group(
+            "Engines",
+            click.option(
+                "--engine",
+                metavar="NAME",
+                help="Engine that serves: llamacpp or vllm.",
+                show_default="the one that takes the format",
+            ),
+            click.option(
+                "--engine-arg",
+                "arguments",
+                multiple=True,
+                metavar="NAME[=VALUE]",
+                help="An option of the engine itself, such as tensor-parallel-size=2. "
+                "May be repeated.",
+            ),
+            click.option(
+                "--context",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Longest request with its answer, in tokens.",
+                show_default="the model's own limit",
+            ),
+            click.option(
+                "--slots",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Requests that one engine computes at the same time.",
+                show_default="4",
+            ),
+        ),
+        cloup.option_group(
+            "Several models",
+            click.option(
+                "--preload",
+                is_flag=True,
+                help="Start all engines now, not each when it is first asked for.",
+            ),
+            click.option(
+                "--idle-timeout",
+                type=float,
+                metavar="SECONDS",
+                help="Stop an engine that nobody has used for so long.",
+                show_default="never",
+            ),
+            click.option(
+                "--memory-budget",
+                metavar="SIZE",
+                help="Most memory of all engines together, such as 8GiB; the one unused "
+                "for longest makes room.",
+                show_default="no limit",
+            ),
+        ),
+    )(command)
+
+
+def wants(command: Command) -> Command:
+    """What ``quantkit recommend`` is asked for."""
+    return in_order(
+        cloup.option_group(
+            "Limits",
+            click.option(
+                "--max-memory",
+                metavar="SIZE",
+                help="Most memory that the server may take at its peak, as measured, such as 6GiB.",
+                show_default="no limit",
+            ),
+            click.option(
+                "--max-kld",
+                type=click.FloatRange(0),
+                metavar="NATS",
+                help="Largest mean KL divergence, in nats per token.",
+                show_default="0.05, unless --max-drop is given",
+            ),
+            click.option(
+                "--max-drop",
+                type=click.FloatRange(0, 100),
+                metavar="POINTS",
+                help="Most accuracy that any task may lose, in points.",
+                show_default="no limit",
+            ),
+            click.option(
+                "--min-goodput",
+                type=click.FloatRange(0, min_open=True),
+                metavar="RATE",
+                help="Fewest requests per second that meet --slo.",
+                show_default="no limit",
+            ),
+            click.option(
+                "--slo",
+                metavar="LIMITS",
+                help="Objective in milliseconds, such as ttft_ms=500,itl_ms=50, that 95 "
+                "% of the requests must meet.",
+                show_default="the one that the run benched",
+            ),
+        ),
+        cloup.option_group(
+            "What",
+            click.option(
+                "--concurrency",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Requests at the same time at which throughput counts.",
+                show_default="the most in the run",
+            ),
+            click.option(
+                "--engine",
+                metavar="NAME",
+                help="Consider only this engine: llamacpp or vllm.",
+                show_default="all",
+            ),
+        ),
+    )(command)
