@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
 import pydoc_data.topics
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 _MIN_PARAGRAPH = 64
 """Characters below which a paragraph says nothing about where it came from (headings, 'x = 1')."""
 
+_CODE = 1_000_000
+"""Characters of code to calibrate on: many times what a quantizer looks at."""
 _NOT_CODE = frozenset({
     "site-packages", "dist-packages", "test", "tests", "ensurepip",
     "encodings", "pydoc_data",  # tables, and the text of pydoc:evaluation
     "distutils", "idlelib", "lib2to3", "tkinter", "turtledemo",  # not installed everywhere
 })  # fmt: skip
 """Directories of Python's standard library whose modules are left out."""
+
+
+Conversation = tuple[dict[str, str], ...]
+"""Messages, each with ``role`` and ``content``."""
+
+
+class MissingText(RecipeError):
+    """A text whose source is not installed."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,14 @@ class Text:
     dataset: str
     revision: str | None
     text: str
+    conversations: tuple[Conversation, ...] = ()
+    """What the text is made of, where that is conversations; ``text`` is then what is said."""
 
 
 def load_text(name: str) -> Text:
     """Load ``pydoc:calibration``, ``wikitext-2:test``, … or a UTF-8 file by its path.
 
+    A file that ends in ``.jsonl`` holds conversations: a JSON object with ``messages`` a line.
     Raise RecipeError where there is neither such a name nor such a file.
     """
     if name in NAMED:
@@ -53,7 +69,47 @@ def load_text(name: str) -> Text:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"text {path}: not UTF-8 (byte {error.start}); convert it") from error
-    return Text(path.name, "sha256:" + hashlib.sha256(data).hexdigest(), text)
+    found = Text(path.name, "sha256:" + hashlib.sha256(data).hexdigest(), text)
+    if path.suffix != ".jsonl":
+        return found
+    chats = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            chats.append(_conversation_in(line, f"text {path}:{number}"))
+    return of_conversations(found, chats)
+
+
+def said(conversation: Conversation) -> str:
+    """What a conversation says, without who says it."""
+    return "\n\n".join(message["content"] for message in conversation)
+
+
+def of_conversations(text: Text, conversations: Iterable[Conversation]) -> Text:
+    """``text`` as one that is made of these."""
+    chats = tuple(conversations)
+    return replace(text, text="\n\n".join(map(said, chats)), conversations=chats)
+
+
+def conversation_of(messages: Iterable[Mapping[str, Any]], where: str) -> Conversation:
+    """Roles and contents of the messages; raise RecipeError where one is not a text."""
+    try:
+        found = tuple({key: message[key] for key in ("role", "content")} for message in messages)
+        if not found or not all(isinstance(text, str) for one in found for text in one.values()):
+            raise TypeError
+    except (KeyError, TypeError) as error:
+        raise RecipeError(
+            f'{where}: expected {{"messages": [{{"role": "user", "content": "…"}}, …]}}'
+        ) from error
+    return found
+
+
+def _conversation_in(line: str, where: str) -> Conversation:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"{where}: not JSON: {error}") from error
+    messages = content.get("messages") if isinstance(content, dict) else None
+    return conversation_of(messages or (), where)
 
 
 def paragraphs(text: str) -> set[str]:
@@ -93,13 +149,7 @@ def stdlib_modules(*, calibration: bool) -> dict[str, Path]:
     By their path in the library (``json/decoder.py``), in the order of its sha256, which also
     decides: one in four is for calibration, whatever else is installed.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    names = {
-        path.relative_to(root).as_posix(): path
-        for path in root.rglob("*.py")
-        if _NOT_CODE.isdisjoint(path.relative_to(root).parts)
-        and not path.name.startswith("_sysconfigdata")  # a table of this machine
-    }
+    names = _standard_library()
     digests = {name: hashlib.sha256(name.encode()).digest() for name in names}
     return {
         name: names[name]
@@ -108,17 +158,36 @@ def stdlib_modules(*, calibration: bool) -> dict[str, Path]:
     }
 
 
+@cache
+def _standard_library() -> dict[str, Path]:
+    """The modules by their path in it, without those of ``_NOT_CODE``."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {}
+    for place, directories, files in os.walk(root):
+        directories[:] = [name for name in directories if name not in _NOT_CODE]
+        for path in (Path(place, name) for name in files):
+            # _sysconfigdata…: a table of this machine.
+            if path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
+                found[path.relative_to(root).as_posix()] = path
+    return found
+
+
 def _stdlib(part: str) -> Text:
-    """Python source code; each module, and each paragraph, is in one part only."""
+    """Python source code; each module, and each paragraph, is in one part only.
 
-    def code(*, calibration: bool) -> str:
-        modules = stdlib_modules(calibration=calibration).values()
-        return "\n".join(path.read_text(encoding="utf-8") for path in modules)
+    Calibration has none of the manual's paragraphs either that are to be evaluated on.
+    """
 
-    text = code(calibration=True)
+    text = _without(_pydoc("evaluation").text, _code(calibration=True)[:_CODE])
     if part != "calibration":
-        text = _without(text, code(calibration=False))
+        text = _without(text, _code(calibration=False))
     return Text(f"stdlib:{part}", f"python {platform.python_version()}", text)
+
+
+@cache
+def _code(*, calibration: bool) -> str:
+    modules = stdlib_modules(calibration=calibration).values()
+    return "\n".join(path.read_text(encoding="utf-8") for path in modules)
 
 
 def _without(seen: str, text: str) -> str:
@@ -127,28 +196,44 @@ def _without(seen: str, text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip() not in known)
 
 
+EVALUATED = ("pydoc:evaluation", "stdlib:code")
+"""Those of them that are for evaluation, and come from what is installed."""
+
+
+def _installed(kind: str) -> Text:
+    from quantkit import installed_texts
+
+    load: Callable[[], Text] = getattr(installed_texts, kind)
+    return load()
+
+
+def _hub(kind: str) -> Text:
+    from quantkit import hub_texts
+
+    return hub_texts.calibration(kind)
+
+
 def _wikitext_2(split: str) -> Text:
-    """WikiText-2 raw from the hub, put together again as the original file."""
-    from datasets import load_dataset
+    from quantkit import hub_texts
 
-    name = "Salesforce/wikitext"
-    try:
-        rows = load_dataset(name, "wikitext-2-raw-v1", split=split)
-    except Exception as error:  # network, hub and cache: datasets has no common class for them
-        raise RecipeError(
-            f"text 'wikitext-2:{split}': the hub said: {str(error).splitlines()[0]}; give the "
-            "path of a local wiki.test.raw instead"
-        ) from error
-    # The hub's rows are the file's lines, its blank lines (" \n") as empty strings.
-    text = "".join(row or " \n" for row in rows["text"])
-    return Text(f"{name} wikitext-2-raw-v1 {split}", str(rows.version), text)
+    return hub_texts.wikitext_2(split)
 
+
+EVALUATED = ("pydoc:evaluation", "stdlib:code")
+"""The texts to evaluate on that come from what is installed."""
+_HUB = ("web", "code", "chat", "math", "languages", "encyclopedia")
 
 NAMED: dict[str, Callable[[], Text]] = {
     "pydoc:calibration": lambda: _pydoc("calibration"),
     "pydoc:evaluation": lambda: _pydoc("evaluation"),
     "stdlib:calibration": lambda: _stdlib("calibration"),
     "stdlib:code": lambda: _stdlib("code"),
+    "packages:prose": lambda: _installed("prose"),
+    "packages:web": lambda: _installed("web"),
+    "packages:chat": lambda: _installed("chats"),
+    "packages:math": lambda: _installed("mathematics"),
+    "packages:languages": lambda: _installed("languages"),
     "wikitext-2:train": lambda: _wikitext_2("train"),
     "wikitext-2:test": lambda: _wikitext_2("test"),
+    **{f"hub:{kind}": partial(_hub, kind) for kind in _HUB},
 }
