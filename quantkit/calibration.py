@@ -5,16 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from quantkit import devices
-from quantkit.errors import RecipeError
-from quantkit.texts import Text
-from quantkit.variant import CalibrationRecord
+from quantkit.chat_template import DEFAULT, render
+from quantkit.errors import RecipeError, first_line
+from quantkit.files import sha256_json
+from quantkit.mix import Mix, Part, allot, interleave
+from quantkit.progress import say
+from quantkit.texts import Conversation, Text
+from quantkit.variant import CalibrationRecord, KindRecord
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+_DAY = datetime(2026, 1, 1)
+"""What templates are told that today is: tomorrow's calibration is of the same tokens."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def hash_ids(ids: Sequence[int]) -> str:
 
 
 def calibrate(
-    text: Text,
+    text: Text | Mix,
     tokenizer: PreTrainedTokenizerBase,
     *,
     samples: int,
@@ -78,36 +87,117 @@ def calibrate(
 ) -> Calibration:
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
-    Where the model begins texts with BOS, each window does, in place of its first token: the model
-    is calibrated as it is measured, and as llama.cpp's ``llama-imatrix`` does it.
+    Of a mix each kind gives windows of its own, by its share, and they take turns. Where the model
+    begins texts with BOS, each window does, in place of its first token: the model is calibrated as
+    it is measured, and as llama.cpp's ``llama-imatrix`` does it.
 
     Raise RecipeError where the text has fewer windows than that, or the device is not there.
     """
     import torch
 
-    tokens, bos = stream(tokenizer, text.text)
-    ids = torch.tensor(tokens)
-    windows = ids[: len(ids) // sequence_length * sequence_length].view(-1, sequence_length)
-    if len(windows) < samples:
+    mix = text if isinstance(text, Mix) else Mix(text.dataset, (Part("", Fraction(1), text),))
+    template = _chat_template(mix, tokenizer)
+    streams = [_as_served(part.text, tokenizer, template) for part in mix.parts]
+    windows = [_windows(ids, sequence_length) for ids in streams]
+    available = [len(found) for found in windows]
+    if sum(available) < samples:
         raise RecipeError(
-            f"calibration text {text.dataset!r} has {len(windows)} windows of {sequence_length} "
+            f"calibration text {mix.name!r} has {sum(available)} windows of {sequence_length} "
             f"tokens, {samples} were asked for; use a longer text, or fewer or shorter samples"
         )
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    chosen = windows[order[:samples]].contiguous()
+    counts = allot([part.share for part in mix.parts], available, samples)
+    if isinstance(text, Mix):
+        _say_what_is_short(mix, available, counts, samples)
+    taken = [iter(_drawn(found, seed)) for found in windows]
+    chosen = torch.stack([next(taken[kind]) for kind in interleave(counts)])
+    bos = bos_id(tokenizer)
     if bos is not None:
         chosen[:, 0] = bos
     place = devices.choose(device)
     return Calibration(
         chosen,
         CalibrationRecord(
-            dataset=text.dataset,
-            revision=text.revision,
+            dataset=mix.name,
+            revision=None if isinstance(text, Mix) else text.revision,
             samples=samples,
             sequence_length=sequence_length,
             seed=seed,
             sha256=hash_ids(chosen.flatten().tolist()),
+            template=sha256_json(template) if template else None,
+            kinds=_kinds(mix, counts) if isinstance(text, Mix) else [],
         ),
         place,
         devices.precision(precision, place),
     )
+
+
+def _as_served(text: Text, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:
+    """The text as one token stream; conversations one after another in the model's template."""
+    if not text.conversations or template is None:
+        return stream(tokenizer, text.text)[0]
+    # A template writes its BOS itself.
+    return tokenize(
+        tokenizer, "".join(rendered(c, template, tokenizer) for c in text.conversations)
+    )
+
+
+def _windows(ids: Sequence[int], length: int) -> torch.Tensor:
+    """All windows, (N, length) int64, without what is left at the end."""
+    import torch
+
+    return torch.tensor(ids[: len(ids) // length * length], dtype=torch.int64).view(-1, length)
+
+
+def _drawn(windows: torch.Tensor, seed: int) -> torch.Tensor:
+    """The same windows in an order that the seed decides, whatever else is in a mix."""
+    import torch
+
+    return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
+
+
+def rendered(chat: Conversation, template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation as the served model reads it, whatever day it is."""
+    names = {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
+    return render(template, chat, strftime_now=_DAY.strftime, **names)
+
+
+def _chat_template(mix: Mix, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template for the mix's conversations; None where there are none, the model has none, or
+    it refuses them."""
+    chats = [chat for text in mix.texts for chat in text.conversations]
+    found = tokenizer.chat_template
+    template: str | None = found.get(DEFAULT) if isinstance(found, dict) else found
+    if not chats or not template:
+        return None
+    try:
+        for chat in chats:
+            rendered(chat, template, tokenizer)
+    except Exception as error:  # whatever a template's expressions raise
+        why = first_line(error)
+        say(f"calibration: conversations as plain text, for the chat template refuses them: {why}")
+        return None
+    return template
+
+
+def _say_what_is_short(
+    mix: Mix, available: Sequence[int], counts: Sequence[int], samples: int
+) -> None:
+    for part, has, given in zip(mix.parts, available, counts, strict=True):
+        if given == has and given < int(part.share * samples):
+            say(
+                f"calibration: {part.kind} has {has} windows, fewer than its share of {samples}; "
+                "the other kinds give more"
+            )
+
+
+def _kinds(mix: Mix, counts: Sequence[int]) -> list[KindRecord]:
+    return [
+        KindRecord(
+            kind=part.kind,
+            dataset=part.text.dataset,
+            revision=part.text.revision,
+            share=float(part.share),
+            samples=count,
+        )
+        for part, count in zip(mix.parts, counts, strict=True)
+    ]

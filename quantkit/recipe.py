@@ -20,6 +20,7 @@ from quantkit.brought import Brought
 from quantkit.devices import AUTO, Precision
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.ledger.load import Arrivals, Slo
+from quantkit.mix import parse_mix
 from quantkit.packaged import packaged_files
 from quantkit.spec import Spec
 from quantkit.yaml_file import first_problem, read_yaml
@@ -44,10 +45,21 @@ def _entry(entry: Any) -> Any:
     return entry
 
 
-class CalibrationSection(_Section):
-    """Which text the quantizers see: a name or a file, and how much of it."""
+def _mix(text: Any) -> Any:
+    if isinstance(text, dict):
+        try:
+            parse_mix(text)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+    return text
 
-    text: str = "wikitext-2:train"
+
+class CalibrationSection(_Section):
+    """Which text the quantizers see, and how much of it."""
+
+    text: Annotated[str | dict[str, Any], BeforeValidator(_mix)] = "mix"
+    """A mix by its name (``mix``, ``mix:hub``), one text by its name or file, or a mix of your own:
+    ``{code: {text: ./src.txt, share: 0.3}, …}``."""
     samples: int = Field(128, ge=1)
     sequence_length: int = Field(512, ge=8)
     seed: int = 0

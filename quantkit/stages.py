@@ -15,6 +15,7 @@ from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
 from quantkit.ledger import TextEntry
 from quantkit.ledger.load import MemoryBandwidth
+from quantkit.mix import Mix, load_calibration
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text
@@ -48,9 +49,10 @@ class Texts:
         prompts = load_prompts(section.prompts, section.answer_tokens, source) if section else None
         if not needs_calibration:
             return cls(None, evaluation, prompts)
-        text = load_text(recipe.calibration.text)
-        if evaluation is not None:
-            check_disjoint(text, evaluation)
+        text = load_calibration(recipe.calibration.text)
+        for part in text.texts if isinstance(text, Mix) else (text,):
+            if evaluation is not None:
+                check_disjoint(part, evaluation)
         calibration = calibrate(text, source.tokenizer, **recipe.calibration.windows())
         return cls(calibration, evaluation, prompts)
 

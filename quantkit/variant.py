@@ -36,6 +36,16 @@ class SourceRecord(_Record):
     sha256: dict[str, str]
 
 
+class KindRecord(_Record):
+    """One kind of text in a mix: where it came from, its share as asked for, and what it gave."""
+
+    kind: str
+    dataset: str
+    revision: str | None
+    share: float
+    samples: int
+
+
 class CalibrationRecord(_Record):
     """The tokens that a quantizer saw; ``sha256`` of the ids as little-endian int32."""
 
@@ -45,6 +55,15 @@ class CalibrationRecord(_Record):
     sequence_length: int
     seed: int
     sha256: str
+    template: str | None = None
+    """sha256 of the chat template that conversations were rendered in."""
+    kinds: list[KindRecord] = Field(default_factory=list)
+    """Of a mix, which ``dataset`` names; empty where it was one text."""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """All that the tokens came from."""
+        return tuple(kind.dataset for kind in self.kinds) or (self.dataset,)
 
 
 class FileRecord(_Record):

@@ -22,10 +22,10 @@ def calibration(command: Command) -> Command:
         click.option(
             "--calibration",
             "text",
-            default="wikitext-2:train",
+            default="mix",
             metavar="TEXT",
-            help="Text that GPTQ, AWQ and importance matrices are fitted to: a name "
-            "such as pydoc:calibration, or a UTF-8 file.",
+            help="Text that GPTQ, AWQ and importance matrices are fitted to: mix (of several "
+            "kinds, offline), mix:hub, another name, or a UTF-8 file.",
         ),
         click.option(
             "--samples",

@@ -55,7 +55,7 @@ def convert(
     """
     from quantkit.calibration import calibrate
     from quantkit.convert import convert_many
-    from quantkit.texts import load_text
+    from quantkit.mix import load_calibration
 
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
     parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
@@ -69,7 +69,7 @@ def convert(
     windows = None
     if any(planned.needs_calibration for planned in plans):
         section = CalibrationSection(**calibration)
-        windows = calibrate(load_text(section.text), source.tokenizer, **section.windows())
+        windows = calibrate(load_calibration(section.text), source.tokenizer, **section.windows())
     made = convert_many(
         source,
         parsed,

@@ -132,8 +132,17 @@ def _same_dataset(ledger: Ledger) -> list[Prose]:
     """Calibration on the kind of text that is evaluated on flatters who calibrates."""
     if ledger.calibration is None or ledger.text is None:
         return []
-    names = [re.split(r"[\s:]", text.dataset)[0] for text in (ledger.calibration, ledger.text)]
-    if names[0] != names[1]:
+    calibration, dataset = ledger.calibration, _dataset(ledger.text.dataset)
+    alike = sum(k.samples for k in calibration.kinds if _dataset(k.dataset) == dataset)
+    if alike:
+        return [
+            (
+                f"{alike} of {calibration.samples} calibration samples are of the evaluation "
+                "text's own dataset. That favours variants that were calibrated; on text unlike "
+                "all of the calibration they may drift more.",
+            )
+        ]
+    if _dataset(calibration.dataset) != dataset:
         return []
     return [
         (
@@ -142,6 +151,11 @@ def _same_dataset(ledger: Ledger) -> list[Prose]:
             "more.",
         )
     ]
+
+
+def _dataset(described: str) -> str:
+    """``pydoc`` of ``pydoc:evaluation``; ``Salesforce/wikitext`` of one of its parts."""
+    return re.split(r"[\s:]", described)[0]
 
 
 def _bench(ledger: Ledger) -> list[Prose]:

@@ -9,6 +9,7 @@ import pytest
 
 from quantkit import pipeline
 from quantkit.errors import RecipeError
+from quantkit.mix import MIXES
 from quantkit.packaged import packaged_files
 from quantkit.recipe import load_recipe
 from quantkit.texts import NAMED, Text, check_disjoint, load_text, stdlib_modules
@@ -28,8 +29,9 @@ evaluate:
 def test_shipped_recipes_load_by_name(path: Path) -> None:
     recipe = load_recipe(path.stem)
     assert recipe.name == path.stem
-    for text in (recipe.calibration.text, recipe.evaluate and recipe.evaluate.text):
-        assert text in NAMED
+    assert recipe.calibration.text in MIXES
+    assert recipe.evaluate is not None
+    assert recipe.evaluate.text in NAMED
 
 
 def test_the_quickstart_is_what_the_demo_promises() -> None:
@@ -111,7 +113,7 @@ def test_demo_texts_share_no_paragraph() -> None:
 def test_code_is_split_by_module() -> None:
     calibration, evaluation = load_text("stdlib:calibration"), load_text("stdlib:code")
     check_disjoint(calibration, evaluation)
-    for text, least in ((calibration, 1_000_000), (evaluation, 3_000_000)):
+    for text, least in ((calibration, 900_000), (evaluation, 3_000_000)):
         assert len(text.text) > least
         assert "\n    def " in text.text
     both = [stdlib_modules(calibration=part) for part in (True, False)]

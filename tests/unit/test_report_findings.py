@@ -11,6 +11,7 @@ from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.method import measured
 from quantkit.report.prose import Name, listing, plain
 from quantkit.report.table import table
+from quantkit.variant import KindRecord
 from tests import ledger_rows, ledgers
 
 
@@ -174,6 +175,26 @@ def test_cautions_of_the_demo_and_of_a_gap() -> None:
     )
     assert "Not everything" not in text
     assert "Not everything was measured for gptq-w4g64." in warned(ledgers.without_bench())
+
+
+def test_the_caution_of_a_mix_counts_the_samples_of_the_evaluations_dataset() -> None:
+    ledger = ledgers.quickstart()
+    assert ledger.calibration is not None
+    assert ledger.text is not None
+    text = ledger.text.model_copy(update={"dataset": "pydoc:evaluation"})
+
+    def mixed(*datasets: str) -> str:
+        kinds = [
+            KindRecord(kind=name, dataset=name, revision=None, share=0.5, samples=16)
+            for name in datasets
+        ]
+        given = {"dataset": "mix", "revision": None, "kinds": kinds}
+        record = ledger.calibration.model_copy(update=given)
+        return warned(ledger.model_copy(update={"calibration": record, "text": text}))
+
+    alike = "16 of 32 calibration samples are of the evaluation text's own dataset."
+    assert alike in mixed("pydoc:calibration", "stdlib:calibration")
+    assert "dataset" not in mixed("packages:web", "stdlib:calibration")
 
 
 def test_nothing_measured_gives_no_claims() -> None:

@@ -83,7 +83,7 @@ def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatri
                 np.array([squares.tokens for squares in matrices], np.float32),
             )
     record = calibration.record
-    return ImportanceMatrix(entries, (record.dataset,), record.samples, record.sequence_length)
+    return ImportanceMatrix(entries, record.datasets, record.samples, record.sequence_length)
 
 
 class _Squares:
