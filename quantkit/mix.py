@@ -51,9 +51,9 @@ def _mix(**parts: tuple[str, float]) -> dict[str, Ingredient]:
 
 MIXES = {
     "mix": _mix(
-        prose=("packages:prose", 0.08),
-        web=("packages:web", 0.15),
-        manual=("pydoc:calibration", 0.07),
+        prose=("packages:prose", 0.13),
+        web=("packages:web", 0.12),
+        manual=("pydoc:calibration", 0.05),
         code=("stdlib:calibration", 0.2),
         chat=("packages:chat", 0.25),
         math=("packages:math", 0.125),
