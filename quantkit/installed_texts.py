@@ -122,8 +122,10 @@ def _examples() -> Iterator[tuple[str, str]]:
     for place in _REASONED:
         for file in _modules(_package("lm_eval") / "tasks" / place, ".yaml"):
             content = yaml.load(file.read_text(encoding="utf-8"), Loader)
-            for example in content.get("fewshot_config", {}).get("samples", ()):
-                yield example.get("question") or example["input"], example["target"]
+            for example in content.get("fewshot_config", {}).get("samples") or ():
+                asked = example.get("question") or example.get("input")
+                if asked and example.get("target"):
+                    yield asked, example["target"]
 
 
 def _about_python() -> Iterator[Conversation]:

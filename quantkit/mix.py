@@ -98,7 +98,7 @@ def load_calibration(text: str | Mapping[str, Any]) -> Text | Mix:
     where there is no such text, or none is left.
     """
     if isinstance(text, str) and text not in MIXES:
-        return load_text(text)
+        return load_text(text, others=MIXES)
     loaded: dict[str, Text] = {}
     ingredients = MIXES[text] if isinstance(text, str) else parse_mix(text)
     for kind, ingredient in ingredients.items():

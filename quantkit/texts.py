@@ -50,19 +50,21 @@ class Text:
     """What the text is made of, where that is conversations; ``text`` is then what is said."""
 
 
-def load_text(name: str) -> Text:
+def load_text(name: str, others: Iterable[str] = ()) -> Text:
     """Load ``pydoc:calibration``, ``wikitext-2:test``, … or a UTF-8 file by its path.
 
     A file that ends in ``.jsonl`` holds conversations: a JSON object with ``messages`` a line.
-    Raise RecipeError where there is neither such a name nor such a file.
+    ``others``: what else the caller knows by name, to say where ``name`` is nothing known. Raise
+    RecipeError where there is neither such a name nor such a file.
     """
     if name in NAMED:
         return NAMED[name]()
     path = Path(name).expanduser()
     if not path.is_file():
+        known = [*others, *NAMED]
         raise RecipeError(
-            f"text {name!r}: no such file, and not one of {', '.join(NAMED)}"
-            + did_you_mean(name, NAMED)
+            f"text {name!r}: no such file, and not one of {', '.join(known)}"
+            + did_you_mean(name, known)
         )
     data = path.read_bytes()
     try:

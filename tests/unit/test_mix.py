@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quantkit import calibration as module
-from quantkit import mix as mixes
 from quantkit.calibration import Calibration, calibrate, hash_ids, rendered
 from quantkit.checkpoint import Checkpoint, load_tokenizer
+from quantkit.cli.main import cli
 from quantkit.convert import convert
 from quantkit.errors import RecipeError
 from quantkit.evaluate.questions import dev_questions
@@ -272,6 +271,8 @@ def test_a_mix_of_ones_own(tmp_path: Path) -> None:
     assert CalibrationSection(text=entry).text == entry
     alone = load_calibration(str(tmp_path / "a.txt"))
     assert isinstance(alone, Text)
+    with pytest.raises(RecipeError, match=r"one of mix, mix:hub, pydoc.* did you mean 'mix:hub'"):
+        load_calibration("mix:hbu")
 
 
 @pytest.mark.parametrize(
@@ -395,8 +396,8 @@ def test_the_shipped_mix_is_the_same_every_time(shipped: Mix) -> None:
     assert again == shipped
 
 
-def test_mix_is_the_default() -> None:
+def test_mix_is_the_default_of_recipes_and_of_the_command_line() -> None:
     assert CalibrationSection().text == "mix"
-    assert mixes.MIXES.keys() == {"mix", "mix:hub"}
+    (option,) = [one for one in cli.commands["convert"].params if "--calibration" in one.opts]
+    assert option.default == "mix"
     assert {one.text for parts in MIXES.values() for one in parts.values()} <= NAMED.keys()
-    assert module.calibrate.__doc__
