@@ -10,12 +10,13 @@ LLAMA_CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVE
 	-DLLAMA_TOOLS_INSTALL=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF
 
-.PHONY: help demo test test-unit test-integration lint setup vllm clean
+.PHONY: help demo test test-unit lint docs setup vllm clean
 
 help:
 	@echo "make demo        set up everything, run the quickstart, print where the report is"
 	@echo "make test        set up everything, run the whole test suite"
 	@echo "make test-unit   the unit tests alone, under two minutes"
+	@echo "make docs        the pages of docs/ as a site, in build/docs"
 
 demo: setup vllm
 	$(BIN)/quantkit run quickstart
@@ -33,6 +34,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m docs.reference
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 setup: $(VENV)/.ready
 

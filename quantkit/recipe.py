@@ -61,13 +61,16 @@ class CalibrationSection(_Section):
     """A mix by its name (``mix``, ``mix:hub``), one text by its name or file, or a mix of your own:
     ``{code: {text: ./src.txt, share: 0.3}, …}``."""
     samples: int = Field(128, ge=1)
+    """Number of windows that are taken from the text."""
     sequence_length: int = Field(512, ge=8)
+    """Length of each window, in tokens."""
     seed: int = 0
+    """Seed of the random choice of windows."""
     device: str = AUTO
     """Where calibration and the native quantizers run: ``cpu``, ``cuda``, ``cuda:N``, ``auto``."""
     precision: Precision = "auto"
-    """In which they compute; ``auto`` is bfloat16 where that is faster, else float32. float64 is
-    slow, and gives the same integers on every device."""
+    """What matrix products are computed in; ``auto`` is bfloat16 where that is faster, else
+    float32. float64 is slow, and gives the same integers on every device."""
 
     def windows(self) -> dict[str, Any]:
         """How the text is cut and sampled, and where it runs: the keywords of ``calibrate``."""
@@ -78,33 +81,38 @@ class EvaluateSection(_Section):
     """What is measured of every variant: a text, and lm-eval tasks by name or YAML file."""
 
     text: str | None = "wikitext-2:test"
+    """A text by name, such as ``pydoc:evaluation``, or a UTF-8 file; null: none."""
     context: int = Field(512, ge=16)
-    """Tokens a window, llama.cpp's n_ctx."""
+    """Length of each window of the text, in tokens: llama.cpp's n_ctx."""
     windows: int | None = Field(None, ge=1)
-    """How many windows of the text; all of them where null."""
+    """Number of windows that are read, from the beginning; null: all."""
     split_windows: int | None = Field(None, ge=2)
-    """Over how many windows each loss is split into conversion, quantization and engine; null:
-    not at all."""
+    """Number of windows over which each loss is split into conversion, quantization and engine;
+    null: it is not split."""
     tasks: list[str] = Field(default_factory=list)
+    """lm-eval tasks by name, such as ``mmlu``, or YAML files of your own."""
     shots: int | None = Field(None, ge=0)
-    """Examples before each question; the task's own number where null."""
+    """Number of solved examples before each question; null: the task's own."""
     limit: int | None = Field(None, ge=1)
-    """Questions a task (of each subject, where it has subjects); all where null."""
+    """Number of questions in each task, and in each subject of a task that has subjects; null:
+    all."""
     until: Literal["decided"] | None = None
-    """``decided``: in random order, and no more of them than a verdict needs."""
+    """``decided``: ask in random order, and stop when every verdict is decided."""
     prompts: str | None = None
-    """A file of prompts, one JSON object a line: each model's greedy answers are compared."""
+    """File of prompts whose greedy answers are compared, one JSON object a line."""
     answer_tokens: int = Field(128, ge=1)
-    """The most tokens of an answer."""
+    """Longest answer to a prompt, in tokens."""
     tolerance: float = Field(1.0, gt=0, lt=100)
-    """Points of accuracy, and percent of perplexity, that count as no difference."""
+    """Largest difference that counts as none: in points of accuracy, and in percent of
+    perplexity."""
     chat: bool = False
-    """Each question as a user's turn, in the model's chat template."""
+    """Ask each question as a user's message in the model's chat template."""
     engine: str | None = None
-    """Which engine measures what it takes; where null, and for other formats, the one that gives
-    full logits."""
+    """Engine that measures the formats that it takes; for others, and where null, the one that
+    gives full logits."""
     data: dict[str, str] = Field(default_factory=dict)
-    """Where tasks find local data, by the task's name: ``mmlu_csv`` and ``wikitext_file``."""
+    """Where tasks find their data on this machine, by the task's name: ``mmlu_csv`` and
+    ``wikitext_file``."""
 
 
 WORKLOADS = {"chat": (512, 128), "summarize": (2048, 128), "long_output": (128, 512)}
@@ -115,34 +123,36 @@ class BenchSection(_Section):
     """The load: which requests, how many at a time or a second, for how long and how often."""
 
     engines: list[str] = Field(default_factory=list)
-    """Each variant on each of these that takes it; the first that serves its format where empty,
-    and where none of them takes it."""
+    """Engines that serve: each variant on each of them that takes it. Where there is none, the
+    first that serves the format."""
     concurrency: list[Annotated[int, Field(ge=1)]] | Literal["auto"] = Field(
         default_factory=lambda: [1, 4]
     )
-    """Requests at a time; ``auto``: 1, 2, 4 … until throughput stops growing."""
+    """Requests at the same time; ``auto`` tries 1, 2, 4 … until throughput stops growing."""
     rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
-    """Requests a second, answered or not."""
+    """Requests per second, sent whether or not earlier ones are answered."""
     arrivals: Arrivals = "poisson"
-    """How the requests of ``rates``, and of the search for the goodput, come."""
+    """How the requests of ``rates`` and ``slo`` arrive: at random times, or evenly."""
     slo: Slo | None = None
     """``{ttft_ms: 500, itl_ms: 50, share: 0.95}``: goodput is the highest rate that meets it."""
     workload: Literal["chat", "summarize", "long_output"] | None = None
-    """Lengths by name: 512/128, 2048/128 and 128/512 tokens of prompt and output."""
+    """Lengths of prompt and answer by name, in tokens: 512 and 128, 2048 and 128, 128 and 512."""
     prompt_tokens: int | None = Field(None, ge=1)
-    """128 where neither this nor ``workload`` nor ``prompts`` is given."""
+    """Length of each prompt, in tokens; null: that of ``workload``, or 128."""
     output_tokens: int | None = Field(None, ge=2)
-    """32 where neither this nor ``workload`` is given; every answer has exactly so many."""
+    """Length of each answer, in tokens, which all have exactly; null: that of ``workload``, or
+    32."""
     prompts: str | None = None
-    """Your own prompts instead, one JSON object a line as for ``evaluate.prompts``."""
+    """File of your own prompts, one JSON object a line as for ``evaluate.prompts``; null: synthetic
+    ones."""
     prefix_cache: bool = False
-    """Whether engines may reuse what prompts have in common; off, each prompt is new to them."""
+    """Let engines reuse what prompts have in common; false: each prompt is new to them."""
     seconds: float = Field(15.0, gt=0)
-    """How long each repetition of each load is measured, after a warm-up."""
+    """Length of each repetition, in seconds, after its warm-up."""
     repetitions: int = Field(3, ge=1)
-    """Of each load; results are their medians and carry their spread."""
+    """How often each load is repeated; results are medians and carry their spread."""
     price_per_hour: float | None = Field(None, gt=0)
-    """Of this machine, in your currency: gives the cost of a million tokens."""
+    """Price of this machine per hour, in your currency: gives the cost per million tokens."""
 
     @model_validator(mode="after")
     def _one_workload(self) -> Self:
@@ -164,17 +174,23 @@ class Recipe(_Section):
     """One run. ``evaluate`` or ``bench`` null leaves it out."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, and of its directory under runs/."""
     description: str = ""
+    """What the run is for, shown in its report."""
     source: str
+    """A directory, a hub id such as ``org/name@revision``, or ``demo:smollm2-135m``."""
     calibration: CalibrationSection = CalibrationSection()
+    """The text that GPTQ, AWQ and importance matrices are fitted to."""
     convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]
-    """``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's options, or
-    ``path: ./theirs`` with a ``name``: made by somebody else, and measured beside the others."""
+    """The variants: ``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's
+    options, or ``path: ./theirs``, made by somebody else and measured beside the others."""
     allow_tokenizer_differences: bool = False
-    """Whether a GGUF may be made with which llama.cpp reads some texts by other tokens than the
-    source's tokenizer.json. Which, is among its notes."""
+    """Accept GGUF files with which llama.cpp splits some texts into other tokens than the source's
+    tokenizer; their notes say which."""
     evaluate: EvaluateSection | None = EvaluateSection()
+    """What is measured of every variant; null: nothing."""
     bench: BenchSection | None = BenchSection()
+    """The load that every variant is put under; null: none."""
 
     @property
     def variants(self) -> list[Spec | Brought]:

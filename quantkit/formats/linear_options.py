@@ -28,11 +28,13 @@ class LinearOptions:
     linears (``model.layers.0.mlp.down_proj``)."""
 
     rounding: str = CLOSED_FORM
+    """How weights are rounded; ``learned``: by gradient steps on the block's output."""
     iters: int = ITERS
+    """Gradient steps per decoder block, where rounding is learned."""
     skip: tuple[str, ...] = ()
-    """Linears that stay as they are in the source."""
+    """Linear layers to leave unquantized, by regular expressions that are searched for in names."""
     overrides: tuple[tuple[str, GroupScheme], ...] = ()
-    """Pattern and scheme; the first pattern that is found decides."""
+    """Another scheme for some linear layers, GPTQ only; the first pattern that is found decides."""
 
     @classmethod
     def of(

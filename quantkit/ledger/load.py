@@ -38,8 +38,11 @@ class Slo(_Entry):
     """
 
     ttft_ms: float | None = Field(None, gt=0)
+    """Longest time to the first token, in milliseconds; null: no limit."""
     itl_ms: float | None = Field(None, gt=0)
+    """Longest mean time between tokens of an answer, in milliseconds; null: no limit."""
     share: float = Field(0.95, gt=0, le=1)
+    """Share of the requests that must meet it."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:

@@ -1,7 +1,8 @@
-"""What README and CONTRIBUTING say of files and commands is true."""
+"""What README, CONTRIBUTING and docs/ say of files, commands, variables and messages is true."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from quantkit.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -39,16 +42,62 @@ def test_there_are_commands_and_make_targets() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_files_that_are_named_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    quoted = re.findall(
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(
         r"`((?:quantkit|tests|recipes|evals|formats|engines|quantize)/[\w/.]*\w/?)`", text
-    )
-    assert linked or quoted
-    for name in {*linked, *quoted}:
+    ):
         assert (ROOT / name).exists() or (ROOT / "quantkit" / name).exists(), name
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def _anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_index_leads_to_every_page() -> None:
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "index.md"]) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def test_environment_page_has_every_variable_of_quantkit() -> None:
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    read = {
+        name
+        for path in (ROOT / "quantkit").rglob("*.py")
+        for name in re.findall(r"QUANTKIT_[A-Z_]+", path.read_text(encoding="utf-8"))
+    }
+    assert set(re.findall(r"^\| `(QUANTKIT_[A-Z_]+)` \|", page, re.MULTILINE)) == read
+
+
+def _messages() -> str:
+    """Every string constant of the package; where an f-string has a value there is …"""
+    found = []
+    for path in (ROOT / "quantkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_of_the_troubleshooting_page_are_said_in_these_words() -> None:
+    page = " ".join((DOCS / "troubleshooting.md").read_text(encoding="utf-8").split())
+    quoted = re.findall(r"\*\*`([^`]+)`\*\*", page)
+    assert len(quoted) > 15
+    said = _messages()
+    for message in quoted:
+        for words in message.split("…"):
+            assert words.strip(" :;") in said, message
 
 
 def test_the_tree_in_the_readme_names_what_is_there() -> None:

@@ -27,16 +27,16 @@ class Options:
     pure: bool = False
     """One type for all tensors, instead of the mix that the file type stands for."""
     output_type: str | None = None
-    """Type of the output layer."""
+    """Type of the output layer; null: as the scheme says."""
     embedding_type: str | None = None
-    """Type of the token embedding."""
+    """Type of the token embedding; null: as the scheme says."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """Pattern and type: the first pattern that occurs in a tensor's name decides. Patterns are
     C++'s (ECMAScript) regular expressions, in lower case."""
     imatrix: bool | str = False
     """An importance matrix: a file's path, or true to compute one from the calibration text."""
     split_max_size: int | None = None
-    """Bytes of tensors that one file may hold; None for a single file."""
+    """Most bytes of tensors in one file; null: one file."""
 
     @classmethod
     def of(cls, spec: Spec) -> Options:
