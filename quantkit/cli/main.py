@@ -239,11 +239,11 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def recommend(directory: Path, as_json: bool, **options: Any) -> None:
     """Say which variant of a run to ship, and why.
 
-    Of all variants, the original among them, on every engine that served them: those that meet
-    every limit beyond the noise; of these the one with the most output tokens a second at the
-    highest concurrency; of those not told apart there, the nearest to the original; of those as
-    near, the one that takes the least memory. Then: what the runner-up would cost, which limit
-    binds, and what the data cannot decide. Exit code 1 where nothing meets every limit.
+    Considers every variant on every engine that served it, the reference too. Of those that meet
+    all limits beyond the noise it takes the one with the most output tokens per second at the
+    highest concurrency; of those that cannot be told apart there, the nearest to the reference; of
+    those as near, the one that takes the least memory. It also says what the runner-up would cost,
+    which limit binds, and what the data cannot decide. Exit code 1 where none meets the limits.
 
     Example:  quantkit recommend runs/mine --max-memory 6GiB --max-kld 0.05
     """

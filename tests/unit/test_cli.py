@@ -49,6 +49,17 @@ def test_inspect_and_verify(variant: Path, tiny_llama: Path) -> None:
     assert (facts["kind"], facts["dtype"]) == ("checkpoint", "bf16")
     facts = json.loads(quantkit("inspect", variant, "--json").stdout)
     assert (facts["kind"], facts["scheme"]) == ("variant", "Q8_0")
+    manifest = facts["manifest"]
+    (digest, *_) = manifest["source"]["sha256"].values()
+    page = quantkit("inspect", variant).stdout
+    assert re.search(rf"^  source +{manifest['source']['id']}$", page, re.MULTILINE)
+    assert re.search(r"^  made by +native: quantkit ", page, re.MULTILINE)
+    assert re.search(
+        r"^  bits per weight +8\.\d+; 8\.5\d* in the quantized layers$", page, re.MULTILINE
+    )
+    assert "Oddities\n  none" in page
+    assert digest not in page
+    assert digest in quantkit("inspect", variant, "--all").stdout
     (bare,) = variant.glob("*.gguf")
     copy = variant.parent / "bare.gguf"
     copy.write_bytes(bare.read_bytes())
