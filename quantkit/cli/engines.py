@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import click
 import cloup
+
+from quantkit.cli import flags
 
 _NAME = cloup.argument(
     "name", help="Engine or producer, such as vllm or auto-round; see `quantkit engines list`."
@@ -14,13 +15,12 @@ _NAME = cloup.argument(
 def engines() -> None:
     """List, install or remove engines and producers.
 
-    Each has an environment of its own."""
+    Each has an environment of its own.
+    """
 
 
 @engines.command("list")
-@cloup.option_group(
-    "Output", click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-)
+@flags.OUTPUT
 def list_(as_json: bool) -> None:
     """Show which engines are there, and where.
 
@@ -34,9 +34,7 @@ def list_(as_json: bool) -> None:
 
 @engines.command()
 @_NAME
-@cloup.option_group(
-    "Output", click.option("--force", is_flag=True, help="Replace what is installed already.")
-)
+@cloup.option_group("Output", flags.FORCE)
 def install(name: str, force: bool) -> None:
     """Install an engine or a producer.
 

@@ -1,9 +1,10 @@
-"""Options of what is made: groups that belong together; each reaches its verb as one dict."""
+"""Options in groups, and those of what is made: some reach their verb as one dict."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,10 +13,74 @@ import cloup
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+FORCE = click.option("--force", is_flag=True, help="Replace what is there already.")
+OUTPUT = cloup.option_group("Output", JSON)
+
+
+def in_order(*groups: Option) -> Option:
+    """All of these, shown in this order."""
+    return lambda command: functools.reduce(lambda done, add: add(done), reversed(groups), command)
+
+
+def grouped(name: str, title: str, command: Command, *options: Option) -> Command:
+    """``command`` with ``options`` under ``title``, whose values it gets as the dict ``name``."""
+
+    @functools.wraps(command)
+    def collecting(**given: Any) -> Any:
+        return command(**{name: {key: given.pop(key) for key in keys}}, **given)
+
+    before = list(getattr(command, "__click_params__", ()))
+    wrapped: Command = cloup.option_group(title, *options)(collecting)
+    added = [p for p in wrapped.__click_params__ if p not in before]  # type: ignore[attr-defined]
+    keys = [str(parameter.name) for parameter in added]
+    return wrapped
+
+
+def making(command: Command) -> Command:
+    """What ``quantkit convert`` makes, and where; each under its own name."""
+    return in_order(
+        cloup.option_group(
+            "What",
+            click.option(
+                "--to",
+                "specs",
+                multiple=True,
+                required=True,
+                metavar="SPEC",
+                help="Format and scheme of a variant, such as gguf:Q4_K_M, gptq:w4g128 "
+                "or awq:w4g64. May be repeated.",
+            ),
+            click.option(
+                "--allow-requantize",
+                is_flag=True,
+                help="Accept a MODEL that is a quantized GGUF; what it lost stays lost.",
+            ),
+            click.option(
+                "--allow-tokenizer-differences",
+                is_flag=True,
+                help="Accept GGUF files with which llama.cpp splits some texts into "
+                "other tokens than MODEL's tokenizer.",
+            ),
+        ),
+        cloup.option_group(
+            "Output",
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                required=True,
+                metavar="DIR",
+                help="Directory in which each variant gets one of its own, such as variants.",
+            ),
+            FORCE,
+            JSON,
+        ),
+    )(command)
+
 
 def calibration(command: Command) -> Command:
     """Which text the quantizers see, and where they run: the keys of a recipe's section."""
-    return _grouped(
+    return grouped(
         "calibration",
         "Calibration",
         command,
@@ -60,7 +125,7 @@ def calibration(command: Command) -> Command:
 
 def integers(command: Command) -> Command:
     """How the native GPTQ and AWQ round, and which linears; a dict of what was given."""
-    return _grouped(
+    return grouped(
         "integers",
         "GPTQ and AWQ",
         command,
@@ -97,7 +162,7 @@ def integers(command: Command) -> Command:
 
 def producer(command: Command) -> Command:
     """Who makes the weights, and what it is told: ``producer`` and ``producer_args``."""
-    return _grouped(
+    return grouped(
         "producer",
         "GPTQ and AWQ by another package",
         command,
@@ -120,7 +185,7 @@ def producer(command: Command) -> Command:
 
 def gguf(command: Command) -> Command:
     """What ``llama-quantize`` can be told, under its names; a dict of what was given."""
-    return _grouped(
+    return grouped(
         "gguf",
         "GGUF",
         command,
@@ -164,150 +229,3 @@ def gguf(command: Command) -> Command:
             show_default="one file",
         ),
     )
-
-
-def verdicts(command: Command) -> Command:
-    """When two models count as equivalent, and how many questions are asked to see it."""
-    return _grouped(
-        "verdicts",
-        "Verdicts",
-        command,
-        click.option(
-            "--tolerance",
-            type=click.FloatRange(0, 100, min_open=True, max_open=True),
-            default=1.0,
-            metavar="N",
-            help="Largest difference that counts as none: in points of accuracy, and"
-            " in percent of perplexity.",
-        ),
-        click.option(
-            "--until",
-            type=click.Choice(["decided"]),
-            help="Ask questions in random order, and stop when every verdict is decided.",
-            show_default="ask all",
-        ),
-    )
-
-
-def measuring(command: Command) -> Command:
-    """What ``quantkit evaluate`` measures; each under its own name."""
-    groups = (
-        cloup.option_group(
-            "What",
-            click.option(
-                "--reference",
-                metavar="MODEL",
-                help="Source to compare with, for drift: a directory, a hub id such as "
-"org/name@revision, or demo:smollm2-135m.",
-show_default="none, and no drift",
-            ),
-            click.option(
-                "--engine",
-                metavar="NAME",
-                help="Engine that measures: transformers, llamacpp or vllm.",
-show_default="the one that gives full logits for the format",
-            ),
-        ),
-        cloup.option_group(
-            "Text",
-            click.option(
-                "--text",
-                metavar="TEXT",
-                help="Text for perplexity and KL divergence: a name such as "
-"wikitext-2:test, or a UTF-8 file.",
-                show_default="none",
-            ),
-            click.option(
-                "--context",
-                type=click.IntRange(16),
-                default=512,
-                metavar="N",
-                help="Length of each window of the text, in tokens.",
-            ),
-            click.option(
-                "--windows",
-                type=click.IntRange(1),
-                metavar="N",
-                help="Number of windows that are read, from the beginning.",
-show_default="all",
-            ),
-        ),
-        cloup.option_group(
-            "Tasks",
-            click.option(
-                "--eval",
-                "tasks",
-                multiple=True,
-                metavar="NAME",
-                help="An lm-eval task by its name, such as mmlu, or a YAML file of your "
-"own. May be repeated.",
-            ),
-            click.option(
-                "--eval-data",
-                "data",
-                multiple=True,
-                metavar="TASK=PATH",
-                help="Where a task finds its data on this machine, such as "
-"mmlu_csv=./mmlu or wikitext_file=wiki.test.raw. May be repeated.",
-            ),
-            click.option(
-                "--shots",
-                type=click.IntRange(0),
-                metavar="N",
-                help="Number of solved examples before each question.",
-show_default="the task's own",
-            ),
-            click.option(
-                "--limit",
-                type=click.IntRange(1),
-                metavar="N",
-                help="Number of questions in each task, and in each subject of a task "
-"that has subjects.",
-show_default="all",
-            ),
-            click.option(
-                "--chat",
-                is_flag=True,
-                help="Ask each question as a user's message in the model's chat "
-"template.",
-            ),
-        ),
-        cloup.option_group(
-            "Your own prompts",
-            click.option(
-                "--prompts",
-                metavar="FILE",
-                help="Prompts whose greedy answers are compared: one JSON object a line,"
-' such as {"prompt": "The capital of France is"}.',
-                show_default="none",
-            ),
-            click.option(
-                "--max-answer-tokens",
-                "answer_tokens",
-                type=click.IntRange(1),
-                default=128,
-                metavar="N",
-                help="Longest answer to a prompt, in tokens.",
-            ),
-        ),
-    )  # fmt: skip
-    return in_order(*groups, verdicts)(command)
-
-
-def in_order(*groups: Option) -> Option:
-    """All of these, shown in this order."""
-    return lambda command: functools.reduce(lambda done, add: add(done), reversed(groups), command)
-
-
-def _grouped(name: str, title: str, command: Command, *options: Option) -> Command:
-    """``command`` with ``options`` under ``title``, whose values it gets as the dict ``name``."""
-
-    @functools.wraps(command)
-    def collecting(**given: Any) -> Any:
-        return command(**{name: {key: given.pop(key) for key in keys}}, **given)
-
-    before = list(getattr(command, "__click_params__", ()))
-    wrapped: Command = cloup.option_group(title, *options)(collecting)
-    added = [p for p in wrapped.__click_params__ if p not in before]  # type: ignore[attr-defined]
-    keys = [str(parameter.name) for parameter in added]
-    return wrapped

@@ -11,7 +11,7 @@ import click
 import cloup
 
 from quantkit import __version__
-from quantkit.cli import flags, load_flags
+from quantkit.cli import evaluate_flags, flags, load_flags
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
 from quantkit.threads import spin_briefly
@@ -28,9 +28,6 @@ Four commands to begin with, for a model in ./my-model:
 
 All commands: quantkit --help. The options of one: quantkit run --help."""
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_FORCE = click.option("--force", is_flag=True, help="Replace what is there already.")
-_OUTPUT = cloup.option_group("Output", _JSON)
 _RECIPE = cloup.argument(
     "recipe", help="A shipped recipe, quickstart or wikitext-mmlu, or a YAML file of your own."
 )
@@ -90,8 +87,8 @@ def cli(context: cloup.Context, debug: bool) -> None:
         help="Directory of the run: variants, results, report.html.",
         show_default="runs/ and the recipe's name",
     ),
-    _FORCE,
-    _JSON,
+    flags.FORCE,
+    flags.JSON,
 )
 def run(
     recipe: str, out: Path | None, overrides: tuple[str, ...], force: bool, as_json: bool
@@ -117,7 +114,7 @@ def run(
 @cloup.command()
 @_RECIPE
 @cloup.option_group("What", _SET)
-@_OUTPUT
+@flags.OUTPUT
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what a run would make: names, sizes, fallbacks.
 
@@ -144,41 +141,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     help="A directory, a hub id such as org/name@revision, demo:smollm2-135m, or an unquantized "
     "GGUF file, from which other GGUF files can be made.",
 )
-@cloup.option_group(
-    "What",
-    click.option(
-        "--to",
-        "specs",
-        multiple=True,
-        required=True,
-        metavar="SPEC",
-        help="Format and scheme of a variant, such as gguf:Q4_K_M, gptq:w4g128 "
-        "or awq:w4g64. May be repeated.",
-    ),
-    click.option(
-        "--allow-requantize",
-        is_flag=True,
-        help="Accept a MODEL that is a quantized GGUF; what it lost stays lost.",
-    ),
-    click.option(
-        "--allow-tokenizer-differences",
-        is_flag=True,
-        help="Accept GGUF files with which llama.cpp splits some texts into "
-        "other tokens than MODEL's tokenizer.",
-    ),
-)
-@cloup.option_group(
-    "Output",
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        required=True,
-        metavar="DIR",
-        help="Directory in which each variant gets one of its own, such as variants.",
-    ),
-    _FORCE,
-    _JSON,
-)
+@flags.making
 @flags.calibration
 @flags.gguf
 @flags.integers
@@ -199,8 +162,8 @@ def convert(
 
 @cloup.command()
 @_PATHS
-@flags.measuring
-@_OUTPUT
+@evaluate_flags.measuring
+@flags.OUTPUT
 def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **options: Any) -> None:
     """Measure quality: perplexity, KL divergence, tasks.
 
@@ -216,7 +179,7 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
 @cloup.command()
 @_PATHS
 @load_flags.load
-@_OUTPUT
+@flags.OUTPUT
 def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure speed under load, on the real engine.
 
@@ -235,7 +198,7 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @cloup.command()
 @_RUN
 @load_flags.wants
-@_OUTPUT
+@flags.OUTPUT
 def recommend(directory: Path, as_json: bool, **options: Any) -> None:
     """Say which variant of a run to ship, and why.
 
@@ -297,7 +260,7 @@ def report(directory: Path) -> None:
         is_flag=True,
         help="Print hashes, long lists and long texts too, in full.",
     ),
-    _JSON,
+    flags.JSON,
 )
 def inspect(path: str, everything: bool, as_json: bool) -> None:
     """Show what a model is: sizes, schemes, origin, oddities.
@@ -311,7 +274,7 @@ def inspect(path: str, everything: bool, as_json: bool) -> None:
 
 @cloup.command()
 @cloup.argument("path", type=click.Path(path_type=Path), help="A variant's directory.")
-@_OUTPUT
+@flags.OUTPUT
 def verify(path: Path, as_json: bool) -> None:
     """Check a variant's files against its manifest.
 
