@@ -61,7 +61,7 @@ def directory(source: str) -> Path:
 def rescale(
     state: dict[str, torch.Tensor], config: dict[str, Any], seed: int
 ) -> dict[str, torch.Tensor]:
-    """Re-scale the channels of a Llama by random factors and their inverses.
+    """Re-scale the channels of a Llama or Qwen2 by random factors and their inverses.
 
     ``state``: the state dict, float32; returned as a new dict. Norm weights are multiplied by f
     per channel and the columns of the linears that read them divided by it; rows of v (per key
@@ -94,6 +94,8 @@ def rescale(
         v, o = attention + "v_proj.weight", attention + "o_proj.weight"
         f = factors(out[v].shape[0])
         out[v] = out[v] * f[:, None]
+        if (bias := attention + "v_proj.bias") in out:
+            out[bias] = out[bias] * f
         # Each key/value head serves several query heads: its channels repeat in o's columns.
         out[o] = out[o] / f.view(kv_heads, 1, -1).expand(-1, queries_per_kv, -1).reshape(-1)
         up, down = mlp + "up_proj.weight", mlp + "down_proj.weight"

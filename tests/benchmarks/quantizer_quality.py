@@ -1,173 +1,175 @@
-r"""GPTQ and AWQ against rounding to nearest and against their peers: drift, seconds, memory.
+"""What quantizers lose, on texts of every kind, beside rounding to nearest and their peers.
 
-    python -m tests.benchmarks.quantizer_quality --calibration c4.utf8 --text wiki.raw \
-        --text code.utf8 --work DIR
+    python -m tests.benchmarks.quantizer_quality --out quality.jsonl --model demo=demo:smollm2-135m
+    python -m tests.benchmarks.quantizer_quality --table quality.jsonl
 
-One row after another is made of the source, each by a command of its own, on the same token
-ids of the same text, and scored on the same windows. A peer's row is left out where its toolchain
-is not installed (`quantkit engines install auto-round`). What is in DIR already is scored again but
-not made again. Standard errors are over tokens; the ratios are against the rounding that has the
-same grid (symmetric for GPTQ, asymmetric for AWQ), on the mean of the texts and on the worst.
+Every method gets the same token ids; every variant is scored alike: its weights unpacked into
+transformers' model, KL divergence from the source in plain torch, on texts that it was calibrated
+on and on others, on windows that none was. What stands in the file already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import hashlib
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
 
-from quantkit import toolchains
-from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ToolchainError
-from quantkit.evaluate import evaluate
-from quantkit.evaluate.reference import Reference
-from quantkit.quantize.awq import Grid
-from quantkit.quantize.gptq import plain_symmetric
-from quantkit.recipe import EvaluateSection
-from quantkit.stages import evaluation_plan
-from quantkit.texts import load_text
-from quantkit.threads import spin_briefly
-from quantkit.variant import Model, open_variant
-
-BITS, GROUP_SIZE = 4, 64
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to make a variant; ``flags`` of `quantkit convert`, none for rounding to nearest."""
-
-    label: str
-    format: str
-    flags: tuple[str, ...] = ()
-    producer: str | None = None
-    samples: int = 64
-    length: int = 512
-
-
-_LEARNED = ("--rounding", "learned", "--iters", "50")
-ROWS = {
-    "rtn-symmetric": Row("rounding, symmetric", "gptq"),
-    "gptq": Row("GPTQ", "gptq"),
-    "gptq-learned": Row("GPTQ, learned", "gptq", _LEARNED),
-    "autoround": Row("AutoRound, iters 0", "gptq", ("--producer-arg", "iters=0"), "auto-round"),
-    "autoround-tuned": Row(
-        "AutoRound, iters 50", "gptq", ("--producer-arg", "iters=50"), "auto-round", 32, 256
-    ),
-    "rtn-asymmetric": Row("rounding, asymmetric", "awq"),
-    "awq": Row("AWQ", "awq"),
-    "awq-learned": Row("AWQ, learned", "awq", _LEARNED),
-    "autoawq": Row("AutoAWQ", "awq", (), "autoawq"),
-}
-_ROUNDING = {"gptq": "rtn-symmetric", "awq": "rtn-asymmetric"}
-
-
-def rounded(
-    source: Checkpoint, fake: Callable[[torch.Tensor], torch.Tensor], out: Path
-) -> Checkpoint:
-    """The source with every linear of every block rounded to nearest, as a plain checkpoint."""
-    out.mkdir()
-    state = {
-        name: fake(source.read(name).float()) if name.endswith("proj.weight") else source.read(name)
-        for name in source.tensors
-    }
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    for file in (*source.sidecars, source.path / "config.json"):
-        shutil.copy(file, out)
-    return Checkpoint.open(out)
-
-
-def make(name: str, model: str, calibration: str, work: Path) -> Model | None:
-    """The row's variant of ``model``, made now or found in ``work``.
-
-    None where its toolchain is not there.
-    """
-    row, directory = ROWS[name], work / name
-    if name in _ROUNDING.values():
-        shutil.rmtree(directory, ignore_errors=True)
-        source = Checkpoint.open(model)
-        grid = Grid(BITS, GROUP_SIZE, source.dtype)
-        symmetric = row.format == "gptq"
-
-        def fake(weights: torch.Tensor) -> torch.Tensor:
-            if symmetric:
-                return plain_symmetric(weights, BITS, GROUP_SIZE, source.dtype).dequantize()
-            return grid.fake(weights)
-
-        return rounded(source, fake, directory)
-    if row.producer:
-        try:
-            toolchains.find(row.producer)
-        except ToolchainError as error:
-            print(f"{row.label}: {error}", file=sys.stderr)
-            return None
-    if not directory.is_dir() or not any(directory.iterdir()):
-        command = [sys.executable, "-m", "quantkit", "convert", model]
-        command += ["--to", f"{row.format}:w{BITS}g{GROUP_SIZE}", "--out", str(directory)]
-        command += ["--calibration", calibration, "--device", "cpu", *row.flags]
-        command += ["--samples", str(row.samples), "--sequence-length", str(row.length)]
-        command += ["--producer", row.producer] if row.producer else []
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    (made,) = directory.iterdir()
-    return open_variant(made)
+from tests.benchmarks.quality import records, table, texts
+from tests.benchmarks.quality.methods import METHODS, Absent, Job
+from tests.benchmarks.quality.oracle import Oracle
 
 
 def main() -> None:
-    """Print the table, each row when it is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="demo:smollm2-135m")
-    parser.add_argument("--text", action="append", help="several times, for several texts")
-    parser.add_argument("--calibration", default="pydoc:calibration")
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument(
-        "--rows", default=",".join(n for n in ROWS if "learned" not in n), help=", ".join(ROWS)
+    """Measure, or print the tables."""
+    options = _arguments()
+    if options.table:
+        print("\n".join(table.tables(records.read(options.table))))
+        return
+    failed = [line for model in options.model for line in _measure(model, options)]
+    print(*failed, sep="\n", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+def _measure(model: str, options: argparse.Namespace) -> Iterator[str]:
+    """Every method on one model; what failed, a line each."""
+    from transformers import AutoTokenizer
+
+    name, _, place = model.partition("=")
+    source = _directory(place)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    kinds, device = options.calibration, _device(options.device)
+    ids = texts.calibration(
+        options.data, tokenizer, kinds, options.samples, options.length, options.seed
     )
+    windows = {
+        kind: texts.scored(options.data, tokenizer, kind, options.windows, options.context)
+        for kind in options.texts
+    }
+    digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in windows.values()))
+    scored = f"{options.windows} x {options.context} of each text ({digest.hexdigest()[:8]})"
+    calibration = f"{options.samples} x {options.length} of {'+'.join(kinds)}"
+    with TemporaryDirectory(dir=options.work, prefix="oracle-") as cache:
+        oracle: Oracle | None = None
+        done = {record.key for record in records.read([options.out])}
+        for scheme, chosen in itertools.product(options.schemes, options.methods):
+            method = METHODS[chosen]
+            with TemporaryDirectory(dir=options.work, prefix=f"{chosen}-") as work:
+                job = Job(
+                    source, scheme, ids, calibration, str(device), options.iters, Path(work),
+                    options.commit, options.llm_compressor,
+                )  # fmt: skip
+                try:
+                    record = records.Record(
+                        model=name,
+                        method=chosen,
+                        scheme=method.scheme(scheme),
+                        maker=method.maker(job),
+                        calibration=calibration if method.calibrates else "",
+                        iters=options.iters if method.learns else None,
+                        scored=scored,
+                        texts={},
+                        bits_per_weight=0,
+                        bits_per_weight_quantized=None,
+                        seconds=None,
+                        device=_named(device),
+                    )
+                    if record.key in done:
+                        continue
+                    print(f"{name} {record.scheme}: {method.label}", file=sys.stderr, flush=True)
+                    made = method.make(job)
+                    oracle = oracle or Oracle(source, windows, device, Path(cache))
+                    measured = {
+                        "texts": oracle.score(made.state),
+                        "bits_per_weight": made.bits_per_weight,
+                        "bits_per_weight_quantized": made.bits_per_weight_quantized,
+                        "seconds": made.seconds,
+                    }
+                except Absent as reason:
+                    print(reason, file=sys.stderr, flush=True)
+                    continue
+                except Exception:
+                    traceback.print_exc()
+                    yield f"{name} {scheme}: {method.label} failed"
+                    continue
+            done.add(record.key)
+            records.append(options.out, record.model_copy(update=measured))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", action="append", metavar="NAME=PATH", help="A checkpoint. May be repeated.")
+    add("--out", type=Path, help="JSON lines, which are added to.")
+    add("--table", type=Path, nargs="+", metavar="FILE", help="Print the tables of such files.")
+    add("--methods", type=_listed(METHODS), default=list(METHODS), help=", ".join(METHODS))
+    add("--schemes", type=_listed(), default=["w4g64", "w4g128"], help="w4g64,w4g128")
+    add("--texts", type=_listed(texts.FILES), default=list(texts.FILES), help="To score.")
+    add("--windows", type=int, default=8, help="Of each text.")
+    add("--context", type=int, default=512, help="Tokens of a scored window.")
+    add("--calibration", type=_listed(texts.FILES), default=["c4", "code", "technical", "mixed"],
+        help="Kinds, in equal parts.")  # fmt: skip
+    add("--samples", type=int, default=32, help="Calibration windows, in all.")
+    add("--length", type=int, default=512, help="Tokens of a calibration window.")
+    add("--seed", type=int, default=0, help="Which calibration windows.")
+    add("--iters", type=int, default=50, help="Steps of learning a block, where there are any.")
+    add("--device", default="auto", help="auto, cpu or cuda.")
+    add("--data", type=Path, default=Path("../shared/data"), help="Where the texts are.")
+    add("--work", type=Path, help="For what is thrown away. Default: the temporary directory.")
+    add("--commit", default=_commit(), help="Of quantkit, as the table names it.")
+    add("--llm-compressor", type=Path, metavar="PYTHON", help="Of an environment that has it.")
     options = parser.parse_args()
-    names = [name for name in ROWS if name in options.rows.split(",")]
-    names = [n for n in ROWS if n in names or n in {_ROUNDING[ROWS[m].format] for m in names}]
-    options.work.mkdir(parents=True, exist_ok=True)
-    source = Checkpoint.open(options.source)
-    plans, references = {}, {}
-    for text in options.text or ["pydoc:evaluation"]:
-        section = EvaluateSection(text=text, windows=options.windows)
-        plan = evaluation_plan(section, source, load_text(text))
-        assert plan.windows is not None
-        name = Path(text).name
-        plans[name], references[name] = plan, Reference.build(source, plan.windows, options.work)
-    print(f"\n{options.windows} windows of 512 of each text; from {options.calibration}\n")
-    print("| | calibration |", *(f"{name}: KLD (ppl) |" for name in plans), end=" ")
-    print("mean of ratios to rounding | worst | seconds | peak GiB |")
-    print("| --- " * (len(plans) + 6) + "|", flush=True)
-    lost: dict[str, dict[str, float]] = {}
-    for name in names:
-        model, row = make(name, options.source, options.calibration, options.work), ROWS[name]
-        if model is None:
-            continue
-        cells, lost[name] = [], {}
-        for text, plan in plans.items():
-            found = evaluate(model, references[text], plan).metrics
-            kld, ppl = found["kld_mean"], found["ppl"]
-            lost[name][text] = kld.value
-            cells.append(f"{kld.value:.4f} ± {kld.stderr:.4f} ({ppl.value:.2f}) |")
-        manifest = getattr(model, "manifest", None)
-        tokens, cost, change = "–", "– | –", "– | –"
-        if manifest:
-            tokens = f"{row.samples} x {row.length}"
-            peak = manifest.convert.peak_rss_bytes / 2**30
-            cost = f"{manifest.convert.seconds:.0f} | {peak:.2f}"
-            plain = lost[_ROUNDING[row.format]]
-            ratios = [lost[name][text] / plain[text] for text in plans]
-            change = f"{sum(ratios) / len(ratios):.2f} | {max(ratios):.2f}"
-        print(f"| {row.label} | {tokens} |", *cells, f"{change} | {cost} |", flush=True)
+    if not options.table and not (options.model and options.out):
+        parser.error("--model and --out are needed, or --table")
+    return options
+
+
+def _listed(known: dict[str, object] | None = None):  # type: ignore[no-untyped-def,type-arg]
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if known is not None and name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is not among {', '.join(known or ())}")
+        return names
+
+    return parse
+
+
+def _directory(place: str) -> Path:
+    if not place.startswith("demo:"):
+        return Path(place)
+    from quantkit import demo
+
+    return demo.directory(place)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _commit() -> str:
+    """Of the working tree; ``+`` where it is changed."""
+    git = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.check_output(git, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "of an unknown commit"
 
 
 if __name__ == "__main__":
-    spin_briefly()
     main()
