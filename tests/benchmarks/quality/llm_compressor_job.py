@@ -23,6 +23,9 @@ def make(job: dict[str, Any]) -> None:
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM
 
+    if not torch.accelerator.is_available():
+        # Its AWQ pins activations that wait for an accelerator, and torch cannot without one.
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
     scheme = preset_name_to_scheme("W4A16" if job["symmetric"] else "W4A16_ASYM", ["Linear"])
     scheme.weights.group_size = job["group_size"]
     given = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}

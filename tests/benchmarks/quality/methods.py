@@ -6,6 +6,7 @@ What makes a variant is imported when it is asked for: the others, and the scori
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -217,6 +218,8 @@ class LLMCompressor(_Groups):
             if done.returncode:
                 log.seek(0)
                 raise RuntimeError(f"llm-compressor failed:\n{log.read()[-4000:]}")
+        # Without a tokenizer quantkit opens no checkpoint.
+        shutil.copy(job.source / "tokenizer.json", out)
         seconds = json.loads((job.work / "result.json").read_text())["seconds"]
         everything, linears = bits_of(tensors_in(out), Checkpoint.open(job.source))
         return Made(dequantize(out), everything, linears, seconds)
