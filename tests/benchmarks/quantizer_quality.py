@@ -19,12 +19,14 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
+from typing import TYPE_CHECKING
 
 from tests.benchmarks.quality import records, table, texts
 from tests.benchmarks.quality.methods import METHODS, Absent, Job
 from tests.benchmarks.quality.oracle import Oracle
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> None:
@@ -153,12 +155,16 @@ def _directory(place: str) -> Path:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def _named(device: torch.device) -> str:
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
