@@ -16,10 +16,10 @@ import itertools
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.quality import records, table, texts
 from tests.benchmarks.quality.methods import METHODS, Absent, Job
@@ -27,6 +27,8 @@ from tests.benchmarks.quality.oracle import Oracle
 
 if TYPE_CHECKING:
     import torch
+
+_MIX = "mix"
 
 
 def main() -> None:
@@ -47,17 +49,14 @@ def _measure(model: str, options: argparse.Namespace) -> Iterator[str]:
     name, _, place = model.partition("=")
     source = _directory(place)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    kinds, device = options.calibration, _device(options.device)
-    ids = texts.calibration(
-        options.data, tokenizer, kinds, options.samples, options.length, options.seed
-    )
+    device, ids = _device(options.device), _calibration(options, tokenizer)
     windows = {
         kind: texts.scored(options.data, tokenizer, kind, options.windows, options.context)
         for kind in options.texts
     }
     digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in windows.values()))
     scored = f"{options.windows} x {options.context} of each text ({digest.hexdigest()[:8]})"
-    calibration = f"{options.samples} x {options.length} of {'+'.join(kinds)}"
+    calibration = f"{options.samples} x {options.length} of {'+'.join(options.calibration)}"
     with TemporaryDirectory(dir=options.work, prefix="oracle-") as cache:
         oracle: Oracle | None = None
         done = {record.key for record in records.read([options.out])}
@@ -105,6 +104,20 @@ def _measure(model: str, options: argparse.Namespace) -> Iterator[str]:
             records.append(options.out, record.model_copy(update=measured))
 
 
+def _calibration(options: argparse.Namespace, tokenizer: Any) -> torch.Tensor:
+    """The token ids that every method is given: (samples, length) int64."""
+    if options.calibration != [_MIX]:
+        return texts.calibration(
+            options.data, tokenizer, options.calibration, options.samples, options.length,
+            options.seed,
+        )  # fmt: skip
+    from quantkit.calibration import calibrate
+    from quantkit.mix import load_calibration
+
+    size = {"samples": options.samples, "sequence_length": options.length}
+    return calibrate(load_calibration(_MIX), tokenizer, seed=options.seed, **size).ids
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,8 +131,8 @@ def _arguments() -> argparse.Namespace:
     add("--texts", type=_listed(texts.FILES), default=list(texts.FILES), help="To score.")
     add("--windows", type=int, default=8, help="Of each text.")
     add("--context", type=int, default=512, help="Tokens of a scored window.")
-    add("--calibration", type=_listed(texts.FILES), default=["c4", "code", "technical", "mixed"],
-        help="Kinds, in equal parts.")  # fmt: skip
+    add("--calibration", type=_listed([*texts.FILES, _MIX]), help="Kinds, in equal parts, or mix: "
+        "quantkit's default.", default=["c4", "code", "technical", "mixed"])  # fmt: skip
     add("--samples", type=int, default=32, help="Calibration windows, in all.")
     add("--length", type=int, default=512, help="Tokens of a calibration window.")
     add("--seed", type=int, default=0, help="Which calibration windows.")
@@ -132,15 +145,19 @@ def _arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.table and not (options.model and options.out):
         parser.error("--model and --out are needed, or --table")
+    if _MIX in options.calibration[1:] or options.calibration[:-1] == [_MIX]:
+        parser.error("--calibration: mix stands alone")
     return options
 
 
-def _listed(known: dict[str, object] | None = None):  # type: ignore[no-untyped-def,type-arg]
+def _listed(known: Collection[str] = ()) -> Callable[[str], list[str]]:
+    """A list with commas, of what is known where anything is."""
+
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        unknown = [name for name in names if known is not None and name not in known]
+        unknown = [name for name in names if known and name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]} is not among {', '.join(known or ())}")
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is not among {', '.join(known)}")
         return names
 
     return parse
