@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _DAY = datetime(2026, 1, 1)
 """What templates are told that today is: tomorrow's calibration is of the same tokens."""
+_HELD_OUT = 2
+"""Windows of each kind that quantizers do not see."""
+_CHARACTERS = 16
+"""More than a token has in any ordinary text."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Calibration:
     record: CalibrationRecord
     device: torch.device
     precision: torch.dtype
+    held_out: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Windows by kind of text, (n, T) int64, that quantizers are judged on and never see."""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -84,12 +90,14 @@ def calibrate(
     seed: int,
     device: str = "cpu",
     precision: devices.Precision = "auto",
+    judges: Mix | None = None,
 ) -> Calibration:
     """Cut the text into windows that do not overlap and take ``samples`` of them, seeded.
 
     Of a mix each kind gives windows of its own, by its share, and they take turns. Where the model
     begins texts with BOS, each window does, in place of its first token: the model is calibrated as
-    it is measured, and as llama.cpp's ``llama-imatrix`` does it.
+    it is measured, and as llama.cpp's ``llama-imatrix`` does it. Windows that are left over, and
+    some of each other kind in ``judges``, are held out.
 
     Raise RecipeError where the text has fewer windows than that, or the device is not there.
     """
@@ -105,14 +113,26 @@ def calibrate(
             f"calibration text {mix.name!r} has {sum(available)} windows of {sequence_length} "
             f"tokens, {samples} were asked for; use a longer text, or fewer or shorter samples"
         )
+    left = [found - min(_HELD_OUT, found // 8) for found in available]
+    if sum(left) >= samples:
+        available = left
     counts = allot([part.share for part in mix.parts], available, samples)
     if isinstance(text, Mix):
         _say_what_is_short(mix, available, counts, samples)
-    taken = [iter(_drawn(found, seed)) for found in windows]
+    drawn = [_drawn(found, seed) for found in windows]
+    taken = list(map(iter, drawn))
     chosen = torch.stack([next(taken[kind]) for kind in interleave(counts)])
+    held_out = {
+        part.kind or part.text.dataset: found[count : count + _HELD_OUT]
+        for part, found, count in zip(mix.parts, drawn, counts, strict=True)
+    }
+    for part in judges.parts if judges else ():
+        if part.text not in mix.texts and part.kind not in held_out:
+            held_out[part.kind] = _first_windows(part.text, tokenizer, sequence_length)
     bos = bos_id(tokenizer)
     if bos is not None:
-        chosen[:, 0] = bos
+        for some in (chosen, *held_out.values()):
+            some[:, 0] = bos
     place = devices.choose(device)
     return Calibration(
         chosen,
@@ -128,7 +148,14 @@ def calibrate(
         ),
         place,
         devices.precision(precision, place),
+        {kind: some for kind, some in held_out.items() if len(some)},
     )
+
+
+def _first_windows(text: Text, tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
+    """As many as are held out, (n, length), from the beginning of a text."""
+    characters = _HELD_OUT * length * _CHARACTERS
+    return _windows(stream(tokenizer, text.text[:characters])[0], length)[:_HELD_OUT]
 
 
 def _as_served(text: Text, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:

@@ -116,6 +116,14 @@ def load_calibration(text: str | Mapping[str, Any]) -> Text | Mix:
     return Mix(text if isinstance(text, str) else "own mix", tuple(parts))
 
 
+def judges(text: Text | Mix) -> Mix | None:
+    """Texts of all kinds to judge quantizers on that were calibrated on something else."""
+    if isinstance(text, Mix) and text.name in MIXES:
+        return None
+    mix = load_calibration("mix")
+    return mix if isinstance(mix, Mix) else None
+
+
 def allot(shares: Sequence[Fraction], available: Sequence[int], samples: int) -> list[int]:
     """How many of ``samples`` each kind gives: by its share, and by the largest remainder.
 

@@ -15,7 +15,7 @@ from quantkit.errors import RecipeError
 from quantkit.evaluate.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
 from quantkit.ledger import TextEntry
 from quantkit.ledger.load import MemoryBandwidth
-from quantkit.mix import Mix, load_calibration
+from quantkit.mix import Mix, judges, load_calibration
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
 from quantkit.texts import Text, check_disjoint, load_text
@@ -53,7 +53,8 @@ class Texts:
         for part in text.texts if isinstance(text, Mix) else (text,):
             if evaluation is not None:
                 check_disjoint(part, evaluation)
-        calibration = calibrate(text, source.tokenizer, **recipe.calibration.windows())
+        windows = recipe.calibration.windows()
+        calibration = calibrate(text, source.tokenizer, judges=judges(text), **windows)
         return cls(calibration, evaluation, prompts)
 
 

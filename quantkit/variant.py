@@ -98,6 +98,29 @@ class ProofRecord(_Record):
     differences: list[str] = Field(default_factory=list)
 
 
+class DeviationRecord(_Record):
+    """As ``quantkit.quantize.deviation.Deviation``."""
+
+    error: float
+    gain: float
+    mean_error: float
+
+
+class BlockRecord(_Record):
+    """How far a quantized block's output is from the float block's, on calibration text and on
+    each kind of text that it was not quantized by."""
+
+    calibration: DeviationRecord
+    held_out: dict[str, DeviationRecord] = Field(default_factory=dict)
+
+
+class LossRecord(_Record):
+    """As ``quantkit.quantize.held_out.Loss``: mean KL divergence from the source, nats."""
+
+    kld: float
+    rounding_kld: float
+
+
 class Manifest(_Record):
     """``quantkit.json``: what a variant is, what it was made from, and how."""
 
@@ -114,8 +137,10 @@ class Manifest(_Record):
     bits_per_weight_quantized: float | None
     """The same over the quantized linears only; None where there is none."""
     convert: ConvertCost
-    block_errors: list[float] = Field(default_factory=list)
-    """How far each block's output moved on calibration text: ‖Δ‖ against what the block adds."""
+    blocks: list[BlockRecord] = Field(default_factory=list)
+    """Decoder blocks in their order, where one after another was quantized."""
+    held_out: dict[str, LossRecord] = Field(default_factory=dict)
+    """By kind of text that it was not calibrated on, beside rounding to nearest."""
     proof: dict[str, ProofRecord] = Field(default_factory=dict)
     """By what was proved: ``tokens``."""
     notes: list[str] = Field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from quantkit.ledger.prompt_drift import PromptDrift
     from quantkit.pipeline import RunPlan
     from quantkit.toolchains import ToolchainStatus
-    from quantkit.variant import Variant
+    from quantkit.variant import Manifest, Variant
 
+_NOTABLE_GAIN = 0.01
 _SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
 
 
@@ -101,10 +102,38 @@ def variants(made: Sequence[Variant], as_json: bool) -> None:
     for v in made:
         for note in v.manifest.notes if v.manifest else []:
             click.echo(f"{v.id}: {note}")
-        errors = v.manifest.block_errors if v.manifest else []
-        if errors:
-            worst = max(range(len(errors)), key=errors.__getitem__)
-            click.echo(f"{v.id}: the output of block {worst} moved most, by {errors[worst]:.1%}")
+        for line in _conversion(v.manifest) if v.manifest else []:
+            click.echo(f"{v.id}: {line}")
+
+
+def _conversion(manifest: Manifest) -> Iterator[str]:
+    """What stands out among decoder blocks that were quantized, and what all of them lost."""
+    blocks = manifest.blocks
+    if not blocks:
+        return
+    errors = [block.calibration.error for block in blocks]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    yield f"the output of block {worst} moved most, by {errors[worst]:.1%}"
+    gains = {
+        (index, kind): found.gain
+        for index, block in enumerate(blocks)
+        for kind, found in {"calibration text": block.calibration, **block.held_out}.items()
+    }
+    off = {place: gain for place, gain in gains.items() if abs(gain) > _NOTABLE_GAIN}
+    if off:
+        numbers = ", ".join(map(str, sorted({index for index, _ in off})))
+        index, kind = max(off, key=lambda place: abs(off[place]))
+        yield (
+            f"the gain of these blocks is off by more than {_NOTABLE_GAIN:.0%}: {numbers}; "
+            f"most that of block {index}, by {off[index, kind]:+.1%} on {kind}"
+        )
+    ratios = {kind: loss.kld / loss.rounding_kld for kind, loss in manifest.held_out.items()}
+    if ratios:
+        kind = max(ratios, key=ratios.__getitem__)
+        yield (
+            f"on held-out text its KLD is {sum(ratios.values()) / len(ratios):.2f} times that of "
+            f"rounding to nearest, {ratios[kind]:.2f} at worst ({kind})"
+        )
 
 
 def evaluated(result: Compared, as_json: bool) -> None:

@@ -55,7 +55,7 @@ def convert(
     """
     from quantkit.calibration import calibrate
     from quantkit.convert import convert_many
-    from quantkit.mix import load_calibration
+    from quantkit.mix import judges, load_calibration
 
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
     parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
@@ -69,7 +69,8 @@ def convert(
     windows = None
     if any(planned.needs_calibration for planned in plans):
         section = CalibrationSection(**calibration)
-        windows = calibrate(load_calibration(section.text), source.tokenizer, **section.windows())
+        text = load_calibration(section.text)
+        windows = calibrate(text, source.tokenizer, judges=judges(text), **section.windows())
     made = convert_many(
         source,
         parsed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -136,14 +136,18 @@ class DecoderBlocks:
                 hidden.replace(index, recorders[0].hidden)
         return hidden
 
-    def logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """What the model makes of the outputs of its ``last`` block for ``ids``, (samples, T,
-        vocabulary): by its final norm, its output layer and what may follow."""
+    def head(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """What turns ids (samples, T) and the outputs of the last block for them into logits
+        (samples, T, vocabulary): final norm, output layer and what may follow, on the CPU."""
         model, recorders = self._without_blocks(self._model, "")
-        recorders[-1].output = last
-        with torch.no_grad():
-            found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-        return found
+
+        def logits(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+            recorders[-1].output = last
+            with torch.no_grad():
+                found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+            return found
+
+        return logits
 
     def _without_blocks(self, part: Any, prefix: str) -> tuple[Any, list[_Recorder]]:
         """The model, or the decoder in it whose names begin with ``prefix``, in float32 on the CPU,

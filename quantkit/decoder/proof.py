@@ -52,7 +52,7 @@ def streamed(blocks: DecoderBlocks, ids: torch.Tensor, count: int) -> torch.Tens
     hidden = blocks.embed(ids)
     for index in range(count):
         blocks.advance(index, blocks.load(index), hidden)
-    return blocks.logits(ids, torch.cat(list(hidden)))
+    return blocks.head()(ids, torch.cat(list(hidden)))
 
 
 def _compared(blocks: DecoderBlocks) -> int:

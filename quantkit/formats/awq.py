@@ -55,7 +55,7 @@ class AWQ:
         asked, windows = _asked(spec), needed(spec, calibration)
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
         quantize = BlockAWQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
+        converted = convert_linears(blocks, asked, windows, directory, quantize)
         config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
         return replace(converted, options={**config, "damp_percent": DAMP_PERCENT})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.variant import BlockRecord, LossRecord, Variant
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration
@@ -46,8 +46,10 @@ class Converted:
     tools: dict[str, str] = field(default_factory=dict)
     """Name and version of what did the work, besides quantkit."""
     notes: tuple[str, ...] = ()
-    block_errors: tuple[float, ...] = ()
-    """How far each block's output moved: ‖Δ‖ against what the block adds to its input."""
+    blocks: tuple[BlockRecord, ...] = ()
+    """How far each block's output moved, where one after another was quantized."""
+    held_out: dict[str, LossRecord] = field(default_factory=dict)
+    """By kind of text that the quantizer did not see."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
     peak_device_bytes: int | None = None

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from pydantic import BaseModel
+from torch import nn
 
+from quantkit.calibration import Calibration
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.proof import prove
 from quantkit.devices import peak_bytes
@@ -25,10 +29,13 @@ from quantkit.formats.block_shards import BlockShards
 from quantkit.formats.integer_linears import IntegerLinears, entries, linear_names
 from quantkit.formats.shards import Shards
 from quantkit.progress import say, track
-from quantkit.quantize.rounding import QuantizedBlock
+from quantkit.quantize.deviation import Deviation, deviation
+from quantkit.quantize.held_out import HeldOut, Loss
+from quantkit.quantize.rounding import Integers, QuantizedBlock
 from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import Spec
 from quantkit.stopwatch import Stopwatch, stage
+from quantkit.variant import BlockRecord, DeviationRecord, LossRecord
 
 _FINISHED = "finished-blocks.json"
 
@@ -36,25 +43,26 @@ _FINISHED = "finished-blocks.json"
 class BlockQuantizer(Protocol):
     """Decides on the integers of one block after another."""
 
-    follows_source: bool
-    """Whether it compares with the source's own activations (``StreamedBlock.source``)."""
-
     def __call__(self, block: StreamedBlock) -> QuantizedBlock:
         """The integers of ``block.linears``. What is left of the block may be changed too, such as
         norms into which scales fold."""
+        ...
+
+    def rounded(self, block: StreamedBlock, module: nn.Module) -> dict[str, Integers]:
+        """The same linears of ``module``, as the source has it, rounded to nearest."""
         ...
 
 
 def convert_linears(
     blocks: DecoderBlocks,
     asked: IntegerLinears,
-    ids: torch.Tensor,
+    windows: Calibration,
     directory: Path,
     quantize: BlockQuantizer,
 ) -> Converted:
     """Write the shards of a quantized checkpoint into ``directory``; the figures for the manifest.
 
-    ``ids``: the calibration windows, (samples, T). Each block sees the output of the blocks already
+    Each block sees the output of the blocks already
     quantized, so that errors are made up for. Raise ConversionError, with what is kept, where
     the disk is full or the blocks are not transformers' model, CheckpointError where a weight is
     not finite, in the blocks or outside.
@@ -70,7 +78,7 @@ def convert_linears(
     try:
         with Stopwatch(device) as watch, Shards(directory, planned) as shards:
             written = BlockShards(blocks, layouts, shards)
-            finished = _convert(asked, written, ids, directory, quantize)
+            finished, losses = _convert(asked, written, windows, directory, quantize)
     except OSError as error:
         raise ConversionError(
             f"{spec}: writing {directory} failed: {error}; the same command goes on from the last "
@@ -84,20 +92,33 @@ def convert_linears(
         bits_per_weight=total * 8 / checkpoint.parameters,
         bits_per_weight_quantized=packed_bytes * 8 / weights,
         tools={"torch": torch.__version__},
-        notes=tuple(note for block in finished for note in block.notes),
-        block_errors=tuple(block.output_error for block in finished),
+        notes=(
+            *(note for block in finished for note in block.notes),
+            *(note for kind, loss in losses.items() for note in _not_generalized(kind, loss)),
+        ),
+        blocks=tuple(block.record for block in finished),
+        held_out={kind: LossRecord(**asdict(loss)) for kind, loss in losses.items()},
         stage_seconds=watch.seconds,
         peak_device_bytes=peak_bytes(device),
     )
 
 
+def _not_generalized(kind: str, loss: Loss) -> Iterator[str]:
+    if loss.kld >= loss.rounding_kld:
+        yield (
+            f"on text that it was not calibrated on ({kind}) it is no nearer to the source than "
+            f"rounding to nearest (KLD {loss.kld:.4f} against {loss.rounding_kld:.4f} nats); "
+            "calibrate on the mix, or on more text of this kind"
+        )
+
+
 def _convert(
     asked: IntegerLinears,
     written: BlockShards,
-    ids: torch.Tensor,
+    windows: Calibration,
     directory: Path,
     quantize: BlockQuantizer,
-) -> list[_Finished]:
+) -> tuple[list[_Finished], dict[str, Loss]]:
     spec, blocks, shards = asked.spec, written.blocks, written.shards
     ledger = directory / _FINISHED
     for half in directory.glob(f".{_FINISHED}.*"):
@@ -106,8 +127,9 @@ def _convert(
     if finished:
         say(f"{spec}: {len(finished)} of {len(blocks)} blocks are in {directory} already")
     with stage("load"):
-        inputs = blocks.embed(ids)
-        source = blocks.embed(ids) if quantize.follows_source else None
+        inputs = blocks.embed(windows.ids)
+        source = inputs.copy()
+        held_out = HeldOut(blocks, windows.held_out)
     with stage("write"):
         for name in blocks.tensors_outside():
             shards.write(name, blocks.checkpoint.read(name))
@@ -116,20 +138,24 @@ def _convert(
             module = blocks.load(index)
         block = StreamedBlock(blocks, index, module, written.linears(index), inputs, source)
         if index >= len(finished):
-            finished.append(_quantize(spec, block, written, quantize))
-            write_json(ledger, [asdict(entry) for entry in finished])
+            finished.append(_quantize(spec, block, written, quantize, held_out))
+            write_json(ledger, [entry.model_dump() for entry in finished])
         else:
-            if source is not None:
-                block.advance_source(module)
+            block.advance_source(module)
             written.restore(index, module)
+            _advance_held_out(block, quantize, held_out)
         if index + 1 < len(blocks):
             blocks.advance(index, module, inputs)
     ledger.unlink()
-    return finished
+    return finished, held_out.losses() if held_out else {}
 
 
 def _quantize(
-    spec: Spec, block: StreamedBlock, written: BlockShards, quantize: BlockQuantizer
+    spec: Spec,
+    block: StreamedBlock,
+    written: BlockShards,
+    quantize: BlockQuantizer,
+    held_out: HeldOut,
 ) -> _Finished:
     """Quantize a block and write it; its module then computes with what was written."""
     blocks, index, module = block.blocks, block.index, block.module
@@ -144,18 +170,32 @@ def _quantize(
         quantized = quantize(block)
     written.write(index, module, quantized.integers)
     written.restore(index, module)
-    error = _relative(blocks.run(index, module, sample) - exact, exact - sample)
-    if not math.isfinite(error):
+    found = deviation(blocks.run(index, module, sample), exact, sample)
+    if not math.isfinite(found.error):
         raise ConversionError(f"{spec}: {block.name} gives values that are not finite")
-    return _Finished(written.digest(index), error, quantized.notes)
+    held = _advance_held_out(block, quantize, held_out)
+    record = BlockRecord(
+        calibration=DeviationRecord(**asdict(found)),
+        held_out={kind: DeviationRecord(**asdict(one)) for kind, one in held.items()},
+    )
+    return _Finished(sha256=written.digest(index), record=record, notes=quantized.notes)
 
 
-@dataclass(frozen=True)
-class _Finished:
+def _advance_held_out(
+    block: StreamedBlock, quantize: BlockQuantizer, held_out: HeldOut
+) -> dict[str, Deviation]:
+    """Send held-out text through a block that computes with what was written."""
+    if not held_out:
+        return {}
+    original = block.blocks.load(block.index)
+    return held_out.advance(block.index, original, quantize.rounded(block, original), block.module)
+
+
+class _Finished(BaseModel):
     """One block in the shards: the hash of its bytes, and what the manifest says of it."""
 
     sha256: str
-    output_error: float
+    record: BlockRecord
     notes: tuple[str, ...]
 
 
@@ -165,13 +205,8 @@ def _read(ledger: Path, written: BlockShards) -> list[_Finished]:
         return []
     found: list[_Finished] = []
     for index, entry in enumerate(json.loads(ledger.read_text(encoding="utf-8"))):
-        block = _Finished(entry["sha256"], entry["output_error"], tuple(entry["notes"]))
+        block = _Finished.model_validate(entry)
         if written.digest(index) != block.sha256:
             break
         found.append(block)
     return found
-
-
-def _relative(error: torch.Tensor, change: torch.Tensor) -> float:
-    """How large an error of a block's output is against what the block adds to its input."""
-    return float(error.norm() / change.norm())

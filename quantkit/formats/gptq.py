@@ -56,7 +56,7 @@ class GPTQ:
         asked, windows = _asked(spec), needed(spec, calibration)
         blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
         quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows.ids, directory, quantize)
+        converted = convert_linears(blocks, asked, windows, directory, quantize)
         config = quantization_config(asked, linear_names(blocks), router_names(blocks))
         write_config(checkpoint, directory, config)
         (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -72,6 +72,12 @@ class Activations:
         """Single windows, (n, T, hidden), on the device; ``windows``: (n,) their numbers."""
         return self._all[windows].to(self._device, non_blocking=True)
 
+    def copy(self) -> Activations:
+        """The same windows in memory, or a file, of their own."""
+        other = Activations(self.shape, batch=len(self._batches[0]), device=self._device)
+        other._all.copy_(self._all)
+        return other
+
     def replace(self, index: int, values: torch.Tensor) -> None:
         """Put the next block's inputs in the place of this one's."""
         self._batches[index].copy_(values, non_blocking=True)

@@ -19,7 +19,7 @@ from torch import nn
 from quantkit.quantize.block_gptq import BlockGPTQ
 from quantkit.quantize.families import Family, families, fold_channels, fold_scales
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
-from quantkit.quantize.rounding import Integers, QuantizedBlock, asymmetric_range, round_to_nearest
+from quantkit.quantize.rounding import Integers, QuantizedBlock, plain_asymmetric
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
 _ALPHAS = 20
@@ -40,25 +40,13 @@ class Grid:
 
     def fake(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights after rounding to nearest over each group's full range; (out, in) float32."""
-        return self.round(weights, *self.extent(weights)).dequantize()
-
-    def extent(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lowest and highest weight of each group, (out, groups)."""
-        grouped = weights.view(weights.shape[0], -1, self.group_size)
-        return grouped.amin(-1), grouped.amax(-1)
-
-    def round(self, weights: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> Integers:
-        """Round to nearest over the given range of each group."""
-        scales, zeros = asymmetric_range(low, high, self.bits, self.dtype)
-        return round_to_nearest(weights, scales, zeros, self.bits)
+        return plain_asymmetric(weights, self.bits, self.group_size, self.dtype).dequantize()
 
 
 class BlockAWQ:
     """Quantizes block after block: scales channels, then rounds as GPTQ does, each linear for what
     those before it give now. ``dtype``: the model's, in which engines hold the scales. With
     ``iters``, that many steps of learning follow (``quantize/learned.py``)."""
-
-    follows_source = True
 
     def __init__(self, dtype: torch.dtype, iters: int = 0) -> None:
         self._dtype = dtype
@@ -70,6 +58,10 @@ class BlockAWQ:
         scheme = next(iter(block.linears.values()))
         self._scale(block, Grid(scheme.bits, scheme.group_size, self._dtype))
         return self._round(block, is_source=False)
+
+    def rounded(self, block: StreamedBlock, module: nn.Module) -> dict[str, Integers]:
+        """As ``BlockGPTQ.rounded``."""
+        return self._round.rounded(block, module)
 
     def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module

@@ -21,7 +21,12 @@ from quantkit.quantize.inputs import (
     reach,
 )
 from quantkit.quantize.learned import Start, learn
-from quantkit.quantize.rounding import QuantizedBlock
+from quantkit.quantize.rounding import (
+    Integers,
+    QuantizedBlock,
+    plain_asymmetric,
+    plain_symmetric,
+)
 from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
 from quantkit.stopwatch import stage
 
@@ -36,8 +41,6 @@ class BlockGPTQ:
     """Quantizes block after block, and in each the linears in the order of their calls, every one
     for what those before it give now. ``dtype`` and ``symmetric`` as for ``gptq``. With ``iters``,
     that many steps of learning follow (``quantize/learned.py``)."""
-
-    follows_source = True
 
     def __init__(self, dtype: torch.dtype, iters: int = 0, *, symmetric: bool = True) -> None:
         self._dtype, self._iters, self._symmetric = dtype, iters, symmetric
@@ -70,9 +73,18 @@ class BlockGPTQ:
             return QuantizedBlock(learned.integers, tuple(notes))
         return QuantizedBlock({name: s.integers for name, s in starts.items()}, tuple(notes))
 
+    def rounded(self, block: StreamedBlock, module: nn.Module) -> dict[str, Integers]:
+        """The linears of ``module``, a copy of the block, rounded to nearest on the same grid."""
+        plain = plain_symmetric if self._symmetric else plain_asymmetric
+        found = {}
+        for name, scheme in block.linears.items():
+            weight = linear_weight(module, name)
+            size = scheme.columns(weight.shape[1])
+            found[name] = plain(weight.float(), scheme.bits, size, self._dtype)
+        return found
+
     def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
         """Linears with one input have one Hessian: they are solved stacked."""
-        assert block.source is not None
         name = names[0]
         weights = _stacked(original, names)
         hessian = lost = behind = torch.empty(0)

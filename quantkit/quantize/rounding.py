@@ -119,3 +119,27 @@ def round_to_nearest(
     codes = (weights / scales.repeat_interleave(size, dim=1)).round_()
     codes = codes.add_(zeros.repeat_interleave(size, dim=1)).clamp_(0, (1 << bits) - 1)
     return Integers(codes.byte(), scales, zeros)
+
+
+def plain_symmetric(
+    weights: torch.Tensor, bits: int, group_size: int, dtype: torch.dtype
+) -> Integers:
+    """Round to nearest with scale = max|w| / (2**(bits-1) - 1): the baseline to beat.
+
+    ``weights``: (out, in) float32; ``dtype``: the model's, in which engines hold the scales.
+    """
+    half = 1 << (bits - 1)
+    grouped = weights.view(weights.shape[0], -1, group_size)
+    scales = storable(grouped.abs().amax(-1) / (half - 1), dtype)
+    codes = (grouped / scales.unsqueeze(-1)).round_().clamp_(-half, half - 1).view_as(weights)
+    zeros = torch.full_like(scales, half, dtype=torch.int32)
+    return Integers((codes + half).byte(), scales, zeros)
+
+
+def plain_asymmetric(
+    weights: torch.Tensor, bits: int, group_size: int, dtype: torch.dtype
+) -> Integers:
+    """Round to nearest over each group's full range; as ``plain_symmetric``."""
+    grouped = weights.view(weights.shape[0], -1, group_size)
+    scales, zeros = asymmetric_range(grouped.amin(-1), grouped.amax(-1), bits, dtype)
+    return round_to_nearest(weights, scales, zeros, bits)

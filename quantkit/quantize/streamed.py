@@ -25,8 +25,8 @@ class StreamedBlock:
     """Those to quantize, by their names in the block."""
     inputs: Activations
     """What the blocks before give it, quantized as they are by now."""
-    source: Activations | None = None
-    """What they give it in the source, for quantizers that follow it (``advance_source``)."""
+    source: Activations
+    """What they give it in the source (``advance_source``)."""
 
     @property
     def name(self) -> str:
@@ -35,8 +35,7 @@ class StreamedBlock:
 
     def advance_source(self, original: nn.Module) -> Activations:
         """Let the float block, which ``original`` is, turn ``source`` into its outputs there: what
-        this block should give, and the next one's source. Done once by those that follow it."""
-        assert self.source is not None
+        this block should give, and the next one's source. A quantizer does this once."""
         self.blocks.advance(self.index, original, self.source)
         return self.source
 

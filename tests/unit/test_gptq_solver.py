@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quantkit.errors import ConversionError
-from quantkit.quantize.gptq import REFIT_DAMPING, gptq, group_order, plain_symmetric, refit
-from quantkit.quantize.rounding import Integers
+from quantkit.quantize.gptq import REFIT_DAMPING, gptq, group_order, refit
+from quantkit.quantize.rounding import Integers, plain_symmetric
 
 
 def _problem(

@@ -111,7 +111,7 @@ def test_the_manifest_says_how_far_each_block_moved(made: dict[str, Variant]) ->
     errors = {}
     for spec, variant in made.items():
         assert variant.manifest is not None
-        errors[spec] = variant.manifest.block_errors
+        errors[spec] = [block.calibration.error for block in variant.manifest.blocks]
         assert len(errors[spec]) == 2
     assert all(0.01 < error < 0.3 for error in errors["gptq:w4g64"])
     # Eight bits err a sixteenth of what four do.
@@ -355,7 +355,7 @@ def test_learned_rounding_is_no_farther_and_in_the_manifest(
         spec = Spec.of_entry({"spec": scheme, "name": name, **rounding})
         manifest = convert(source, spec, windows, tmp_path).manifest
         assert manifest is not None
-        errors[len(rounding)] = manifest.block_errors[0]
+        errors[len(rounding)] = manifest.blocks[0].calibration.error
         for key, value in rounding.items():
             assert manifest.spec[key] == value
     assert errors[2] <= errors[0]  # what it starts from may be best

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from quantkit.quantize.awq import Grid
-from quantkit.quantize.gptq import plain_symmetric
 from quantkit.quantize.rounding import (
     Integers,
     asymmetric_range,
     asymmetric_scales,
+    plain_symmetric,
     storable,
     symmetric_scales,
 )

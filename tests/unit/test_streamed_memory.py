@@ -64,18 +64,19 @@ def test_sixteen_blocks_take_no_more_than_four(
 
     monkeypatch.setattr(DecoderBlocks, "load", watched)
     most = {}
-    # AWQ loads each block once more, beside what it has made of it: its norms took the scales.
-    loads, room = (3, 5.5) if entry["spec"].startswith("awq") else (2, 2.5)
+    # Each block is compared with transformers', quantized, and loaded again to be judged beside
+    # what was made of it. AWQ loads it once more: its norms took the scales.
+    loads, room = (4, 5.5) if entry["spec"].startswith("awq") else (3, 4)
     for count in (4, 16):
         source, windows = _source(tmp_path / f"model-{count}", count)
         held.clear()
         convert(source, Spec.of_entry(entry), windows, tmp_path / f"out-{count}")
-        assert len(held) == loads * count  # all are compared with transformers' first
+        assert len(held) == loads * count
         most[count] = max(held)
         block = sum(
             info.numel * 4 for n, info in source.tensors.items() if n.startswith("model.layers.0.")
         )
-    # One block in float32 is there when it is loaded; of a second one there is no room here.
+    # One block in float32 is there when it is judged, and what was made of it.
     assert block < most[4] < room * block
     assert most[16] < most[4] + block // 10
 
@@ -96,6 +97,6 @@ def test_activations_in_a_file_give_the_same_bits(
     assert spilled == []
     monkeypatch.setattr(activations, "MEMORY_LIMIT", 1000)
     in_file = convert(source, spec, windows, tmp_path / "file").path
-    assert set(spilled) == {8 * 64 * 256}
+    assert set(spilled) == {8 * 64 * 256, 2 * 64 * 256}  # calibration's, and what is held out
     name = "model.safetensors"
     assert (in_memory / name).read_bytes() == (in_file / name).read_bytes()
