@@ -3,12 +3,18 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# cpu, cuda or metal; where it is empty, install/accelerator.py looks at the machine.
+ACCEL  ?=
 
-# llama.cpp's own tools and server, of the same commit as the library, come with its wheel.
-# $$ORIGIN: they find their libraries next to them, wherever the environment lies.
-LLAMA_CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
-	-DLLAMA_TOOLS_INSTALL=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
-	-DLLAMA_BUILD_EXAMPLES=OFF
+# Without byte code of what is never imported: Python writes it at the first import.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+
+TORCH_CPU_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
+
+# Decides the accelerator once; then llama.cpp compiles while packages and vLLM are installed.
+SET_UP = accel=$$($(PYTHON) install/accelerator.py $(ACCEL)) && \
+	$(MAKE) --no-print-directory --jobs=2 ACCEL=$$accel
 
 .PHONY: help demo test test-unit lint docs setup vllm clean
 
@@ -16,12 +22,15 @@ help:
 	@echo "make demo        set up everything, run the quickstart, print where the report is"
 	@echo "make test        set up everything, run the whole test suite"
 	@echo "make test-unit   the unit tests alone, under two minutes"
+	@echo "make setup       set up only; ACCEL=cpu, cuda or metal decides what is built"
+	@echo "make vllm        set up, and install vLLM into an environment of its own"
 	@echo "make docs        the pages of docs/ as a site, in build/docs"
 
-demo: setup vllm
+demo: vllm
 	$(BIN)/quantkit run quickstart
 
-test: setup vllm lint
+test: vllm
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m tests.fetch_llama_cpp
 	@command -v chromium >/dev/null || \
 		echo "no chromium: the report's browser tests are skipped (Debian: apt-get install chromium)"
@@ -41,26 +50,53 @@ docs: setup
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 	@echo "build/docs/index.html"
 
-setup: $(VENV)/.ready
+setup:
+	@$(SET_UP) $(VENV)/.ready-$$accel
 
-vllm: setup
-	$(BIN)/quantkit engines install vllm
+vllm:
+	@$(SET_UP) $(VENV)/.ready-$$accel vllm-ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt Makefile
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	@# torch first and alone, so that nothing pulls a CUDA build where a CPU build is meant.
-	$(BIN)/python -m pip install --quiet --retries 0 --constraint constraints.txt \
-		--extra-index-url https://download.pytorch.org/whl/cpu torch
-	@echo "building llama.cpp (once; 8 to 15 minutes on two cores)"
-	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(BIN)/python -m pip install --quiet \
-		--constraint constraints.txt llama-cpp-python
-	@# A wheel that pip had kept from elsewhere may lack the tools: then build it after all.
-	test -x $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bin/llama-server || \
-		CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-cache-dir \
-		--force-reinstall --no-deps --constraint constraints.txt llama-cpp-python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
-	touch $@
+# From here on ACCEL is decided. Each step leaves a file that says for which it was done.
+
+.PHONY: vllm-ready
+vllm-ready: $(VENV)/.packages-$(ACCEL)
+ifeq ($(ACCEL),metal)
+	@echo "vllm: left out; there is no build of it for macOS"
+else
+	@$(BIN)/quantkit engines install vllm --device $(ACCEL)
+endif
+
+$(VENV)/.ready-$(ACCEL): $(VENV)/.packages-$(ACCEL) $(VENV)/.llama-cpp-$(ACCEL)
+	@rm -f $(VENV)/.ready-*
+	@$(INSTALL) --force-reinstall --no-deps "$$(cat $(VENV)/.llama-cpp-$(ACCEL))"
+	@$(INSTALL) --editable '.[llamacpp,demo]'
+	@touch $@
+
+$(VENV)/.llama-cpp-$(ACCEL): $(VENV)/.python constraints.txt $(wildcard install/llama_cpp.*)
+	@rm -f $(VENV)/.llama-cpp-*
+	@$(BIN)/python -m install.llama_cpp $(ACCEL) > $(VENV)/.building
+	@mv $(VENV)/.building $@
+
+# Without the demo's package, which demands llama-cpp-python.
+$(VENV)/.packages-$(ACCEL): $(VENV)/.torch-$(ACCEL) pyproject.toml constraints.txt
+	@rm -f $(VENV)/.packages-*
+	@echo "packages: installing transformers, lm-eval, guidellm …"
+	@$(INSTALL) --editable '.[eval,bench,serve,dev]'
+	@echo "packages: installed"
+	@touch $@
+
+# First and alone, so that nothing pulls a CUDA build where a CPU build is meant.
+$(VENV)/.torch-$(ACCEL): $(VENV)/.python constraints.txt
+	@rm -f $(VENV)/.torch-*
+	@echo "torch: installing"
+	@$(INSTALL) --force-reinstall --no-deps $(if $(filter cpu,$(ACCEL)),$(TORCH_CPU_INDEX)) torch
+	@touch $@
+
+$(VENV)/.python:
+	@echo "python: making an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --upgrade pip
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -29,8 +29,8 @@ _PACKAGES = (
 def environment(memory_bandwidth: MemoryBandwidth | None = None) -> Environment:
     """What is worth recording beside numbers: processor, memory, versions."""
     return Environment(
-        cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)),
+        cpu=cpu_name(),
+        cores=cores(),
         gpu=gpu(),
         memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
@@ -60,7 +60,15 @@ def _tools() -> dict[str, str]:
     return versions
 
 
-def _cpu() -> str:
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
+def cpu_name() -> str:
+    """As the kernel calls the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

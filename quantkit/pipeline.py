@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quantkit import report
+from quantkit import extras, report
 from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
@@ -139,8 +139,11 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
 
 
 def _check_engines(recipe: Recipe, source: Checkpoint) -> None:
-    """Raise ToolchainError for an engine that the run will need and that is not installed,
-    RecipeError for one that cannot measure what it should."""
+    """Raise ToolchainError for an engine or an extra that the run will need and that is not
+    installed, RecipeError for an engine that cannot measure what it should."""
     check_measuring_engine(recipe, source)
+    if recipe.evaluate and recipe.evaluate.tasks:
+        extras.require("eval")
     if recipe.bench:
+        extras.require("bench")
         serving_engine(source).check(source)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from quantkit import extras
 from quantkit.bench import bench, engines_of, on_each
 from quantkit.bench.measured import BenchResult
 from quantkit.bench.memory_speed import memory_bandwidth
@@ -49,6 +50,7 @@ def run(models: Mapping[str, Model], asked: BenchSection) -> dict[str, BenchResu
 
     What an error leaves of a model is in its result, with the error, and the next one goes on.
     """
+    extras.require("bench")
     engines = {name: engines_of(asked.engines, model) for name, model in models.items()}
     options = {}
     for name, model in models.items():

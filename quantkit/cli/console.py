@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """The first column to the left, the others to the right; piped, as wide as it needs."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True
+) -> None:
+    """The first column to the left, the others to the right where they are numbers; piped, as wide
+    as it needs."""
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="right" if index and numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console(highlight=False)

@@ -1,7 +1,11 @@
-"""``quantkit engines``: which are there, install and remove."""
+"""``quantkit engines``: list, install, use and remove."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import click
 import cloup
 
 from quantkit.cli import flags
@@ -13,9 +17,9 @@ _NAME = cloup.argument(
 
 @cloup.group()
 def engines() -> None:
-    """List, install or remove engines and producers.
+    """List, install, use or remove engines and producers.
 
-    Each has an environment of its own.
+    Each has an environment of its own. An engine that you have already can be used instead.
     """
 
 
@@ -34,21 +38,60 @@ def list_(as_json: bool) -> None:
 
 @engines.command()
 @_NAME
-@cloup.option_group("Output", flags.FORCE)
-def install(name: str, force: bool) -> None:
+@cloup.option_group(
+    "What",
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Which build: for the CPU, or for an NVIDIA GPU.",
+        show_default="cuda where there is such a GPU, else cpu",
+    ),
+)
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Replace what is installed already, and any engine of your own.",
+    ),
+)
+def install(name: str, device: Any, force: bool) -> None:
     """Install an engine or a producer.
 
     Example:  quantkit engines install vllm
     """
     from quantkit import toolchains
 
-    toolchains.install(name, force=force)
+    toolchains.install(name, force=force, device=device)
+
+
+@engines.command()
+@cloup.argument("name", type=click.Choice(["llamacpp", "vllm"]), help="Which engine it is.")
+@cloup.argument(
+    "program",
+    type=click.Path(path_type=Path),
+    help="A Python that imports vllm, or a llama-server.",
+)
+def use(name: str, program: Path) -> None:
+    """Use an engine that you have already.
+
+    It is started once, to see that it runs and to record its version. Give the command again
+    after an update of the engine; `quantkit engines remove` ends its use.
+
+    Example:  quantkit engines use vllm ~/vllm/bin/python
+
+    Example:  quantkit engines use llamacpp /usr/local/bin/llama-server
+    """
+    from quantkit.toolchains import own
+
+    found = own.use(name, program)
+    click.echo(f"{name}: {found.version} on {found.device}, {found.program}")
 
 
 @engines.command()
 @_NAME
 def remove(name: str) -> None:
-    """Remove an installed engine.
+    """Remove an installed engine, or stop using your own.
 
     Example:  quantkit engines remove vllm
     """

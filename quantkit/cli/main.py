@@ -10,8 +10,9 @@ from typing import Any
 import click
 import cloup
 
-from quantkit import __version__
+from quantkit import __version__, extras
 from quantkit.cli import evaluate_flags, flags, load_flags
+from quantkit.cli.doctor import doctor
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
 from quantkit.threads import spin_briefly
@@ -294,7 +295,7 @@ def verify(path: Path, as_json: bool) -> None:
 
 cli.section("To begin with", plan, run, recommend, serve)
 cli.section("One step of a run", convert, evaluate, bench, report)
-cli.section("What is there", inspect, verify, engines)
+cli.section("What is there", inspect, verify, engines, doctor)
 
 
 def main() -> None:
@@ -323,6 +324,8 @@ def _explained(error: Exception) -> tuple[int, str]:
     """Exit code and message for what ended the command."""
     if isinstance(error, QuantkitError):
         return error.exit_code, str(error)
+    if isinstance(error, ModuleNotFoundError) and (line := extras.explained(error)):
+        return 2, line
     if isinstance(error, OSError) and error.filename is not None:  # the disk, permissions
         return 2, f"{error.filename}: {error.strerror}"
     return 1, (

@@ -222,7 +222,15 @@ def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
         return
     print_table(
         ["engine", "version", "what for", "where"],
-        ([s.name, s.version or "not installed", s.purpose, str(s.path or "")] for s in statuses),
+        (
+            [
+                s.name,
+                s.version or "not installed",
+                s.purpose,
+                f"{s.path or ''}{' (yours)' if s.own else ''}",
+            ]
+            for s in statuses
+        ),
     )
 
 

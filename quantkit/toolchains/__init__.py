@@ -24,12 +24,13 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from quantkit import extras
 from quantkit.environment import gpu
 from quantkit.errors import ToolchainError, did_you_mean
 from quantkit.files import write_json
 from quantkit.home import home
 from quantkit.progress import say
-from quantkit.toolchains import llama_cpp_source
+from quantkit.toolchains import llama_cpp_source, own
 from quantkit.toolchains.recipes import PURPOSES, RECIPES, Device, Recipe
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,7 +40,7 @@ Step = Callable[..., list[str]]
 
 
 class Toolchain(BaseModel):
-    """An installation that was built and checked, as its record says."""
+    """An installation that was built and checked, as its record says; or the user's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +49,7 @@ class Toolchain(BaseModel):
     device: Device
     directory: Path
     pip: tuple[tuple[str, ...], ...]
-    """The calls of pip that made it."""
+    """The calls of pip that made it; none where the user did."""
     packages: dict[str, str]
     entry: str = "bin/python"
     """The file in it that is run."""
@@ -56,12 +57,13 @@ class Toolchain(BaseModel):
     @property
     def python(self) -> Path:
         """The interpreter that runs it: ``python -m …``."""
-        return self.directory / "bin" / "python"
+        return self.directory / self.entry
 
 
 @dataclass(frozen=True)
 class ToolchainStatus:
-    """A line of ``quantkit engines list``; ``version`` is None where it is not installed."""
+    """A line of ``quantkit engines list``; ``version`` is None where it is not installed, ``own``
+    says that the program is the user's."""
 
     name: str
     version: str | None
@@ -69,28 +71,30 @@ class ToolchainStatus:
     purpose: str
     install: str
     """What to do to get it."""
+    own: bool = False
 
 
 def listing() -> list[ToolchainStatus]:
     """Every engine: what is installed, where, what it is for, and how to get it."""
     from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server
 
-    own = Path(sys.prefix)
     server: Path | None = None
     with contextlib.suppress(ToolchainError):
         server = find_llama_server().path
     rows = [
         ToolchainStatus(
-            "transformers", _distribution("transformers"), own, PURPOSES["transformers"],
-            "comes with quantkit",
+            "transformers", _distribution("transformers"), Path(sys.prefix),
+            PURPOSES["transformers"], "comes with quantkit",
         ),
         ToolchainStatus(
             "llamacpp", _distribution("llama-cpp-python"), server, PURPOSES["llamacpp"],
-            HOW_TO_GET,
+            HOW_TO_GET, own=server is not None and server == own.named("llamacpp"),
         ),
     ]  # fmt: skip
     for name in RECIPES:
-        found = _installed(name)
+        found: Toolchain | None = None
+        with contextlib.suppress(ToolchainError):
+            found = find(name)
         rows.append(
             ToolchainStatus(
                 name,
@@ -98,26 +102,33 @@ def listing() -> list[ToolchainStatus]:
                 found.directory if found else None,
                 PURPOSES[name],
                 f"quantkit engines install {name}",
+                own=found is not None and not found.pip,
             )
         )
     return rows
 
 
 def find(name: str) -> Toolchain:
-    """The installed toolchain; raise ToolchainError with the command that installs it."""
-    found = _installed(name)
+    """The user's own, or the installed toolchain; raise ToolchainError with the command that
+    installs it, or where the user's does not run."""
+    found = _of_the_user(name) or _installed(name)
     if found is None:
         raise ToolchainError(f"{name}: not installed; run: quantkit engines install {name}")
     return found
 
 
-def install(name: str, force: bool = False) -> Toolchain:
-    """Build the toolchain, or return it where what is pinned is installed already.
+def install(name: str, force: bool = False, device: Device | None = None) -> Toolchain:
+    """Build the toolchain, or return it where what is pinned is installed already, or the user has
+    named one of his own.
 
-    ``force`` builds it anew. Raise ToolchainError with pip's reason and where its log is; an
-    older installation then stays as it was.
+    ``device``: what it is to compute on; the GPU, where there is one, if None. ``force`` builds it
+    anew, and takes it from then on. Raise ToolchainError with pip's reason and where its log is;
+    an older installation then stays as it was.
     """
-    recipe = _recipe(name)
+    recipe = _recipe(name, device)
+    if not force and (theirs := _of_the_user(name)):
+        say(f"{name}: {theirs.version} is yours, {theirs.python}; --force installs another")
+        return theirs
     with _locked(name):
         before = _installed(name)
         if before and before.pip == recipe.pip and not force:
@@ -133,12 +144,17 @@ def install(name: str, force: bool = False) -> Toolchain:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         _remove_all_but(name, toolchain)
+        own.forget(name)
     say(f"{name}: {toolchain.version} is installed in {directory}")
     return toolchain
 
 
 def remove(name: str) -> None:
-    """Delete the toolchain; raise ToolchainError where there is none."""
+    """Forget the user's own program, or else delete the toolchain; raise ToolchainError where
+    there is neither."""
+    if forgotten := own.forget(name):
+        say(f"{name}: {forgotten.program} is no longer used; it is left as it is")
+        return
     _recipe(name)
     with _locked(name):
         if _installed(name) is None and not (_root() / name).is_dir():
@@ -162,8 +178,10 @@ def _build(name: str, recipe: Recipe, directory: Path, log: Path) -> Toolchain:
 def _environment(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolchain:
     python = directory / "bin" / "python"
     step(sys.executable, "-I", "-m", "venv", str(directory))
-    for arguments in recipe.pip:
-        step(str(python), "-I", "-m", "pip", "--no-input", *arguments)
+    for verb, *arguments in recipe.pip:
+        # Byte code of what is imported is written then: most of what is installed never is.
+        lazily = ["--no-compile"] if verb == "install" else []
+        step(str(python), "-I", "-m", "pip", "--no-input", verb, *lazily, *arguments)
     say(f"{name}: checking that it imports")
     versions = step(
         str(python), "-I", "-c", f"import {recipe.module} as m; print('version', m.__version__)"
@@ -181,6 +199,7 @@ def _environment(name: str, recipe: Recipe, directory: Path, step: Step) -> Tool
 
 
 def _unpacked(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolchain:
+    extras.require("llamacpp")
     with TemporaryDirectory(prefix="quantkit-") as work:
         for arguments in recipe.pip:
             step(sys.executable, "-I", "-m", "pip", "--no-input", *arguments, "--dest", work)
@@ -233,15 +252,33 @@ def _stream(name: str, argv: tuple[str, ...], log_descriptor: int, log: Path) ->
     return lines
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str, device: Device | None = None) -> Recipe:
     if name in RECIPES:
-        return RECIPES[name]["cuda" if gpu() else "cpu"]
+        return RECIPES[name][device or ("cuda" if gpu() else "cpu")]
     if name in PURPOSES:
         raise ToolchainError(
             f"{name}: is part of quantkit's own environment, not a toolchain; see `engines list`"
         )
     raise ToolchainError(
         f"{name}: unknown toolchain; there is {', '.join(RECIPES)}" + did_you_mean(name, RECIPES)
+    )
+
+
+def _of_the_user(name: str) -> Toolchain | None:
+    """The program that the user named, as a toolchain that pip had no part in."""
+    found = own.own(name) if name in RECIPES else None
+    if found is None:
+        return None
+    return Toolchain.model_validate(
+        {
+            "name": name,
+            "version": found.version,
+            "device": found.device,
+            "directory": found.program.parent.parent,
+            "pip": (),
+            "packages": {},
+            "entry": str(found.program),
+        }
     )
 
 

@@ -6,7 +6,7 @@ They are in the sdist of llama-cpp-python, under ``vendor/llama.cpp``; the wheel
 from __future__ import annotations
 
 import tarfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = "llama-cpp-python"
@@ -16,9 +16,13 @@ CONVERTER_FILES = (CONVERTER, "conversion/", "gguf-py/", "LICENSE")
 
 
 def download() -> tuple[str, ...]:
-    """The call of pip that fetches the sdist (70 MB) into the directory it is run in."""
-    pinned = f"{PACKAGE}=={version(PACKAGE)}"
-    return ("download", "--no-deps", "--no-binary", PACKAGE, pinned)
+    """The call of pip that fetches the sdist (70 MB) into the directory it is run in; of the
+    library's version, where that is installed."""
+    try:
+        wanted = f"{PACKAGE}=={version(PACKAGE)}"
+    except PackageNotFoundError:
+        wanted = PACKAGE
+    return ("download", "--no-deps", "--no-binary", PACKAGE, wanted)
 
 
 def unpack(downloaded: Path, out: Path, wanted: tuple[str, ...]) -> None:

@@ -78,9 +78,9 @@ def test_environment_page_has_every_variable_of_quantkit() -> None:
 
 
 def _messages() -> str:
-    """Every string constant of the package; where an f-string has a value there is …"""
+    """Every string constant of the package and of its set-up; an f-string's values are …"""
     found = []
-    for path in (ROOT / "quantkit").rglob("*.py"):
+    for path in (*ROOT.glob("quantkit/**/*.py"), *ROOT.glob("install/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)

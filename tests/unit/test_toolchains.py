@@ -13,6 +13,7 @@ import pytest
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.formats.gguf import fallback
+from quantkit.toolchains import own
 from quantkit.toolchains.recipes import RECIPES, Recipe
 
 
@@ -196,3 +197,109 @@ def test_a_damaged_record_counts_as_not_installed(cache: Path) -> None:
     (cache / "toolchains" / "vllm.json").write_text('{"name": "vllm"')
     with pytest.raises(ToolchainError, match="run: quantkit engines install vllm"):
         toolchains.find("vllm")
+
+
+def program(path: Path, script: str) -> Path:
+    """An executable that answers as ``script`` says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def python_with_vllm(path: Path, device: str = "cuda") -> Path:
+    return program(path, f"""echo 'INFO loading'; echo 'vllm: ["0.99.1", "{device}"]'""")
+
+
+def test_own_vllm_is_used_in_the_place_of_the_installed_one(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, ("install", "--no-index", str(make_wheel(tmp_path, "1.0"))))
+    installed = toolchains.install("vllm")
+    python = python_with_vllm(tmp_path / "theirs" / "bin" / "python")
+    own.use("vllm", python)
+    found = toolchains.find("vllm")
+    assert (found.version, found.device, found.python) == ("0.99.1", "cuda", python)
+    assert toolchains.install("vllm") == found  # nothing is installed without need
+    rows = {row.name: row for row in toolchains.listing()}
+    assert (rows["vllm"].version, rows["vllm"].own) == ("0.99.1", True)
+
+    toolchains.remove("vllm")  # forgets it, and deletes nothing of the user's
+    assert python.exists()
+    assert toolchains.find("vllm") == installed
+    assert not toolchains.listing()[2].own
+
+    own.use("vllm", python)
+    assert toolchains.install("vllm", force=True).version == "1.0"
+    assert toolchains.find("vllm").version == "1.0"
+
+
+def test_own_engine_named_by_a_variable_is_stronger_than_the_record(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = python_with_vllm(tmp_path / "a" / "python")
+    other = python_with_vllm(tmp_path / "b" / "python", "cpu")
+    own.use("vllm", recorded)
+    monkeypatch.setenv("QUANTKIT_VLLM", str(other))
+    assert toolchains.find("vllm").python == other
+    assert toolchains.find("vllm").device == "cpu"
+    monkeypatch.setenv("QUANTKIT_VLLM", str(tmp_path / "none"))
+    with pytest.raises(ToolchainError, match=r"QUANTKIT_VLLM: .*none: not a program"):
+        toolchains.find("vllm")
+    monkeypatch.delenv("QUANTKIT_VLLM")
+    recorded.unlink()
+    with pytest.raises(ToolchainError, match=r"vllm, named by `engines use` .*: not a program"):
+        toolchains.find("vllm")  # and no other is taken in silence
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo No module named vllm; exit 1", "does not run: No module named vllm"),
+        ("exit 3", "does not run: exit code 3"),
+        ("echo hello", "does not say vLLM's version"),
+        ("""echo 'vllm: ["0.99.1", "tpu"]'""", "computes on tpu; quantkit runs cpu and cuda"),
+    ],
+)
+def test_own_vllm_that_is_none(tmp_path: Path, cache: Path, script: str, message: str) -> None:
+    with pytest.raises(ToolchainError, match=message):
+        own.use("vllm", program(tmp_path / "python", script))
+    assert own.named("vllm") is None
+
+
+def test_own_engine_is_a_program_of_a_known_engine(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ToolchainError, match="not a program that can be run"):
+        own.use("vllm", tmp_path)
+    with pytest.raises(ToolchainError, match="takes llamacpp or vllm"):
+        own.use("auto-round", Path("/bin/sh"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "device"),
+    [
+        ("  CUDA0: NVIDIA H100 (80000 MiB, 79000 MiB free)", "cuda"),
+        ("  MTL0: Apple M4 (16000 MiB, 16000 MiB free)", "metal"),
+        ("  Vulkan0: Radeon (8000 MiB, 7000 MiB free)", "vulkan"),
+        ("  (none)", "cpu"),
+    ],
+)
+def test_own_llama_server_says_its_version_and_device(
+    tmp_path: Path, cache: Path, listed: str, device: str
+) -> None:
+    from quantkit.engines.llamacpp import LlamaCpp
+    from quantkit.engines.llamacpp.server import find_llama_server
+
+    script = f"""
+case $1 in
+--version) echo 'version: 6789 (abcdef0)' >&2; echo 'built with GNU 12' >&2 ;;
+--list-devices) echo 'Available devices:'; echo '{listed}' ;;
+esac"""
+    library = LlamaCpp().version()
+    server = program(tmp_path / "llama-server", script)
+    found = own.use("llamacpp", server)
+    assert (found.version, found.device) == ("6789 (abcdef0)", device)
+    assert find_llama_server().path == server
+    assert LlamaCpp().version() == f"{library} (llama-server 6789 (abcdef0))"
+    toolchains.remove("llamacpp")
+    assert find_llama_server().path != server
+    assert LlamaCpp().version() == library

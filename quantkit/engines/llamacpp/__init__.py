@@ -13,6 +13,7 @@ from quantkit.engines.llamacpp.server import (
     server_command,
 )
 from quantkit.errors import ToolchainError
+from quantkit.toolchains import own
 from quantkit.variant import Model
 
 
@@ -29,11 +30,14 @@ class LlamaCpp:
     )
 
     def version(self) -> str | None:
-        """The version of llama-cpp-python, whose build makes library and server one; or None."""
+        """The version of llama-cpp-python, whose build makes library and server one, followed by
+        that of the user's own server where there is one; None without the library."""
         try:
-            return importlib.metadata.version("llama-cpp-python")
+            library = importlib.metadata.version("llama-cpp-python")
         except importlib.metadata.PackageNotFoundError:
             return None
+        server = own.own(self.name)
+        return f"{library} (llama-server {server.version})" if server else library
 
     def check(self, model: Model) -> None:
         """Raise ToolchainError where llama.cpp is missing, IncompatibleVariant if not GGUF."""

@@ -15,12 +15,12 @@ from quantkit.engines.base import ServeOptions, ServerCommand
 from quantkit.engines.llamacpp.chats import chat_settings
 from quantkit.errors import ToolchainError
 from quantkit.formats.gguf.model_file import ModelFile
+from quantkit.toolchains import own
 from quantkit.variant import Model, Variant
 
-VARIABLE = "QUANTKIT_LLAMA_SERVER"
 HOW_TO_GET = (
     "build llama-cpp-python with its tools (`make setup` does), or install llama.cpp (brew, conda, "
-    f"a release) so that llama-server is on PATH, or name it in {VARIABLE}"
+    "a release) so that llama-server is on PATH, or name it: quantkit engines use llamacpp PATH"
 )
 
 _STAMP = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) .*"
@@ -37,16 +37,13 @@ class LlamaServer:
 
 
 def find_llama_server() -> LlamaServer:
-    """The one that QUANTKIT_LLAMA_SERVER names, llama-cpp-python's own, or the one on PATH.
+    """The user's own (QUANTKIT_LLAMA_SERVER, or `engines use`), llama-cpp-python's, or the one on
+    PATH.
 
     llama-cpp-python's is of the same commit as the library that scores. Raise ToolchainError
     with how to get one where there is none.
     """
-    named = os.environ.get(VARIABLE)
-    if named:
-        path = Path(named).expanduser()
-        if not os.access(path, os.X_OK) or path.is_dir():
-            raise ToolchainError(f"{VARIABLE}={named}: not a program that can be run")
+    if path := own.named("llamacpp"):
         return LlamaServer(path)
     packages = Path(sysconfig.get_path("platlib"))
     built = packages / "bin" / "llama-server"

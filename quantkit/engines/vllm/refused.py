@@ -41,11 +41,21 @@ def check_quantization(config: dict[str, Any], model: Model) -> None:
         raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")
 
 
+def lacks_packed_kernels(flags: str) -> bool:
+    """Whether vLLM has no kernel for packed integers on a CPU with these features: an x86 without
+    AVX-512."""
+    return "avx2" in flags and "avx512" not in flags
+
+
+def lacks_expert_kernels(flags: str) -> bool:
+    """Likewise for quantized experts: any without AMX."""
+    return "amx_tile" not in flags
+
+
 def check_kernels(config: dict[str, Any], model: Model) -> None:
     """Raise IncompatibleVariant for packed integers on an x86 CPU without AVX-512, where vLLM would
     start and end at the first request."""
-    flags = _CPU.read_text(encoding="utf-8") if _CPU.is_file() else ""
-    if config.get("quantization_config") and "avx2" in flags and "avx512" not in flags:
+    if config.get("quantization_config") and lacks_packed_kernels(_flags()):
         raise IncompatibleVariant(
             "vllm has no kernel for packed integers on a CPU without AVX-512 "
             f"({model.path}); serve it on a GPU or another CPU, or convert the model to gguf"
@@ -56,10 +66,14 @@ def check_experts(config: dict[str, Any], model: Model) -> None:
     """Raise IncompatibleVariant for quantized experts where the CPU has no AMX."""
     if not any(key in config for key in ("num_experts", "num_local_experts")):
         return
-    if _CPU.is_file() and "amx_tile" in _CPU.read_text(encoding="utf-8"):
+    if not lacks_expert_kernels(_flags()):
         return
     if any(is_routed(name) for name in linears_of(Checkpoint.open(model.path).tensors)):
         raise IncompatibleVariant(
             f"vllm has no kernel for quantized experts on a CPU without AMX ({model.path}); serve "
             "it on a GPU, or convert the model to gguf"
         )
+
+
+def _flags() -> str:
+    return _CPU.read_text(encoding="utf-8") if _CPU.is_file() else ""

@@ -1,0 +1,1 @@
+"""What `make` does before quantkit is installed; standard library only."""
