@@ -99,7 +99,8 @@ class EvaluateSection(_Section):
     until: Literal["decided"] | None = None
     """``decided``: ask in random order, and stop when every verdict is decided."""
     prompts: str | None = None
-    """File of prompts whose greedy answers are compared, one JSON object a line."""
+    """File of prompts whose greedy answers are compared, one JSON object a line; or ``everyday``:
+    the two dozen that come with quantkit."""
     answer_tokens: int = Field(128, ge=1)
     """Longest answer to a prompt, in tokens."""
     tolerance: float = Field(1.0, gt=0, lt=100)
@@ -151,6 +152,9 @@ class BenchSection(_Section):
     """Length of each repetition, in seconds, after its warm-up."""
     repetitions: int = Field(3, ge=1)
     """How often each load is repeated; results are medians and carry their spread."""
+    budget_seconds: float | None = Field(None, gt=0)
+    """Time for all loads of one variant on one engine, in seconds: windows and repetitions are cut
+    to fit, and the results say so; null: no limit."""
     price_per_hour: float | None = Field(None, gt=0)
     """Price of this machine per hour, in your currency: gives the cost per million tokens."""
 

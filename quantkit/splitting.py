@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,36 +21,16 @@ from quantkit.spec import Spec
 from quantkit.variant import Model, Variant
 
 if TYPE_CHECKING:
+    from quantkit.bench.server import Servers
     from quantkit.evaluate import EvaluationPlan
     from quantkit.evaluate.perplexity import Windows
     from quantkit.evaluate.reference import Reference
-    from quantkit.rows import RowBuilder
     from quantkit.stages import Evaluation
 
 T = TypeVar("T")
 
 _OTHER_BATCH = 2
 """How many times as many windows at once show what a batch's size changes."""
-
-
-def split_losses(
-    count: int | None, evaluation: Evaluation, source: Checkpoint, rows: Sequence[RowBuilder]
-) -> list[NoiseFloor]:
-    """Fill in the ``loss`` of every row that was measured on the text, over its first ``count``
-    windows, and return what the engines do to the source. Nothing where ``count`` is None."""
-    base, variants = rows[0], [row for row in rows[1:] if "ppl" in row.evaluated.windows]
-    if not count or not variants or "ppl" not in base.evaluated.windows:
-        return []
-    splitting = Splitting.of(evaluation, source, base.evaluated, count)
-    models = [row.model for row in variants if isinstance(row.model, Variant)]
-    for row, model in zip(variants, models, strict=True):
-        row.loss = row.attempt("split", partial(splitting.split, model, row.evaluated))
-    engines = {serving_engine(model).name: serving_engine(model) for model in models}
-    floors = [
-        base.attempt("noise floor", splitting.batch_floor),
-        *(base.attempt("noise floor", partial(splitting.floor, one)) for one in engines.values()),
-    ]
-    return [floor for floor in floors if floor]
 
 
 @dataclass(frozen=True)
@@ -71,12 +51,15 @@ class Splitting:
 
     @classmethod
     def of(
-        cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int
-    ) -> Splitting:
-        """Cut an evaluation with a text down to its first windows; ``measured``: of the source."""
+        cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int | None
+    ) -> Splitting | None:
+        """Cut an evaluation with a text down to its first windows; ``measured``: of the source.
+
+        None where nothing is to be split, or nothing was measured on a text.
+        """
         windows, reference = evaluation.plan.windows, evaluation.reference
-        if windows is None or reference is None:
-            raise ValueError("there is no text")
+        if not count or windows is None or reference is None or "ppl" not in measured.windows:
+            return None
         few = replace(windows, ids=windows.ids[:count])
         return cls(
             evaluation.directory,
@@ -87,10 +70,20 @@ class Splitting:
             measured.windows["ppl"][:count],
         )
 
-    def split(self, model: Variant, measured: Evaluated) -> Loss:
+    def asks_server(self, model: Model) -> bool:
+        """Whether the server of the model's engine is asked, which may run for a bench already."""
+        return scoring_engine(model).name == scoring_engine(self.source).name
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a request to such a server: a window, and the one that is always written."""
+        return self.windows.context + 1
+
+    def split(self, model: Variant, measured: Evaluated, servers: Servers | None = None) -> Loss:
         """The parts of a variant's loss; ``measured`` is its evaluation on the whole text.
 
-        What an absent engine or an architecture keeps from being measured is left out, and noted.
+        ``servers``: the model's, where they run for something else as well. What an absent engine
+        or an architecture keeps from being measured is left out, and noted.
         """
         from quantkit.evaluate.split import part, parts
 
@@ -99,9 +92,9 @@ class Splitting:
         serving = serving_engine(model)
         own: dict[str, list[float]] | None
         served: dict[str, list[float]] | None
-        if scoring_engine(model).name == scoring_engine(self.source).name:
+        if self.asks_server(model):
             own, plain = known, None
-            nll = _unless(notes, "engine", partial(self._likelihoods, model, serving))
+            nll = _unless(notes, "engine", partial(self._likelihoods, model, serving, servers))
             served = None if nll is None else {"ppl": nll}
         else:
             served = known
@@ -128,12 +121,13 @@ class Splitting:
             notes=notes,
         )
 
-    def floor(self, engine: Engine) -> NoiseFloor | None:
+    def floor(self, engine: Engine, servers: Servers | None = None) -> NoiseFloor | None:
         """The source on an engine that serves variants; None where that is not installed.
 
-        Loaded as it is where the engine takes it so, else as an unquantized GGUF.
+        ``servers``: the source's, where they run for something else as well. Loaded as it is where
+        the engine takes it so, else as an unquantized GGUF.
         """
-        return _unless([], "noise floor", partial(self._floor, engine))
+        return _unless([], "noise floor", partial(self._floor, engine, servers))
 
     def batch_floor(self) -> NoiseFloor:
         """The source in the reference engine once more, more windows at once."""
@@ -145,9 +139,9 @@ class Splitting:
         found = self.directory.result("again", self.source, key, make, Evaluated)
         return self._of_source(engine, found, self._plain, batch=_OTHER_BATCH)
 
-    def _floor(self, engine: Engine) -> NoiseFloor:
+    def _floor(self, engine: Engine, servers: Servers | None) -> NoiseFloor:
         if FORMAT in engine.capabilities.formats:
-            nll = self._likelihoods(self.source, engine)
+            nll = self._likelihoods(self.source, engine, servers)
             return self._of_source(engine, Evaluated(windows={"ppl": nll}), self._plain)
         return self._of_source(engine, self._unquantized, str(self._unquantized_spec))
 
@@ -172,11 +166,15 @@ class Splitting:
             protocol=self._protocol,
         )
 
-    def _likelihoods(self, model: Model, engine: Engine) -> list[float]:
+    def _likelihoods(self, model: Model, engine: Engine, servers: Servers | None) -> list[float]:
         from quantkit.evaluate.split import window_likelihoods
 
         engine.check(model)
-        make = partial(window_likelihoods, model, engine, self.windows)
+
+        def make() -> list[float]:
+            running = servers.on(engine).running if servers else None
+            return window_likelihoods(model, engine, self.windows, running)
+
         return self.directory.result("served", model, self._key(engine), make, list[float])
 
     def _unpacked(self, model: Variant) -> Evaluated:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration, calibrate, stream
@@ -22,8 +23,10 @@ from quantkit.texts import Text, check_disjoint, load_text
 from quantkit.variant import Model, context_length, tokenizer_directory
 
 if TYPE_CHECKING:
+    from quantkit.bench.generator import Client
     from quantkit.bench.measured import BenchResult
     from quantkit.bench.options import BenchOptions
+    from quantkit.bench.server import Servers
     from quantkit.engines.base import Engine
     from quantkit.evaluate import EvaluationPlan
     from quantkit.evaluate.early_stop import EarlyStop, Keep
@@ -133,12 +136,18 @@ class Benching:
     directory: RunDirectory
     section: BenchSection
     options: BenchOptions
+    client: Client
     bandwidth: MemoryBandwidth | None
     """Of the machine; None where engines may run on a GPU."""
 
     @classmethod
-    def prepare(cls, section: BenchSection, source: Checkpoint, run: RunDirectory) -> Benching:
-        """Read the prompts, and measure the machine's memory where that was not done yet."""
+    @contextmanager
+    def prepared(
+        cls, section: BenchSection, source: Checkpoint, run: RunDirectory
+    ) -> Iterator[Benching]:
+        """Read the prompts, and measure the machine's memory where that was not done yet; the load
+        generator, once started, runs as long as the block does."""
+        from quantkit.bench.generator import Client
         from quantkit.bench.memory_speed import memory_bandwidth
         from quantkit.bench.options import BenchOptions, workload
 
@@ -149,18 +158,26 @@ class Benching:
         if machine.gpu is None:
             key = machine.model_dump(mode="json", exclude={"tools", "memory_bandwidth"})
             bandwidth = run.kept("memory-bandwidth", key, memory_bandwidth, MemoryBandwidth)
-        return cls(run, section, options, bandwidth)
+        with Client(run.logs / "guidellm") as client:
+            yield cls(run, section, options, client, bandwidth)
 
-    def measure(self, model: Model) -> BenchResult:
-        """What the model delivered, measured now or found from before.
+    def servers(self, model: Model, longest: int | None = None) -> Servers:
+        """The model's servers; ``longest``: tokens of a request that is none of the load's."""
+        from quantkit.bench.server import Servers
+
+        return Servers(model, self.options, self.directory.logs, self.client, longest)
+
+    def measure(self, servers: Servers) -> BenchResult:
+        """What the model of these servers delivered, measured now or found from before.
 
         What an error left is in the result, with the error; another engine goes on.
         """
         from quantkit.bench import engines_of, on_each
 
-        return on_each(engines_of(self.section.engines, model), partial(self._measure, model))
+        engines = engines_of(self.section.engines, servers.model)
+        return on_each(engines, partial(self._measure, servers))
 
-    def _measure(self, model: Model, engine: Engine) -> BenchResult:
+    def _measure(self, servers: Servers, engine: Engine) -> BenchResult:
         from quantkit.bench import bench
         from quantkit.bench.measured import BenchResult
 
@@ -169,16 +186,9 @@ class Benching:
             "options": self.options.key(),
             "bandwidth": self.bandwidth.model_dump() if self.bandwidth else None,
         }
-        make = partial(
-            bench,
-            model,
-            engine,
-            self.options,
-            self.directory.logs,
-            self.bandwidth,
-            keep=partial(self.directory.result, model=model),
-        )
-        return self.directory.result("bench", model, key, make, BenchResult)
+        keep = partial(self.directory.result, model=servers.model)
+        make = partial(bench, servers, engine, self.bandwidth, keep)
+        return self.directory.result("bench", servers.model, key, make, BenchResult)
 
 
 def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
@@ -207,14 +217,15 @@ def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
 
 
 def load_prompts(path: str | None, answer_tokens: int, model: Model) -> Prompts | None:
-    """The user's own prompts in the tokens of ``model``; None where there is no ``path``."""
+    """The prompts at ``path``, or those that come with quantkit under that name, in the tokens of
+    ``model``; None where there is no ``path``."""
     if path is None:
         return None
-    from quantkit.evaluate.prompt_file import read_prompts
+    from quantkit.evaluate.prompt_file import find_prompts, read_prompts
 
     directory = tokenizer_directory(model)
     return read_prompts(
-        Path(path).expanduser(),
+        find_prompts(path),
         load_tokenizer(directory),
         directory,
         max_tokens=answer_tokens,

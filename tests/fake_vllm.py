@@ -45,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = body["prompt"]
         if self.headers["Authorization"] != f"Bearer {self.key}":
             self._answer(401, {"error": {"message": "Unauthorized"}})
+        elif isinstance(prompt, str):
+            self._answer(200, {"choices": [{"text": " Paris"}]})
         elif prompt[0] == POISON and prompt[1] != POISON:
             self._answer(400, {"error": {"message": "no such token\nsecond line"}})
         elif body["temperature"] != 0 or not body["ignore_eos"]:

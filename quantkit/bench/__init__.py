@@ -7,16 +7,13 @@ soon as it was made, and an error takes nothing with it that was measured before
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from quantkit.bench.energy import meter
 from quantkit.bench.generator import LoadGenerator
 from quantkit.bench.measured import BenchResult, Incomplete, together
-from quantkit.bench.options import BenchOptions
 from quantkit.bench.results import Facts, results
-from quantkit.bench.server import served
+from quantkit.bench.server import Servers
 from quantkit.bench.session import Keep, Session
 from quantkit.engines import load_engine, serving_engine
 from quantkit.engines.base import Engine
@@ -48,35 +45,34 @@ def on_each(engines: Sequence[Engine], measure: Callable[[Engine], BenchResult])
 
 
 def bench(
-    model: Model,
+    servers: Servers,
     engine: Engine,
-    options: BenchOptions,
-    work: Path,
     bandwidth: MemoryBandwidth | None = None,
     keep: Keep | None = None,
 ) -> BenchResult:
-    """Measure ``model`` on ``engine``; logs and GuideLLM's reports go into ``work``.
+    """Measure the model of ``servers`` on ``engine``.
 
     ``bandwidth``: the machine's, if the engine computes there. Before anything is started, raise
     ToolchainError, IncompatibleVariant, or RecipeError where a request is longer than the model's
     context; later EngineError where nothing could be measured, Incomplete where not all could.
     """
+    model, options = servers.model, servers.options
     engine.check(model)
     options.workload.check(context_length(model))
-    work.mkdir(parents=True, exist_ok=True)
-    stem = work / f"{re.sub(r'[^-.0-9A-Za-z_]+', '-', model.id)}-{engine.name}"
-    with meter() as energy, served(model, engine, options, stem) as server:
-        load = LoadGenerator(
-            server.target,
+    servers.client.start()  # both take their time
+    server = servers.on(engine)
+    servers.client.wait_ready()
+    with meter() as energy:
+        generator = LoadGenerator(
+            servers.client,
+            server.target(model),
             options.workload,
-            stem.with_name(f"{stem.name}-guidellm"),
             slo=options.slo,
             meter=energy,
             check=server.check,
         )
-        with load as generator:
-            session = Session(generator, server.process, options, server.key, keep)
-            session.measure_all()
+        session = Session(generator, server.process, options, server.key, keep)
+        session.measure_all()
     facts = Facts(
         engine=server.engine,
         startup_seconds=server.startup_seconds,
@@ -85,7 +81,7 @@ def bench(
         protocol=server.protocol,
     )
     benches, rates, goodputs = results(
-        model, facts, options, bandwidth, session.readings, session.found
+        model, facts, options, bandwidth, session.readings, session.found, session.cut
     )
     result = BenchResult(benches, rates, goodputs, server.sample, session.error)
     if session.error is None:

@@ -1,6 +1,7 @@
 """GuideLLM as a process that puts on one load after the other: run as a script with a directory.
 
-It waits there for ``1.json``, ``2.json`` … (GuideLLM's scenarios), runs each when it appears, and
+It writes ``ready`` there when it can begin, waits for ``1.json``, ``2.json`` … (GuideLLM's
+scenarios), runs each when it appears, and
 renames what GuideLLM wrote to ``N-report.json``; where GuideLLM fails, ``N-error.txt`` says why.
 Importing GuideLLM takes seconds, and so does each of its workers: here both happen once, because
 workers are forked from a server that has imported it already. What this module sets right in
@@ -51,6 +52,10 @@ def main(directory: Path) -> None:
     from guidellm.entrypoints import benchmark_generative_text
     from guidellm.schemas.benchmark import BenchmarkScenario
 
+    first = multiprocessing.get_context("forkserver").Process(target=time.monotonic)
+    first.start()  # the server that forks workers imports GuideLLM now, not under the first load
+    first.join()
+    (directory / "ready").touch()
     for number in count(1):
         scenario = directory / f"{number}.json"
         while not scenario.is_file():

@@ -62,10 +62,7 @@ def _nothing(where: str, benchmark: dict[str, Any], times: Times) -> EngineError
     if reason:
         count = len(benchmark["requests"]["errored"])
         return EngineError(f"{where}: all {count} requests failed: {reason}")
-    return TooSlow(
-        f"{where}: too slow: no request was completed in the {times.window:g} s; "
-        "give it more seconds or fewer output_tokens"
-    )
+    return TooSlow(f"{where}: too slow: no request was completed in {times.window:.3g} s")
 
 
 def _first_error(benchmark: dict[str, Any]) -> str | None:

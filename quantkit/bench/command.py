@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
 
 from quantkit import extras
 from quantkit.bench import bench, engines_of, on_each
+from quantkit.bench.generator import Client
 from quantkit.bench.measured import BenchResult
 from quantkit.bench.memory_speed import memory_bandwidth
 from quantkit.bench.options import BenchOptions, workload
+from quantkit.bench.server import Servers
 from quantkit.environment import gpu
 from quantkit.errors import RecipeError
 from quantkit.home import home
@@ -61,11 +65,17 @@ def run(models: Mapping[str, Model], asked: BenchSection) -> dict[str, BenchResu
     bandwidth = None if gpu() else memory_bandwidth()
     work = home() / "logs" / "bench"
     results = {}
-    for name, model in models.items():
-        measure = partial(bench, model, options=options[name], work=work, bandwidth=bandwidth)
-        results[name] = on_each(engines[name], measure)
-        sample = results[name].sample
-        if sample:
+    work.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(prefix="guidellm-", dir=work) as files,  # several may run
+        Client(Path(files)) as client,
+    ):
+        for name, model in models.items():
+            with Servers(model, options[name], work, client) as servers:
+                measure = partial(bench, servers, bandwidth=bandwidth)
+                results[name] = on_each(engines[name], measure)
+    for name, result in results.items():
+        if sample := result.sample:
             say(f"{name}: {sample.prompt!r} → {sample.completion!r}")
     return results
 

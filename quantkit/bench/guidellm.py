@@ -49,7 +49,6 @@ class Target:
     """What to send requests to; prompts are made with the model's own tokenizer."""
 
     url: str
-    api_key: str
     model_name: str
     model: Model
 

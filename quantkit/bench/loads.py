@@ -102,6 +102,14 @@ class Times:
         """Warm-up and window so many times as long."""
         return Times(self.warmup * factor, self.window * factor, self.after)
 
+    def of_window(self, seconds: float) -> Times:
+        """With a window of so many seconds, and the warm-up in proportion."""
+        return self.longer(seconds / self.window)
+
+    def of_total(self, seconds: float) -> Times:
+        """Warm-up and window together so many seconds, in the same proportion."""
+        return self.longer(seconds / (self.warmup + self.window))
+
     def open_loop(self, slo: Slo | None, output_tokens: int) -> Times:
         """With the time that the last request of the window may take: as long as the objective
         allows, where it limits both times; else as long as the window."""

@@ -34,6 +34,8 @@ class BenchOptions:
     slo: Slo | None = None
     times: Times = field(default_factory=lambda: Times(2.0, 15.0))
     repetitions: int = 3
+    budget_seconds: float | None = None
+    """For all loads of one server; windows and repetitions are cut to fit. None: no limit."""
     prefix_cache: bool = False
     price_per_hour: float | None = None
 
@@ -60,6 +62,7 @@ class BenchOptions:
             slo=section.slo,
             times=Times(warmup, section.seconds),
             repetitions=section.repetitions,
+            budget_seconds=section.budget_seconds,
             prefix_cache=section.prefix_cache,
             price_per_hour=section.price_per_hour,
         )
@@ -88,6 +91,7 @@ class BenchOptions:
             **self.workload.protocol(),
             **self.times.protocol(),
             "repetitions": self.repetitions,
+            "budget_seconds": self.budget_seconds,
             "slo": self.slo.model_dump(mode="json") if self.slo else None,
             "prefix_cache": self.prefix_cache,
             "slots": self.slots,

@@ -43,12 +43,15 @@ def results(
     bandwidth: MemoryBandwidth | None,
     readings: Mapping[Load, Sequence[Reading]],
     found: Found | None,
+    cut: bool = False,
 ) -> tuple[list[Bench], list[RateBench], list[Goodput]]:
-    """Of closed loops, of open loops, and of the search for the goodput."""
+    """Of closed loops, of open loops, and of the search for the goodput. ``cut``: whether the
+    budget did not allow all repetitions."""
     benches, rates, goodputs = [], [], []
     read = weights(model) if bandwidth else None
     for load, made in readings.items():
         both = {**asdict(facts), **summary(made), **_priced(made, options.price_per_hour)}
+        both["changes"] = changes(made, options, cut=cut)
         if isinstance(load, Closed):
             share = _bandwidth(read, bandwidth, load.concurrency, made)
             benches.append(Bench(**both, concurrency=load.concurrency, bandwidth=share))
@@ -108,6 +111,23 @@ def summary(readings: Sequence[Reading]) -> dict[str, Any]:
         "joules_per_token": _median(joules),
         "repetitions": list(readings),
     }
+
+
+def changes(readings: Sequence[Reading], options: BenchOptions, *, cut: bool) -> list[str]:
+    """How the windows of one load differ from what was asked for, in words."""
+    asked, windows = options.times.window, [one.seconds for one in readings]
+    budget = f"to stay within the budget of {options.budget_seconds or 0:.3g} s"
+    found = []
+    if max(windows) > 1.001 * asked:
+        found.append(
+            f"windows of up to {max(windows):.3g} s instead of {asked:.3g} s, because requests "
+            "take long here"
+        )
+    if min(windows) < 0.999 * asked:
+        found.append(f"windows from {min(windows):.3g} s instead of {asked:.3g} s, {budget}")
+    if cut and len(readings) < options.repetitions:
+        found.append(f"{len(readings)} of {options.repetitions} repetitions, {budget}")
+    return found
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -26,15 +26,19 @@ _LOWEST_SHARE = 1 / 32
 """Of the first rate: where even this fails, the objective is out of reach."""
 
 
-def doubling(throughput: Callable[[int], float], most: int = MOST_CONCURRENT) -> list[int]:
-    """1, 2, 4 … as far as ``throughput(level)``, which measures it, grows.
+def doubling(
+    throughput: Callable[[int], float],
+    goes_on: Callable[[], bool] = lambda: True,
+    most: int = MOST_CONCURRENT,
+) -> list[int]:
+    """1, 2, 4 … as far as ``throughput(level)``, which measures it, grows, and while ``goes_on()``.
 
     The sweep ends where two levels in a row each stay below 1.05 times the best before them. One
     noisy level neither ends it early nor hides that growth went on behind it.
     """
     levels: list[int] = []
     best, flat, level = 0.0, 0, 1
-    while level <= most and flat < _FLAT_LEVELS:
+    while level <= most and flat < _FLAT_LEVELS and (not levels or goes_on()):
         levels.append(level)
         found = throughput(level)
         flat = 0 if found > (1 + _GROWTH) * best else flat + 1
@@ -44,7 +48,11 @@ def doubling(throughput: Callable[[int], float], most: int = MOST_CONCURRENT) ->
 
 
 Measure = Callable[[float, int], RateReading]
-"""The n-th reading, from 0 on, at a rate."""
+"""The n-th reading, from 0 on, at a rate; it may raise BudgetSpent."""
+
+
+class BudgetSpent(Exception):
+    """There is no time for another reading."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +108,27 @@ def goodput(measure: Measure, share: float, first: float, repetitions: int) -> F
     search = _Search(measure, share)
     low, high, rate = 0.0, math.inf, first
     ended = "even the lowest rate tried missed the objective"
-    while rate >= first * _LOWEST_SHARE:
-        if len(search.readings) >= _MOST_READINGS:
-            ended = f"after {len(search.readings)} readings, which is the most"
-            break
-        if search.passes(rate):
-            low = rate
-        else:
-            high = rate
-        if low and high <= low * _NARROW:
-            search.needed = repetitions
-            if search.passes(low):
-                ended = f"between {low:.3g} and {high:.3g} requests/s, less than 10 % apart"
+    try:
+        while rate >= first * _LOWEST_SHARE:
+            if len(search.readings) >= _MOST_READINGS:
+                ended = f"after {len(search.readings)} readings, which is the most"
                 break
+            if search.passes(rate):
+                low = rate
+            else:
+                high = rate
+            if low and high <= low * _NARROW:
+                search.needed = repetitions
+                if search.passes(low):
+                    ended = f"between {low:.3g} and {high:.3g} requests/s, less than 10 % apart"
+                    break
+                low, high = search.passed_below(low), low
+            rate = _between(low, high)
+        search.needed = repetitions
+        while low and not search.passes(low):
             low, high = search.passed_below(low), low
-        rate = _between(low, high)
-    search.needed = repetitions
-    while low and not search.passes(low):
-        low, high = search.passed_below(low), low
+    except BudgetSpent:
+        ended = f"after {len(search.readings)} readings, when the budget was spent"
     return Found(low, None if high == math.inf else high, tuple(search.readings), ended)
 
 

@@ -78,6 +78,14 @@ def load(command: Command) -> Command:
                 help="How often each load is repeated; results are medians.",
                 show_default="3",
             ),
+            click.option(
+                "--budget-seconds",
+                type=click.FloatRange(0, min_open=True),
+                metavar="N",
+                help="Time for all loads of one variant on one engine, in seconds: windows "
+                "and repetitions are cut to fit, and the result says so.",
+                show_default="no limit",
+            ),
         ),
         cloup.option_group(
             "Requests",

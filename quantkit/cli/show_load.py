@@ -83,6 +83,8 @@ def _notes(name: str, found: BenchResult) -> Iterator[str]:
             yield f"{name}, {_load(one)}: {one.cost_per_million_tokens:.3g} per million tokens"
         if one.joules_per_token is not None:
             yield f"{name}, {_load(one)}: {one.joules_per_token:.3g} J per token"
+        for change in one.changes:
+            yield f"{name}, {_load(one)}: {change}"
     bound = [_load(one) for one in everything if one.client_bound]
     if bound:
         yield (

@@ -14,6 +14,8 @@ from quantkit.variant import Model
 if TYPE_CHECKING:
     import torch
 
+    from quantkit.engines.process import Process
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -45,6 +47,19 @@ class ServeOptions:
     """Under which name the API offers the model; the model's id where None."""
     prefix_cache: bool = True
     """Whether prompts that begin alike share work; off where each must cost the same."""
+    longest: int | None = None
+    """Tokens of a request that comes alone and may be longer than ``context``."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers, and where."""
+
+    process: Process
+    host: str
+    port: int
+    api_key: str
+    model_name: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,13 @@ class Engine(Protocol):
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """The command that serves the model behind an OpenAI-compatible API."""
+        ...
+
+    def attached(
+        self, model: Model, server: RunningServer, context: int
+    ) -> AbstractContextManager[LanguageModel] | None:
+        """The model as its running server scores it, for sequences up to ``context`` tokens, one at
+        a time; None where the engine does that in this process."""
         ...
 
     def load_seconds(self, log: str) -> float | None:

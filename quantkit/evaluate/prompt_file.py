@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantkit.ends import end_ids
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.files import sha256_json
+from quantkit.packaged import packaged_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,6 +91,13 @@ class Prompts:
             "max_answer_tokens": self.max_tokens,
             "end_ids": list(self.ends),
         }
+
+
+def find_prompts(name: str) -> Path:
+    """A path as given, or a file of prompts that quantkit ships, by its name."""
+    path = Path(name).expanduser()
+    shipped = packaged_directory("evals") / f"{name}.jsonl"
+    return shipped if not path.suffix and not path.is_file() and shipped.is_file() else path
 
 
 def read_prompts(

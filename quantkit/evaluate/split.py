@@ -28,7 +28,7 @@ from quantkit.ledger.loss import Part
 from quantkit.progress import track
 
 if TYPE_CHECKING:
-    from quantkit.engines.base import Engine
+    from quantkit.engines.base import Engine, RunningServer
     from quantkit.evaluate.perplexity import Windows
     from quantkit.variant import Model
 
@@ -68,14 +68,18 @@ def part(windows: ArrayLike) -> Part:
     )
 
 
-def window_likelihoods(model: Model, engine: Engine, windows: Windows) -> list[float]:
+def window_likelihoods(
+    model: Model, engine: Engine, windows: Windows, server: RunningServer | None = None
+) -> list[float]:
     """Mean negative log likelihood of each window's scored tokens, nats, on any engine.
 
-    Over the engine's own vocabulary: rows by which the model's is padded are not cut. Raise
-    EvaluationError for values that are not finite, and what the engine raises.
+    ``server``: one of the engine's that runs with this model already. Over the engine's own
+    vocabulary: rows by which the model's is padded are not cut. Raise EvaluationError for values
+    that are not finite, and what the engine raises.
     """
     first = [windows.first + 1] * len(windows.ids)
-    with engine.language_model(model, windows.context) as scorer:
+    attached = engine.attached(model, server, windows.context) if server else None
+    with attached or engine.language_model(model, windows.context) as scorer:
         found = scorer.likelihoods(windows.ids, first)
         what = f"{model.id}: windows in {engine.name}"
         means = [

@@ -172,6 +172,8 @@ class Delivered(_Entry):
     peak_rss_bytes: int
     """Peak of the summed resident memory of the server's process tree."""
     repetitions: list[Reading] = Field(min_length=1)
+    changes: list[str] = Field(default_factory=list)
+    """How windows and repetitions differ from what was asked for, and why, in words."""
     protocol: dict[str, Any]
     """Workload, seconds, repetitions asked for, objective, load generator and its version, the
     server's arguments with the slots and context that it was given."""

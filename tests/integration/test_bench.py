@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from quantkit.bench import guidellm
-from quantkit.bench.generator import LoadGenerator
+from quantkit.bench.generator import Client, LoadGenerator
 from quantkit.bench.guidellm import Target
 from quantkit.bench.loads import Closed, Open, Times, Workload
 from quantkit.bench.options import BenchOptions
@@ -22,7 +22,6 @@ from quantkit.bench.session import Session
 from quantkit.ledger.load import Slo
 from quantkit.variant import Variant
 from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork, ticking
-from tests.integration.servers import KEY
 from tests.models import make_checkpoint
 
 SLO = Slo(ttft_ms=600, itl_ms=60)
@@ -53,10 +52,9 @@ class Loading:
 @pytest.fixture(scope="module")
 def loading(model: Variant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loading]:
     directory = tmp_path_factory.mktemp("loading") / "load"
-    with ticking(Clockwork()) as server:
-        target = Target(server.url, KEY, "m", model)
-        with LoadGenerator(target, WORKLOAD, directory, slo=SLO) as generator:
-            yield Loading(server, generator, directory)
+    with ticking(Clockwork()) as server, Client(directory) as client:
+        generator = LoadGenerator(client, Target(server.url, "m", model), WORKLOAD, slo=SLO)
+        yield Loading(server, generator, directory)
 
 
 def test_closed_loops_have_the_figures_of_the_clock(loading: Loading) -> None:
@@ -81,7 +79,7 @@ def test_closed_loops_have_the_figures_of_the_clock(loading: Loading) -> None:
     assert len(set(beginnings)) == len(beginnings) > 12
     # The key is in no file that is left.
     for file in loading.directory.glob("*.json"):
-        assert KEY not in file.read_text()
+        assert loading.generator.client.key not in file.read_text()
 
 
 @pytest.mark.parametrize("arrivals", ["constant", "poisson"])
@@ -151,10 +149,12 @@ def test_own_prompts_are_sent_as_they_are_and_a_killed_client_is_started_again(
     texts = ("Name a river.", "Was ist ein Fluss?\nAntwort:", '{"json": "\u00e4"}')
     own = Workload(None, OUTPUT_TOKENS, 8, texts)
     server = loading.set()
-    with LoadGenerator(Target(server.url, KEY, "m", model), own, tmp_path / "load") as generator:
+    with Client(tmp_path / "load") as client:
+        generator = LoadGenerator(client, Target(server.url, "m", model), own)
         generator.measure(Closed(3), Times(0.5, 2.5))
         assert set(server.prompts) == set(texts)
-        threading.Timer(1.0, psutil.Process(generator._process.pid).kill).start()
+        assert client._process is not None
+        threading.Timer(1.0, psutil.Process(client._process.pid).kill).start()
         assert generator.measure(Closed(1), Times(0.5, 3.0)).requests > 0
     assert "guidellm ended with exit code 137 (bench at concurrency 1)" in capsys.readouterr().err
 

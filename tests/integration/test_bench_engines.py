@@ -15,18 +15,22 @@ import pytest
 from pydantic import TypeAdapter
 
 from quantkit.bench import bench, engines_of
+from quantkit.bench.generator import Client
 from quantkit.bench.loads import Times, Workload
 from quantkit.bench.measured import BenchResult, Incomplete
 from quantkit.bench.options import BenchOptions
+from quantkit.bench.server import Servers
+from quantkit.bench.session import Keep
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
+from quantkit.engines.base import Engine
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger.load import MemoryBandwidth, Slo
 from quantkit.recipe import BenchSection
 from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.variant import Model, Variant
 from tests.integration.servers import tree, wait_until_gone
 from tests.models import make_checkpoint
 
@@ -35,6 +39,13 @@ WORKLOAD = Workload.synthetic(PROMPT_TOKENS, OUTPUT_TOKENS)
 MACHINE = MemoryBandwidth(
     read_bytes_per_s=1e10, copy_bytes_per_s=1e10, triad_bytes_per_s=1e10, threads=2, array_bytes=1
 )
+
+
+def _bench(
+    model: Model, engine: Engine, options: BenchOptions, work: Path, keep: Keep | None = None
+) -> BenchResult:
+    with Client(work / "guidellm") as client, Servers(model, options, work, client) as servers:
+        return bench(servers, engine, MACHINE, keep)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +67,7 @@ def test_bench_on_llama_server(variant: Variant, tmp_path: Path) -> None:
     options = BenchOptions(
         WORKLOAD, (1, 3), slo=None, times=Times(1.0, SECONDS), repetitions=2, price_per_hour=3.6
     )
-    result = bench(variant, LlamaCpp(), options, tmp_path, MACHINE)
+    result = _bench(variant, LlamaCpp(), options, tmp_path)
     assert [found.concurrency for found in result.benches] == [1, 3]
     assert result.sample is not None
     assert result.sample.completion
@@ -96,7 +107,7 @@ def test_prompts_that_repeat_come_from_the_cache_where_it_is_asked_for(
     """The other side of the zeros above: a cache that is on is seen."""
     own = Workload(None, 4, 64, ("the quick brown fox jumps over the lazy dog " * 5,))
     options = BenchOptions(own, (1,), times=Times(0.5, 1.5), repetitions=1, prefix_cache=True)
-    (found,) = bench(variant, LlamaCpp(), options, tmp_path).benches
+    (found,) = _bench(variant, LlamaCpp(), options, tmp_path).benches
     assert (found.repetitions[0].cached_tokens or 0) > 0
 
 
@@ -109,7 +120,7 @@ def test_bench_on_vllm(tmp_path: Path) -> None:
     options = BenchOptions(
         Workload.synthetic(32, 4), (2,), (0.8,), "constant", times=Times(1.0, 3.0), repetitions=1
     )
-    result = bench(source, engine, options, tmp_path / "work", MACHINE)
+    result = _bench(source, engine, options, tmp_path / "work")
     (closed,), (rate,) = result.benches, result.rates
     assert closed.repetitions[0].cached_tokens == 0
     assert closed.load_seconds is not None  # vLLM says it to 10 ms: 0.0 for a model this small
@@ -126,7 +137,7 @@ def test_a_level_that_is_too_slow_is_an_error(variant: Variant, tmp_path: Path) 
     times = Times(0.0, 0.02)
     options = BenchOptions(Workload.synthetic(64, 1900), (1,), times=times, repetitions=1)
     with pytest.raises(EngineError, match="concurrency 1: too slow: no request was completed"):
-        bench(variant, LlamaCpp(), options, tmp_path)
+        _bench(variant, LlamaCpp(), options, tmp_path)
 
 
 def test_requests_that_the_model_has_no_room_for_are_refused(
@@ -134,7 +145,7 @@ def test_requests_that_the_model_has_no_room_for_are_refused(
 ) -> None:
     options = BenchOptions(Workload.synthetic(64, 1985))
     with pytest.raises(RecipeError, match="64 tokens and an answer of 1985 are more than the 2048"):
-        bench(variant, LlamaCpp(), options, tmp_path)
+        _bench(variant, LlamaCpp(), options, tmp_path)
 
 
 def test_an_engine_that_is_killed_leaves_what_was_measured(
@@ -152,7 +163,7 @@ def test_an_engine_that_is_killed_leaves_what_was_measured(
 
     options = BenchOptions(WORKLOAD, (1, 3), times=Times(0.5, 4.0), repetitions=2)
     with pytest.raises(Incomplete, match="llamacpp ended with exit code 137 under load") as caught:
-        bench(variant, LlamaCpp(), options, tmp_path, keep=kill_after_two)  # type: ignore[arg-type]
+        _bench(variant, LlamaCpp(), options, tmp_path, keep=kill_after_two)  # type: ignore[arg-type]
     assert [found.concurrency for found in caught.value.result.benches] == [1, 3]
     assert [len(found.repetitions) for found in caught.value.result.benches] == [1, 1]
 
@@ -168,7 +179,9 @@ from quantkit.variant import open_variant
 source, variant, out = map(Path, sys.argv[1:4])
 section = BenchSection.model_validate_json(sys.argv[4])
 with open_run(out) as run:
-    Benching.prepare(section, Checkpoint.open(source), run).measure(open_variant(variant))
+    with Benching.prepared(section, Checkpoint.open(source), run) as benching:
+        with benching.servers(open_variant(variant)) as servers:
+            benching.measure(servers)
 """
 """A run's bench of one variant."""
 

@@ -11,10 +11,11 @@ import pytest
 
 from quantkit.bench.closed_loop import TooSlow
 from quantkit.bench.command import section
-from quantkit.bench.generator import LoadGenerator
+from quantkit.bench.generator import Client, LoadGenerator
 from quantkit.bench.guidellm import Target, scenario
 from quantkit.bench.loads import Closed, Load, Open, Times, Workload
 from quantkit.bench.options import BenchOptions
+from quantkit.bench.results import changes
 from quantkit.bench.session import Session
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger.load import Percentiles, Reading, Slo
@@ -112,13 +113,153 @@ def test_a_window_in_which_nothing_is_completed_becomes_longer() -> None:
 
     made = session(Slow(), options(concurrency=(1,)))
     made.measure_all()
-    assert windows == [5, 20, 20, 20]  # what was long enough holds
+    assert windows == [5, 10, 10, 10]  # what was long enough holds
     assert made.error is None
     windows.clear()
     made = session(Slow(), options(concurrency=(1,), times=Times(0.1, 0.5), repetitions=1))
     made.measure_all()
-    assert windows == [0.5, 2.0, 8.0]
-    assert made.error == "too slow"
+    assert windows == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert made.error == "too slow; give it more seconds or fewer output tokens"
+
+
+class Clock:
+    """Which stands still but for the loads: a window and two seconds beside it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(Generator):
+    """Requests take ``seconds`` alone, and so many times as long as there are at a time."""
+
+    def __init__(self, clock: Clock, seconds: float = 1.6) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.windows: list[tuple[str, float]] = []
+        self.besides = 2
+
+    def measure(self, load: Load, times: Times) -> Reading:
+        self.clock.now += times.total + self.besides
+        self.windows.append((str(load), round(times.window, 2)))
+        took = self.seconds * (load.concurrency if isinstance(load, Closed) else 1)
+        if times.window < took:
+            raise TooSlow(f"no request in {times.window:.3g} s")
+        each = Percentiles(p50=took * 1e3 / 16, p95=1, p99=1)  # 16 tokens
+        reading = super().measure(load, times)
+        return reading.model_copy(update={"ttft_ms": each, "itl_ms": each})
+
+
+def timed(seconds: float, **changed: Any) -> tuple[Session, Timed]:
+    clock = Clock()
+    generator = Timed(clock, seconds)
+    made = Session(generator, Server(), options(**changed), {}, None, clock)  # type: ignore[arg-type]
+    made.measure_all()
+    return made, generator
+
+
+def test_a_budget_that_is_enough_changes_nothing() -> None:
+    free, given = timed(1.6), timed(1.6, budget_seconds=200)
+    assert free[1].windows == given[1].windows
+    assert free[1].windows[:2] == [("concurrency 1", 5), ("concurrency 4", 12.8)]
+
+
+def test_windows_shrink_to_stay_within_a_budget() -> None:
+    """Unlimited it would take 3 x (1 + 5 + 2 + 3.2 + 12.8 + 2) = 78 s."""
+    made, generator = timed(1.6, budget_seconds=60)
+    assert [len(found) for found in made.readings.values()] == [3, 3]
+    assert generator.clock.now == pytest.approx(60, abs=0.1)
+    alone, four = ([w for name, w in generator.windows if name[-1] == n] for n in "14")
+    assert alone[0] == 5  # nothing was known of its requests yet
+    assert all(1.6 <= window < 5 for window in alone[1:])
+    assert all(6.4 <= window < 12.8 for window in four)
+    assert not made.cut
+    assert changes(made.readings[Closed(4)], options(budget_seconds=60), cut=False) == [
+        f"windows of up to {max(four):.3g} s instead of 5 s, because requests take long here"
+    ]
+    assert "to stay within the budget of 60 s" in changes(
+        made.readings[Closed(1)], options(budget_seconds=60), cut=False
+    )[0]  # fmt: skip
+
+
+def test_a_slow_machine_gets_fewer_repetitions_but_every_load() -> None:
+    """Requests of 3 s alone, and of 12 s at four at a time."""
+    made, generator = timed(3.0, budget_seconds=30)
+    once, four = made.readings[Closed(1)], made.readings[Closed(4)]
+    assert 1 <= len(four) <= len(once) < 3
+    assert generator.clock.now <= 30
+    assert made.cut
+    assert made.error is None
+    said = changes(four, options(budget_seconds=30), cut=True)
+    assert said[-1] == "1 of 3 repetitions, to stay within the budget of 30 s"
+
+
+@pytest.mark.parametrize("seconds", [4.0, 8.0, 20.0, 100.0])
+def test_a_budget_is_never_exceeded_twice(seconds: float) -> None:
+    """However slow: for the first window of each load, which is extended while nothing is
+    completed, there is twice the budget, and then the window that was asked for."""
+    made, generator = timed(seconds, budget_seconds=40)
+    assert generator.clock.now <= 80 + 8
+    if seconds < 10:
+        assert made.error is None
+        assert len(made.readings) == 2
+    else:
+        assert made.error is not None
+        assert "that is what the budget of 40 s allows: raise budget_seconds" in made.error
+
+
+def test_the_load_generators_own_time_is_no_reason_for_windows_of_nothing() -> None:
+    """As on a machine that does much else: of each window 20 s are the load generator's."""
+    clock = Clock()
+    generator = Timed(clock, 1.6)
+    generator.besides = 20
+    made = Session(generator, Server(), options(budget_seconds=30), {}, None, clock)  # type: ignore[arg-type]
+    made.measure_all()
+    assert made.error is None
+    assert made.cut
+    assert [name for name, _ in generator.windows] == ["concurrency 1", "concurrency 4"]
+    assert all(window >= 5 for _, window in generator.windows)
+
+
+def test_a_repetition_that_does_not_complete_is_cut_and_no_error() -> None:
+    """The machine becomes ten times slower after the first round."""
+    clock = Clock()
+
+    class Slowing(Timed):
+        def measure(self, load: Load, times: Times) -> Reading:
+            if len(self.windows) == 2:
+                self.seconds *= 10
+            return super().measure(load, times)
+
+    generator = Slowing(clock, 1.0)
+    made = Session(generator, Server(), options(budget_seconds=40), {}, None, clock)  # type: ignore[arg-type]
+    made.measure_all()
+    assert made.error is None
+    assert made.cut
+    assert [len(found) for found in made.readings.values()] == [1, 1]
+    assert clock.now <= 41
+
+
+def test_retries_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    timed(6.0, concurrency=(1,), repetitions=1, budget_seconds=100)
+    said = capsys.readouterr().err
+    assert (
+        "concurrency 1: slow machine: no request was completed in 5 s; window extended to 10 s"
+        in said
+    )
+    assert "give it more" not in said
+
+
+def test_a_budget_ends_the_sweep_and_the_search() -> None:
+    made, generator = timed(0.1, concurrency=None, budget_seconds=20)
+    assert 1 <= len(made.readings) < 4
+    assert generator.clock.now <= 30
+    made, generator = timed(0.1, slo=Slo(ttft_ms=500), budget_seconds=100)
+    assert made.found is not None
+    assert made.found.ended.endswith("readings, when the budget was spent")
+    assert generator.clock.now <= 100 + 23  # the last reading may go over it
 
 
 def test_the_goodput_is_searched_from_what_the_levels_delivered() -> None:
@@ -206,13 +347,12 @@ def test_a_cache_that_was_to_be_off_is_an_error() -> None:
 
 def test_no_two_loads_ask_the_same(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    target = Target("http://127.0.0.1:1", "k", "m", Variant("v", tmp_path, "gptq", "w4g64", None))
+    target = Target("http://127.0.0.1:1", "m", Variant("v", tmp_path, "gptq", "w4g64", None))
     stem, times = tmp_path / "1", Times(1, 5)
     one, two = (
         scenario(target, WORKLOAD, Closed(4), times, number, stem)["spec"] for number in (1, 2)
     )
     assert one["seed"] != two["seed"]
-    assert "k" not in str(one["backend"].values())
     assert one["profile"]["streams"] == 4
     assert one["constraints"] == [{"kind": "max_duration", "seconds": 6}]
     rate = scenario(target, WORKLOAD, Open(2.0, "constant"), Times(1, 5, 4), 1, stem)["spec"]
@@ -243,22 +383,23 @@ class Stalling:
 def test_guidellm_is_given_a_second_chance(
     stalls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = Target("http://127.0.0.1:1", "k", "m", Variant("v", tmp_path, "gptq", "w4g64", None))
-    generator = LoadGenerator(target, WORKLOAD, tmp_path / "load")
+    target = Target("http://127.0.0.1:1", "m", Variant("v", tmp_path, "gptq", "w4g64", None))
+    client = Client(tmp_path / "load")
     left = stalls
 
-    def start(self: LoadGenerator) -> None:
+    def start(self: Client) -> Stalling:
         tmp_path.joinpath("load").mkdir(exist_ok=True)
-        self._process = Stalling()  # type: ignore[assignment]
+        return Stalling()
 
     def wait(*_: Any) -> dict[str, Any] | None:
         nonlocal left
         left -= 1
         return None if left >= 0 else {"benchmarks": [{"answered": True}]}
 
-    monkeypatch.setattr(LoadGenerator, "_start", start)
-    monkeypatch.setattr(LoadGenerator, "_await", wait)
-    with generator:
+    monkeypatch.setattr(Client, "_start", start)
+    monkeypatch.setattr(Client, "_await", wait)
+    with client:
+        generator = LoadGenerator(client, target, WORKLOAD)
         if stalls == 1:
             found, _ = generator._run(Closed(1), Times(1, 5), "bench at concurrency 1")
             assert found == {"answered": True}

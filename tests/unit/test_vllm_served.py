@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
-from quantkit.engines.base import Scorer, ServerCommand
-from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.base import LanguageModel, Scorer, ServerCommand
+from quantkit.engines.vllm.served import started
 from quantkit.errors import EngineError
 from quantkit.variant import Variant
 from tests.fake_vllm import POISON, likeliest, log_probs
@@ -38,14 +38,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def _served(tmp_path: Path, program: str = "tests.fake_vllm") -> Iterator[ServedModel]:
+def _served(tmp_path: Path, program: str = "tests.fake_vllm") -> Iterator[LanguageModel]:
     def command(port: int, key: str, name: str) -> ServerCommand:
         assert name
         argv = (sys.executable, "-m", program, str(port), key, str(tmp_path / "written"))
         return ServerCommand(argv)
 
     variant = Variant("v", tmp_path, "gptq", "w4g64", None)
-    with ServedModel(variant, command, 40, 3, BLOCK) as model:
+    with started(variant, command, 40, 3, BLOCK) as model:
         yield model
 
 

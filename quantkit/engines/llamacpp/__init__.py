@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from contextlib import AbstractContextManager
 
-from quantkit.engines.base import Capabilities, Scorer, ServeOptions, ServerCommand, check_format
+from quantkit.engines.base import (
+    Capabilities,
+    RunningServer,
+    Scorer,
+    ServeOptions,
+    ServerCommand,
+    check_format,
+)
 from quantkit.engines.llamacpp.server import (
     HOW_TO_GET,
     find_llama_server,
@@ -61,6 +68,10 @@ class LlamaCpp:
         """llama-server with one slot for each request that may run at the same time."""
         self.check(model)
         return server_command(find_llama_server(), model, options)
+
+    def attached(self, model: Model, server: RunningServer, context: int) -> None:  # noqa: ARG002
+        """None: it scores in this process."""
+        return
 
     def load_seconds(self, log: str) -> float | None:
         """From the first word of the model to its being loaded: weights, and a cache for them."""

@@ -8,7 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 
 from quantkit.checkpoint import FORMAT, Checkpoint
-from quantkit.engines.base import Capabilities, ServeOptions, ServerCommand, check_format
+from quantkit.engines.base import (
+    Capabilities,
+    RunningServer,
+    ServeOptions,
+    ServerCommand,
+    check_format,
+)
 from quantkit.engines.transformers.scorer import TransformersScorer
 from quantkit.engines.transformers.weights import check as check_weights
 from quantkit.errors import IncompatibleVariant, ToolchainError
@@ -64,6 +70,10 @@ class Transformers:
         raise IncompatibleVariant(
             f"transformers does not serve ({model.path}); vllm does (`quantkit engines list`)"
         )
+
+    def attached(self, model: Model, server: RunningServer, context: int) -> None:  # noqa: ARG002
+        """None: it scores in this process."""
+        return
 
     def load_seconds(self, log: str) -> float | None:  # noqa: ARG002
         """None: there is no server."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,14 +14,16 @@ from quantkit.checkpoint import FORMAT
 from quantkit.engines.base import (
     Capabilities,
     LanguageModel,
+    RunningServer,
     Scorer,
     ServeOptions,
     ServerCommand,
     check_format,
 )
 from quantkit.engines.vllm import demand_key
+from quantkit.engines.vllm.completions import Completions
 from quantkit.engines.vllm.refused import check_experts, check_kernels, check_quantization
-from quantkit.engines.vllm.served import ServedModel
+from quantkit.engines.vllm.served import ServedModel, started
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
 from quantkit.errors import IncompatibleVariant, ToolchainError
@@ -42,6 +44,9 @@ _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 """Likewise: vLLM holds the whole vocabulary's log-probabilities of a step, in float32."""
+
+_LONGER = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+"""For the one token after a text of the model's own maximum, which is never read."""
 
 _LOADING = re.compile(r"Loading weights took ([\d.]+) seconds")
 
@@ -94,13 +99,18 @@ class VLLM:
             step = ["--max-num-batched-tokens", str(max(_TOKENS_PER_STEP[device], slots))]
             if device == "cpu":
                 step += ["--block-size", str(block)]
-            # The one token after a prompt of the model's own maximum is never read.
-            longer = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-            return replace(found, argv=(*found.argv, *step), env={**found.env, **longer})
+            return replace(found, argv=(*found.argv, *step), env={**found.env, **_LONGER})
 
-        served: AbstractContextManager[LanguageModel]
-        served = ServedModel(model, command, context, slots, block)
-        return served
+        return started(model, command, context, slots, block)
+
+    def attached(
+        self, model: Model, server: RunningServer, context: int
+    ) -> AbstractContextManager[LanguageModel]:
+        """The server itself, one request at a time: it was not started to hold many logits."""
+        asked = Completions(server.process, server.port, server.api_key, server.model_name)
+        found: AbstractContextManager[LanguageModel]
+        found = nullcontext(ServedModel(model, asked, context, 1, _KV_BLOCK))
+        return found
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """vLLM's OpenAI server; on the CPU with a cache for exactly what was asked for."""
@@ -128,7 +138,9 @@ class VLLM:
         if tokenizer := as_written(model.path):
             argv += ["--tokenizer", str(tokenizer)]
         if options.context is not None:
-            argv += ["--max-model-len", str(options.context)]
+            argv += ["--max-model-len", str(max(options.context, options.longest or 0))]
+        if options.longest is not None:
+            env |= _LONGER
         if options.api_key is not None:
             env["VLLM_API_KEY"] = options.api_key
             argv += ["--middleware", demand_key.MIDDLEWARE]
@@ -166,6 +178,7 @@ def _cache_bytes(model: Model, options: ServeOptions) -> int:
     context, requests = options.context, options.slots
     if context is None:
         context, requests = context_length(model), 1
-    blocks = -(-context // _KV_BLOCK) * requests + 1  # vLLM keeps one block for itself
+    longest = -(-(options.longest or 0) // _KV_BLOCK)
+    blocks = max(-(-context // _KV_BLOCK) * requests, longest) + 1  # vLLM keeps one for itself
     tokens = blocks * _KV_BLOCK
     return int(tokens * 2 * layers * kv_heads * width * _KV_BYTES)

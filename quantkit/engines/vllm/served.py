@@ -11,9 +11,8 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 from quantkit.engines import greedy
@@ -33,51 +32,45 @@ _GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "ignore_eos": True}
 """Said in full: vLLM takes what is left out from the model's generation_config.json."""
 
 
-class ServedModel(LanguageModel):
-    """Starts the server on entering and stops it on leaving.
+@contextmanager
+def started(
+    model: Model,
+    command: Callable[[int, str, str], ServerCommand],
+    context: int,
+    slots: int,
+    block: int,
+) -> Iterator[LanguageModel]:
+    """The model in a server of its own while the block runs.
 
     ``command``: of the port, the key and the model's name; it must allow one token more than
-    ``context``, which is how many are read, and ``slots`` requests at the same time. ``block``:
-    tokens of a block of the server's prefix cache.
+    ``context``, and ``slots`` requests at the same time.
+    """
+    port, key = free_port(HOST), secrets.token_hex(16)
+    wanted = command(port, key, _NAME)
+    logs = home() / "logs" / "evaluate"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / (re.sub(r"[^\w.-]+", "-", model.id) + "-vllm.log")
+    say(f"{model.id}: starting vllm")
+    with launched("vllm", wanted.argv, wanted.env, log) as process:
+        seconds = process.wait_ready(HOST, port, wanted)
+        say(f"{model.id}: vllm ready after {seconds:.0f} s")
+        yield ServedModel(model, Completions(process, port, key, _NAME), context, slots, block)
+
+
+class ServedModel(LanguageModel):
+    """A model in a running server, which is asked for sequences of up to ``context`` tokens.
+
+    ``slots`` requests at the same time. ``block``: tokens of a block of the server's prefix cache.
     """
 
     def __init__(
-        self,
-        model: Model,
-        command: Callable[[int, str, str], ServerCommand],
-        context: int,
-        slots: int,
-        block: int,
+        self, model: Model, completions: Completions, context: int, slots: int, block: int
     ) -> None:
         self._model = model
-        self._command = command
+        self._completions = completions
         self._context = context
         self._slots = slots
         self._block = block
-        self._stack = ExitStack()
-
-    def __enter__(self) -> ServedModel:
-        port, key = free_port(HOST), secrets.token_hex(16)
-        command = self._command(port, key, _NAME)
-        logs = home() / "logs" / "evaluate"
-        logs.mkdir(parents=True, exist_ok=True)
-        log = logs / (re.sub(r"[^\w.-]+", "-", self._model.id) + "-vllm.log")
-        say(f"{self._model.id}: starting vllm")
-        with ExitStack() as stack:
-            process = stack.enter_context(launched("vllm", command.argv, command.env, log))
-            seconds = process.wait_ready(HOST, port, command)
-            self._stack = stack.pop_all()
-        say(f"{self._model.id}: vllm ready after {seconds:.0f} s")
-        self._completions = Completions(process, port, key, _NAME)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def likelihoods(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
