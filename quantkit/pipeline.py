@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from quantkit import extras, report
@@ -12,19 +12,18 @@ from quantkit.brought import Brought
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import plan as plan_variant
 from quantkit.convert import require_space
+from quantkit.course import run_course
 from quantkit.engines import scoring_engine, serving_engine
 from quantkit.environment import environment
 from quantkit.errors import QuantkitError, RecipeError
-from quantkit.evaluate.compare import compare
 from quantkit.formats.base import Plan
 from quantkit.garbage import keeping_all
 from quantkit.ledger import Ledger, SourceEntry
 from quantkit.progress import say
 from quantkit.recipe import Recipe
-from quantkit.rows import RowBuilder
 from quantkit.run import LEDGER, open_run
-from quantkit.splitting import split_losses
-from quantkit.stages import Benching, Evaluation, Texts, check_measuring_engine
+from quantkit.stages import Texts, check_measuring_engine
+from quantkit.steps import Work
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ def plan(recipe: Recipe) -> RunPlan:
 def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
     """Make and measure all that the recipe asks for; what ``out`` has already is not done again.
 
-    Writes ``ledger.json``, ``report.html`` and ``report.md`` into ``out``. A variant that fails
-    keeps its row, with the reason, and the others go on.
+    Writes ``ledger.json``, ``report.html`` and ``report.md`` into ``out``; the report is there from
+    the start, and grows. A variant that fails keeps its row, with the reason, and the others go on.
     """
     started = time.monotonic()
     planned = plan(recipe)
@@ -78,61 +77,33 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
     texts = Texts.load(
         recipe, source, needs_calibration=any(p.needs_calibration for p in planned.variants)
     )
-    with open_run(out) as directory:
+    with open_run(out) as directory, ExitStack() as stack:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
-        rows = [RowBuilder.of_source(source), *map(RowBuilder.of_variant, recipe.variants)]
+        work = Work(recipe, source, planned.variants, texts, directory, stack, force=force)
+        machine = environment()
 
-        makers = iter(
-            directory.variants(
-                source,
-                planned.variants,
-                texts.calibration,
-                force=force,
-                allow_tokenizer_differences=recipe.allow_tokenizer_differences,
+        def so_far() -> Ledger:
+            evaluation, benching = work.evaluation, work.benching
+            return Ledger(
+                name=recipe.name,
+                seconds=time.monotonic() - started,
+                source=SourceEntry.of(source),
+                environment=machine.model_copy(
+                    update={"memory_bandwidth": benching.bandwidth if benching else None}
+                ),
+                recipe=recipe.model_dump(mode="json"),
+                calibration=texts.calibration.record if texts.calibration else None,
+                text=evaluation.text if evaluation else None,
+                variants=[row.row(source) for row in work.rows],
+                comparisons=work.comparisons,
+                noise_floor=work.noise_floor,
             )
+
+        say(f"report: {directory.path / report.PAGE}; it grows while the run goes on")
+        run_course(
+            work.steps(), lambda underway: report.write_page(so_far(), directory.path, underway)
         )
-        for row, entry in zip(rows[1:], recipe.variants, strict=True):
-            if isinstance(entry, Brought):
-                row.model = row.attempt("open", partial(entry.open, source))
-            else:
-                row.model = row.attempt("convert", next(makers))
-
-        text, comparisons, noise_floor, bandwidth = None, [], [], None
-        if recipe.evaluate:
-            evaluation = Evaluation.prepare(
-                recipe.evaluate, source, texts, directory, len(recipe.variants)
-            )
-            text = evaluation.text
-            # The source last: with an early stop it answers what its variants needed.
-            for row in (*rows[1:], rows[0]):
-                if row.model:
-                    measure = partial(evaluation.measure, row.model)
-                    row.evaluated = row.attempt("evaluate", measure) or row.evaluated
-            count = recipe.evaluate.split_windows
-            noise_floor = split_losses(count, evaluation, source, rows)
-            measured = {row.id: row.evaluated for row in rows}
-            pairs = partial(compare, measured, recipe.evaluate.tolerance)
-            comparisons = rows[0].attempt("compare", pairs) or []
-
-        if recipe.bench:
-            benching = Benching.prepare(recipe.bench, source, directory)
-            bandwidth = benching.bandwidth
-            for row in rows:
-                if row.model:
-                    row.load(partial(benching.measure, row.model))
-
-        ledger = Ledger(
-            name=recipe.name,
-            seconds=time.monotonic() - started,
-            source=SourceEntry.of(source),
-            environment=environment(bandwidth),
-            recipe=recipe.model_dump(mode="json"),
-            calibration=texts.calibration.record if texts.calibration else None,
-            text=text,
-            variants=[row.row(source) for row in rows],
-            comparisons=comparisons,
-            noise_floor=noise_floor,
-        )
+        ledger = so_far()
         ledger.write(directory.path / LEDGER)
         report.write(ledger, directory.path)
     return ledger

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,6 +38,8 @@ class RowBuilder:
     loss: Loss | None = None
     benched: BenchResult = field(default_factory=BenchResult)
     failed: Failure | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage, in this run."""
 
     @classmethod
     def of_source(cls, source: Checkpoint) -> RowBuilder:
@@ -51,12 +55,21 @@ class RowBuilder:
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
         """``work()``, or None where it fails: then the row keeps the first reason and the run
         goes on. Only the user's interrupt passes through."""
-        say(f"{self.id}: {stage}")
         try:
-            return work()
+            with self.timed(stage):
+                return work()
         except Exception as error:
             self._note(stage, error)
             return None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time of the block as that stage's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
 
     def _note(self, stage: str, error: Exception) -> None:
         line = str(error) if isinstance(error, QuantkitError) else repr(error)
@@ -88,6 +101,7 @@ class RowBuilder:
                 "rates": self.benched.rates,
                 "goodput": self.benched.goodput,
                 "sample": self.benched.sample,
+                "seconds": self.seconds,
                 "failed": self.failed,
             }
         )

@@ -82,6 +82,9 @@ class Row(_Entry):
     goodput: list[Goodput] = Field(default_factory=list)
     """One for each engine, where the recipe states an objective."""
     sample: Sample | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall time of each stage in the run that wrote this: ``convert``, ``evaluate``, ``bench`` …;
+    work that an earlier run did is not in it."""
     failed: Failure | None = None
 
 

@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING
 from quantkit.files import write_text
 
 if TYPE_CHECKING:
+    from quantkit.course import Underway
     from quantkit.ledger import Ledger
+
+PAGE = "report.html"
 
 
 def write(ledger: Ledger, directory: Path) -> Path:
     """Write ``report.html`` and ``report.md`` into ``directory``; return the first's path."""
-    from quantkit.report.pages import html, markdown
+    from quantkit.report.pages import markdown
 
-    path = directory / "report.html"
-    write_text(path, html(ledger))
     write_text(directory / "report.md", markdown(ledger))
+    return write_page(ledger, directory)
+
+
+def write_page(ledger: Ledger, directory: Path, underway: Underway | None = None) -> Path:
+    """Write ``report.html`` alone; ``underway``: how far the run is, None where it is over."""
+    from quantkit.report.pages import html
+
+    path = directory / PAGE
+    write_text(path, html(ledger, underway))
     return path

@@ -175,6 +175,15 @@ def _bench(ledger: Ledger) -> list[Prose]:
                 "can be faster because of what serves it.",
             )
         )
+    changed: dict[str, dict[str, None]] = {}
+    for one in found:
+        for change in one.bench.changes:
+            changed.setdefault(change, {})[one.row.id] = None
+    if changed:
+        text: Prose = ("Not all load was measured as the recipe asks. ",)
+        for change, ids in changed.items():
+            text += (change[0].upper() + change[1:], ": ", *listing(list(ids)), ". ")
+        texts.append(text)
     bound = list(dict.fromkeys(one.row.id for one in found if one.bench.client_bound))
     if bound:
         texts.append(

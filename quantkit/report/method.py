@@ -43,7 +43,7 @@ _MEANINGS = {
         "llama-perplexity --kl-divergence.",
     ),
     "prompts": (
-        "Answers to your own prompts",
+        "Answers to prompts",
         "Greedy answers of the variant and of the reference to the same prompts: the share that is "
         "the same token by token and as text without the space around it, the mean length, and the "
         "KL divergence along the reference's answers, which both models read (nats per token, its "

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from quantkit import __version__
+from quantkit.course import Underway, roughly
 from quantkit.ledger import Ledger
 from quantkit.recommend import Recommendation, by_default
 from quantkit.report import format as text
@@ -29,11 +30,15 @@ from quantkit.report.prose import Name, listing
 from quantkit.report.recommendation import RULE, advice
 from quantkit.report.split import losses
 from quantkit.report.table import engines, everything, table
+from quantkit.report.times import times
 from quantkit.report.tradeoff import tradeoffs
 
 
-def html(ledger: Ledger) -> str:
-    """The whole page: style, script and charts are in it, and it may load nothing else."""
+def html(ledger: Ledger, underway: Underway | None = None) -> str:
+    """The whole page: style, script and charts are in it, and it may load nothing else.
+
+    While the run is ``underway`` it says so, and reloads itself.
+    """
     page = _environment(autoescape=True)
     found = by_default(ledger)
     # A page that may run only this one script runs none that a hostile string brings along.
@@ -49,6 +54,9 @@ def html(ledger: Ledger) -> str:
         efficiency_chart=efficiency_chart(ledger),
         drift_chart=drift_chart(ledger),
         serving_chart=serving_chart(ledger),
+        times=times(ledger),
+        underway=underway,
+        roughly=roughly,
     )
 
 

@@ -1,4 +1,4 @@
-"""Answers to the user's own prompts: how many are the same, and those that differ the most."""
+"""Answers to prompts: how many are the same, and those that differ the most."""
 
 from __future__ import annotations
 
@@ -55,11 +55,13 @@ def finding(ledger: Ledger) -> list[Finding]:
     found = [(row.id, row.prompts.overall) for row in ledger.variants if row.prompts]
     if not found:
         return []
-    text: Prose = (f"The original's answer to your {found[0][1].n:,} prompts, token by token: ",)
+    text: Prose = (f"The original's answer to {found[0][1].n:,} prompts, token by token: ",)
     for index, (id_, one) in enumerate(found):
         share = _share(one.exact_match, one.exact_match_stderr)
         text += (", " if index else "", Name(id_), f" ({share})")
-    return [Finding("Your own prompts", (*text, ". An answer that differs is not worse by that."))]
+    return [
+        Finding("Answers to prompts", (*text, ". An answer that differs is not worse by that."))
+    ]
 
 
 def _lines(drift: PromptDrift) -> list[Line]:

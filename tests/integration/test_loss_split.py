@@ -72,7 +72,7 @@ def test_unpacked_weights_are_the_model_that_llama_cpp_runs(
 
 def _recipe(source: Path, *overrides: str) -> Recipe:
     settings = (
-        f"source={source}", "bench=null", "evaluate.tasks=[]", "evaluate.windows=6",
+        f"source={source}", "bench=null", "evaluate.prompts=null", "evaluate.windows=6",
         "evaluate.context=128", "evaluate.split_windows=4", "calibration.samples=4",
         "calibration.sequence_length=128",
     )  # fmt: skip

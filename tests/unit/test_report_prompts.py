@@ -26,7 +26,7 @@ def test_a_line_for_all_prompts_and_one_for_each_category() -> None:
 def test_the_finding_names_every_share() -> None:
     (found,) = finding(ledgers.quickstart())
     assert plain(found.text).startswith(
-        "The original's answer to your 40 prompts, token by token: gguf-Q8_0 (92.5 ± 4.2 %), gguf"
+        "The original's answer to 40 prompts, token by token: gguf-Q8_0 (92.5 ± 4.2 %), gguf"
     )
     assert finding(ledgers.unmeasured()) == []
 
@@ -54,7 +54,7 @@ def test_only_what_differs_is_marked() -> None:
     assert "returns within <mark>30 days, so I can&#39;t refund" in page
     assert "returns within <mark>60 days, so you will" in page
     assert '<mark class="end" title="ends here">∎</mark>' in page  # the reference says no more
-    assert "Your own prompts" not in html(ledgers.unmeasured())
+    assert "Answers to prompts" not in html(ledgers.unmeasured())
 
 
 def test_markdown_has_both_answers_in_one_line_each() -> None:
@@ -69,4 +69,4 @@ def test_markdown_has_both_answers_in_one_line_each() -> None:
     assert "| `def prime(n):` | ∎ | `return sympy.prime(n)` |" in text
     rendered = MarkdownIt("commonmark").enable("table").render(text)
     assert "<td><code>60 days, so you will have the money back in a week.</code></td>" in rendered
-    assert "Your own prompts" not in markdown(ledgers.unmeasured())
+    assert "Answers to prompts" not in markdown(ledgers.unmeasured())
