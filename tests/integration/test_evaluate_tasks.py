@@ -72,7 +72,7 @@ def test_a_recipe_names_the_engine_for_what_it_takes(
     monkeypatch.setattr(VLLM, "language_model", lambda _, *given: Transformers().scorer(*given))
     settings = (
         f"source={tiny_llama}", "bench=null", "evaluate.text=null", "evaluate.engine=vllm",
-        "evaluate.tasks=[template]", "convert=[gguf:Q8_0]",
+        "evaluate.prompts=null", "evaluate.tasks=[template]", "convert=[gguf:Q8_0]",
     )  # fmt: skip
     ledger = pipeline.run(load_recipe("quickstart", settings), tmp_path / "run")
     assert not ledger.failed

@@ -26,7 +26,8 @@ METRICS = {
     "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_min", "kld_median", "kld_p90", "kld_p95",
     "kld_p99", "kld_p999", "kld_max", "top1_agreement", "top5_agreement", "delta_p_mean",
     "delta_p_rms", "delta_p_min", "delta_p_p001", "delta_p_p01", "delta_p_p05", "delta_p_median",
-    "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max", "mmlu_acc",
+    "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max",
+    "prompts_exact_match", "prompts_text_match", "prompts_kld_mean", "prompts_answer_tokens",
 }  # fmt: skip
 SMALL = [
     "calibration.samples=4",
@@ -47,7 +48,9 @@ def _recipe(source: Path, *overrides: str) -> Recipe:
     return load_recipe("quickstart", [f"source={source}", *SMALL, *overrides])
 
 
-def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_whole_run_fills_every_cell_of_the_ledger(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         toolchains.find("vllm")
     except ToolchainError as error:
@@ -55,9 +58,10 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
     recipe = _recipe(
         tiny_llama,
         "convert=[gguf:Q4_0, gptq:w4g64, awq:w4g64]",
-        "evaluate.limit=20",
+        "evaluate.answer_tokens=4",
         "bench.seconds=3",
         "bench.repetitions=1",
+        "bench.budget_seconds=null",
         "bench.concurrency=[1, 2]",
     )
     ledger = pipeline.run(recipe, tmp_path / "run")
@@ -89,17 +93,26 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(tiny_llama: Path, tmp_path: 
         assert len(row.profile.worst) == 5
     # Four rows are six pairs; the reference's own divergence is compared with nobody's.
     counts = Counter(pair.measure for pair in ledger.comparisons)
-    assert counts == {"ppl": 6, "mmlu_acc": 6, "kld_mean": 3}
-    assert all(pair.n == 20 for pair in ledger.comparisons if pair.measure == "mmlu_acc")
+    assert counts == {"ppl": 6, "kld_mean": 3}
     assert Ledger.read(tmp_path / "run" / "ledger.json") == ledger
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(row.id in page for row in ledger.variants)
+    assert 'http-equiv="refresh"' not in page
+    # One start of each server, for load and split.
+    said = capsys.readouterr().err
+    assert said.count(": starting ") == 4
+    assert "[1/16] reference: prepare (about " in said
+    for row in ledger.variants:
+        stages = {"evaluate", "bench"} | ({"convert", "split"} if row.id != "reference" else set())
+        assert stages <= set(row.seconds)
+        assert row.loss is not None or row.id == "reference"
+    assert len(ledger.noise_floor) == 3
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = _command(
-        tiny_llama, out, "bench=null", "evaluate.tasks=[]",
+        tiny_llama, out, "bench=null", "evaluate.prompts=null",
         "convert=[gguf:Q8_0, gptq:w4g64, awq:w4g64]",
     )  # fmt: skip
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -110,6 +123,8 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_llama: Path, tmp_path: Path)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert not (out / "ledger.json").exists()
+    # The report is there, of what was found so far; nobody could tell it of the kill.
+    assert "The run is still going" in (out / "report.html").read_text()
     kept = done.stat().st_mtime_ns
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -133,7 +148,7 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(
 
     monkeypatch.setattr(GPTQ, "convert", fail)  # a fault that can't be caused otherwise
     recipe = _recipe(
-        tiny_llama, "bench=null", "evaluate.tasks=[]", "convert=[gptq:w4g64, gguf:Q8_0]"
+        tiny_llama, "bench=null", "evaluate.prompts=null", "convert=[gptq:w4g64, gguf:Q8_0]"
     )
     ledger = pipeline.run(recipe, tmp_path / "run")
     _, failed, good = ledger.variants
@@ -153,7 +168,7 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(
 def test_exit_codes(tiny_llama: Path, tmp_path: Path) -> None:
     """2 before any work, 130 when interrupted, and the next run finds what was done."""
     out = tmp_path / "run"
-    words = ("bench=null", "evaluate.tasks=[]", "convert=[gguf:Q8_0, awq:w4g64]")
+    words = ("bench=null", "evaluate.prompts=null", "convert=[gguf:Q8_0, awq:w4g64]")
     process = subprocess.Popen(
         _command(tiny_llama, out, *words), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -166,6 +181,9 @@ def test_exit_codes(tiny_llama: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; the same command goes on from here" in rest
     assert "Traceback" not in rest
+    page = (out / "report.html").read_text()
+    assert "<strong>The run was interrupted</strong> at <code>awq-w4g64: convert</code>" in page
+    assert 'http-equiv="refresh"' not in page
     ended = subprocess.run(
         [*_command(tiny_llama, out, *words), "--json"], capture_output=True, text=True, check=False
     )

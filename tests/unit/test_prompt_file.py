@@ -3,13 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.errors import RecipeError
-from quantkit.evaluate.prompt_file import Prompts, read_prompts
+from quantkit.evaluate.prompt_file import Prompts, find_prompts, read_prompts
 
 CHAT = [{"role": "user", "content": "Name a \u2028 prime."}]
 
@@ -138,3 +139,21 @@ def test_the_example_of_the_documentation_is_read(source: Checkpoint, tmp_path: 
     example = text.split("## Your own prompts")[1].split("```\n")[1]
     found = read(source, tmp_path / "p.jsonl", *example.splitlines())
     assert [one.category for one in found.entries] == [None, "support"]
+
+
+def test_prompts_that_come_along_are_found_by_their_name(tiny_llama: Path, tmp_path: Path) -> None:
+    """Two dozen of several kinds, which every model reads: none of them needs a chat template."""
+    found = read_prompts(
+        find_prompts("everyday"),
+        Checkpoint.open(tiny_llama).tokenizer,
+        tiny_llama,
+        max_tokens=8,
+        max_length=2048,
+    )
+    assert len(found.entries) == len({one.text for one in found.entries}) == 24
+    assert set(Counter(one.category for one in found.entries).values()) == {4}
+    assert found.template_sha256 is None
+    own = tmp_path / "everyday"
+    own.write_text("{}")
+    assert find_prompts(str(own)) == own
+    assert find_prompts("no_such") == Path("no_such")

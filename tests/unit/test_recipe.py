@@ -39,6 +39,9 @@ def test_the_quickstart_is_what_the_demo_promises() -> None:
     assert recipe.convert == ["gguf:Q8_0", "gguf:Q4_K_M", "gguf:Q4_0", "gptq:w4g64", "awq:w4g64"]
     assert recipe.bench is not None
     assert recipe.bench.concurrency == [1, 4]
+    assert recipe.bench.budget_seconds is not None
+    assert recipe.evaluate is not None
+    assert (recipe.evaluate.tasks, recipe.evaluate.prompts) == ([], "everyday")
 
 
 def test_overrides_reach_sections_and_are_yaml() -> None:
