@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from quantkit.variant import Manifest, Variant
 
 _NOTABLE_GAIN = 0.01
-_SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc")
+_SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc", "prompts_exact_match")
+"""Of a run, those that it has."""
 
 
 def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
@@ -29,8 +30,9 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
         print_json(result.model_dump(mode="json"))
         return
     levels = sorted({bench.concurrency for row in result.variants for bench in row.bench})
-    columns = ["variant", "MB", "bits/weight", *_SHOWN_METRICS, *(f"tok/s @{n}" for n in levels)]
-    print_table(columns, (_row_cells(row, levels) for row in result.variants))
+    metrics = [n for n in _SHOWN_METRICS if any(n in row.metrics for row in result.variants)]
+    columns = ["variant", "MB", "bits/weight", *metrics, *(f"tok/s @{n}" for n in levels)]
+    print_table(columns, (_row_cells(row, metrics, levels) for row in result.variants))
     for row in result.variants:
         if row.failed:
             click.echo(f"{row.id} failed in {row.failed.stage}: {row.failed.error}")
@@ -234,13 +236,13 @@ def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
     )
 
 
-def _row_cells(row: Row, levels: Iterable[int]) -> list[str]:
+def _row_cells(row: Row, metrics: Iterable[str], levels: Iterable[int]) -> list[str]:
     throughput = {bench.concurrency: bench.output_tokens_per_s for bench in row.bench}
     return [
         row.id,
         _number(row.bytes and row.bytes / 1e6, ".1f"),
         _number(row.bits_per_weight, ".2f"),
-        *(_metric(row.metrics.get(name)) for name in _SHOWN_METRICS),
+        *(_metric(row.metrics.get(name)) for name in metrics),
         *(_number(throughput.get(level), ".1f") for level in levels),
     ]
 

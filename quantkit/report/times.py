@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from quantkit.ledger import Ledger
 from quantkit.report.format import NOTHING, duration
 
+_STAGES = ("prepare", "open", "convert", "evaluate", "compare", "bench", "split", "noise floor")
 _LEAST = 0.5
-"""Seconds below which a stage was only looked up."""
+"""Seconds below which a stage was only looked up, or is not worth a column."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Times:
-    """Columns are the stages, in the order in which the run came to them."""
+    """Columns are the stages, in the order in which a row comes to them."""
 
     stages: tuple[str, ...]
     lines: tuple[Line, ...]
@@ -47,7 +48,7 @@ def times(ledger: Ledger) -> Times | None:
         row.id: {stage: took for stage, took in row.seconds.items() if took >= _LEAST}
         for row in ledger.variants
     }
-    stages = tuple(dict.fromkeys(stage for one in spent.values() for stage in one))
+    stages = tuple(stage for stage in _STAGES if any(stage in one for one in spent.values()))
     longest = max((sum(one.values()) for one in spent.values()), default=0.0)
     if not longest:
         return None

@@ -69,14 +69,14 @@ def test_times_by_hand() -> None:
         ledger = ledgers.with_row(ledger, index, seconds=seconds)
     found = times(ledger)
     assert found is not None
-    assert found.stages == ("prepare", "bench", "convert")  # 0.1 s was only looked up
+    assert found.stages == ("prepare", "convert", "bench")  # 0.1 s was only looked up
     own, first, second = found.lines[:3]
-    assert own.cells == ("10 s", "40 s", "–")
+    assert own.cells == ("10 s", "–", "40 s")
     assert (own.total, first.total, second.total) == ("50 s", "25 s", "0 s")
     # Of 100, which is the longest row.
     assert [(one.left, one.width) for one in own.pieces] == [(0, 20), (20, 80)]
     assert [(one.left, one.width, one.title) for one in first.pieces] == [
-        (0, 40, "bench: 20 s"), (40, 10, "convert: 5.0 s"),
+        (0, 10, "convert: 5.0 s"), (10, 40, "bench: 20 s"),
     ]  # fmt: skip
     assert second.pieces == ()
     assert found.rest == "2 min 05 s"
