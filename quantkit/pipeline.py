@@ -93,7 +93,7 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
                 ),
                 recipe=recipe.model_dump(mode="json"),
                 calibration=texts.calibration.record if texts.calibration else None,
-                text=evaluation.text if evaluation else None,
+                texts=evaluation.texts if evaluation else [],
                 variants=[row.row(source) for row in work.rows],
                 comparisons=work.comparisons,
                 noise_floor=work.noise_floor,

@@ -78,17 +78,18 @@ class CalibrationSection(_Section):
 
 
 class EvaluateSection(_Section):
-    """What is measured of every variant: a text, and lm-eval tasks by name or YAML file."""
+    """What is measured of every variant: texts, and lm-eval tasks by name or YAML file."""
 
-    text: str | None = "wikitext-2:test"
-    """A text by name, such as ``pydoc:evaluation``, or a UTF-8 file; null: none."""
+    texts: list[str] = Field(default_factory=lambda: ["wikitext-2:test"])
+    """Texts by name, such as ``pydoc:evaluation``, or UTF-8 files, each measured for itself;
+    ``[]``: none."""
     context: int = Field(512, ge=16)
-    """Length of each window of the text, in tokens: llama.cpp's n_ctx."""
+    """Length of each window of a text, in tokens: llama.cpp's n_ctx."""
     windows: int | None = Field(None, ge=1)
-    """Number of windows that are read, from the beginning; null: all."""
+    """Number of windows that are read of each text, from its beginning; null: all."""
     split_windows: int | None = Field(None, ge=2)
-    """Number of windows over which each loss is split into conversion, quantization and engine;
-    null: it is not split."""
+    """Number of windows of the first text over which each loss is split into conversion,
+    quantization and engine; null: it is not split."""
     tasks: list[str] = Field(default_factory=list)
     """lm-eval tasks by name, such as ``mmlu``, or YAML files of your own."""
     shots: int | None = Field(None, ge=0)
@@ -210,7 +211,7 @@ class Recipe(_Section):
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by the name of a shipped one or by its path, with ``key=value`` overrides.
 
-    Keys are dotted (``evaluate.text=wiki.test.raw``), values YAML. Raise RecipeError with the
+    Keys are dotted (``evaluate.windows=8``), values YAML. Raise RecipeError with the
     file, the line and the key of the first thing that is wrong.
     """
     path = find_recipe(name)

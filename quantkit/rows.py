@@ -14,7 +14,7 @@ from quantkit.brought import Brought, bits_per_weight
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluate.samples import Evaluated
-from quantkit.ledger import REFERENCE, Failure, Row
+from quantkit.ledger import REFERENCE, Failure, OnText, Row
 from quantkit.ledger.loss import Loss
 from quantkit.progress import say
 from quantkit.spec import Spec
@@ -93,8 +93,11 @@ class RowBuilder:
             self._note("describe", error)
         return facts.model_copy(
             update={
+                "texts": {
+                    name: OnText(metrics=one.metrics, profile=one.profile)
+                    for name, one in self.evaluated.texts.items()
+                },
                 "metrics": self.evaluated.metrics,
-                "profile": self.evaluated.profile,
                 "prompts": self.evaluated.prompts,
                 "loss": self.loss,
                 "bench": self.benched.benches,

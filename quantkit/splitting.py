@@ -14,7 +14,7 @@ from quantkit.convert import convert
 from quantkit.engines import load_engine, scoring_engine, serving_engine
 from quantkit.engines.base import Engine, label
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
-from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
+from quantkit.evaluate.samples import METRICS_VERSION, Evaluated, MeasuredText
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.run import RunDirectory
 from quantkit.spec import Spec
@@ -37,14 +37,15 @@ _OTHER_BATCH = 2
 class Splitting:
     """Splits losses over the first few ``windows`` of those that ``reference`` was computed on.
 
-    ``base``: the source's mean negative log likelihood of each. What each step takes: the
-    unquantized GGUF is made once, in the run's cache (on disk as large as the source), and removed
-    when it is measured; a GGUF's unpacked weights take the memory that the source takes.
+    ``text``: its name. ``base``: the source's mean negative log likelihood of each. What each step
+    takes: the unquantized GGUF is made once, in the run's cache (on disk as large as the source),
+    and removed when it is measured; a GGUF's unpacked weights take as much memory as the source.
     """
 
     directory: RunDirectory
     source: Checkpoint
     plan: EvaluationPlan
+    text: str
     windows: Windows
     reference: Reference
     base: list[float]
@@ -53,21 +54,23 @@ class Splitting:
     def of(
         cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int | None
     ) -> Splitting | None:
-        """Cut an evaluation with a text down to its first windows; ``measured``: of the source.
+        """Cut an evaluation down to the first windows of its first text; ``measured``: of the
+        source.
 
         None where nothing is to be split, or nothing was measured on a text.
         """
-        windows, reference = evaluation.plan.windows, evaluation.reference
-        if not count or windows is None or reference is None or "ppl" not in measured.windows:
+        if not count or not measured.texts:
             return None
+        name, windows = next(iter(evaluation.plan.texts.items()))
         few = replace(windows, ids=windows.ids[:count])
         return cls(
             evaluation.directory,
             source,
             evaluation.plan,
+            name,
             few,
-            replace(reference, windows=few),
-            measured.windows["ppl"][:count],
+            replace(evaluation.references[name], windows=few),
+            measured.texts[name].windows["ppl"][:count],
         )
 
     def asks_server(self, model: Model) -> bool:
@@ -80,7 +83,7 @@ class Splitting:
         return self.windows.context + 1
 
     def split(self, model: Variant, measured: Evaluated, servers: Servers | None = None) -> Loss:
-        """The parts of a variant's loss; ``measured`` is its evaluation on the whole text.
+        """The parts of a variant's loss; ``measured`` is its evaluation on whole texts.
 
         ``servers``: the model's, where they run for something else as well. What an absent engine
         or an architecture keeps from being measured is left out, and noted.
@@ -88,7 +91,8 @@ class Splitting:
         from quantkit.evaluate.split import part, parts
 
         notes: list[str] = []
-        known = {name: values[: len(self.base)] for name, values in measured.windows.items()}
+        whole = measured.texts[self.text].windows
+        known = {name: values[: len(self.base)] for name, values in whole.items()}
         serving = serving_engine(model)
         own: dict[str, list[float]] | None
         served: dict[str, list[float]] | None
@@ -136,13 +140,14 @@ class Splitting:
         engine = Transformers(_OTHER_BATCH)
         make = partial(self._measure, self.source, engine)
         key = self._key(engine) | {"batch": _OTHER_BATCH}
-        found = self.directory.result("again", self.source, key, make, Evaluated)
+        found = self.directory.result("again", self.source, key, make, MeasuredText)
         return self._of_source(engine, found, self._plain, batch=_OTHER_BATCH)
 
     def _floor(self, engine: Engine, servers: Servers | None) -> NoiseFloor:
         if FORMAT in engine.capabilities.formats:
             nll = self._likelihoods(self.source, engine, servers)
-            return self._of_source(engine, Evaluated(windows={"ppl": nll}), self._plain)
+            found = MeasuredText(metrics={}, windows={"ppl": nll})
+            return self._of_source(engine, found, self._plain)
         return self._of_source(engine, self._unquantized, str(self._unquantized_spec))
 
     @property
@@ -150,7 +155,7 @@ class Splitting:
         return f"{FORMAT}:{self.source.scheme}"
 
     def _of_source(
-        self, engine: Engine, found: Evaluated, weights: str, batch: int = 1
+        self, engine: Engine, found: MeasuredText, weights: str, batch: int = 1
     ) -> NoiseFloor:
         from quantkit.evaluate.split import part, parts
 
@@ -177,13 +182,13 @@ class Splitting:
 
         return self.directory.result("served", model, self._key(engine), make, list[float])
 
-    def _unpacked(self, model: Variant) -> Evaluated:
+    def _unpacked(self, model: Variant) -> MeasuredText:
         from quantkit.formats.gguf.unpacked import UnpackedGGUF
 
         engine = scoring_engine(self.source)
         weights = UnpackedGGUF.of(self.source, model.weights)
         make = partial(self._measure, weights, engine)
-        return self.directory.result("unpacked", model, self._key(engine), make, Evaluated)
+        return self.directory.result("unpacked", model, self._key(engine), make, MeasuredText)
 
     @property
     def _unquantized_spec(self) -> Spec:
@@ -192,13 +197,13 @@ class Splitting:
         return Spec("gguf", own_type(self.source))
 
     @cached_property
-    def _unquantized(self) -> Evaluated:
+    def _unquantized(self) -> MeasuredText:
         """The source as a GGUF of its own type, which holds every weight as it is."""
         engine = load_engine("llamacpp")
         spec = self._unquantized_spec
         place = self.directory.cache / "unquantized"
 
-        def make() -> Evaluated:
+        def make() -> MeasuredText:
             shutil.rmtree(place, ignore_errors=True)  # a killed run's
             try:
                 return self._measure(convert(self.source, spec, None, place), engine)
@@ -206,18 +211,20 @@ class Splitting:
                 shutil.rmtree(place, ignore_errors=True)
 
         key = self._key(engine) | {"spec": str(spec), "quantkit": quantkit.__version__}
-        return self.directory.result("unquantized", self.source, key, make, Evaluated)
+        return self.directory.result("unquantized", self.source, key, make, MeasuredText)
 
-    def _measure(self, model: Model, engine: Engine) -> Evaluated:
-        from quantkit.evaluate.text import measure_text
+    def _measure(self, model: Model, engine: Engine) -> MeasuredText:
+        from quantkit.evaluate.text import measure_texts
 
         engine.check(model)
-        given = (model, engine, self.windows, self.reference, self.plan, None)
-        return measure_text(*given, anew=True)
+        texts, references = {self.text: self.windows}, {self.text: self.reference}
+        given = (model, engine, texts, references, self.plan.tokenizer, None)
+        return measure_texts(*given, anew=True)[self.text]
 
     @property
     def _protocol(self) -> dict[str, Any]:
         return {
+            "text": self.text,
             **self.windows.protocol(),
             "reference_sha256": self.reference.source,
             "metrics_version": METRICS_VERSION,

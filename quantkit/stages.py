@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from quantkit.ledger.load import MemoryBandwidth
 from quantkit.mix import Mix, judges, load_calibration
 from quantkit.recipe import BenchSection, EvaluateSection, Recipe
 from quantkit.run import RunDirectory
-from quantkit.texts import Text, check_disjoint, load_text
+from quantkit.texts import Text, check_disjoint, load_texts
 from quantkit.variant import Model, context_length, tokenizer_directory
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Texts:
     """What a run calibrates and evaluates on; checked to have no paragraph in common."""
 
     calibration: Calibration | None
-    evaluation: Text | None
+    evaluation: dict[str, Text]
+    """By name."""
     prompts: Prompts | None
 
     @classmethod
@@ -48,14 +49,14 @@ class Texts:
         """Raise RecipeError where a text is missing, too short, or shared by both, or a prompt
         cannot be read."""
         section = recipe.evaluate
-        evaluation = load_text(section.text) if section and section.text else None
+        evaluation = load_texts(section.texts) if section else {}
         prompts = load_prompts(section.prompts, section.answer_tokens, source) if section else None
         if not needs_calibration:
             return cls(None, evaluation, prompts)
         text = load_calibration(recipe.calibration.text)
         for part in text.texts if isinstance(text, Mix) else (text,):
-            if evaluation is not None:
-                check_disjoint(part, evaluation)
+            for one in evaluation.values():
+                check_disjoint(part, one)
         windows = recipe.calibration.windows()
         calibration = calibrate(text, source.tokenizer, judges=judges(text), **windows)
         return cls(calibration, evaluation, prompts)
@@ -67,10 +68,10 @@ class Evaluation:
 
     directory: RunDirectory
     plan: EvaluationPlan
-    reference: Reference | None
+    references: dict[str, Reference]
     answers: ReferenceAnswers | None
     early_stop: EarlyStop | None
-    text: TextEntry | None
+    texts: list[TextEntry]
 
     @classmethod
     def prepare(
@@ -81,25 +82,27 @@ class Evaluation:
         run: RunDirectory,
         variants: int,
     ) -> Evaluation:
-        """Tokenize the text and let the source compute its distributions on it, once; the same
+        """Tokenize the texts and let the source compute its distributions on them, once; the same
         for its answers to the prompts. ``variants``: how many will be measured."""
         from quantkit.evaluate.prompt_reference import ReferenceAnswers
         from quantkit.evaluate.reference import Reference
 
-        text, prompts = texts.evaluation, texts.prompts
-        plan = evaluation_plan(section, source, text, prompts)
+        prompts = texts.prompts
+        plan = evaluation_plan(section, source, texts.evaluation, prompts)
         answers = ReferenceAnswers.build(source, prompts, run.cache) if prompts else None
         stop = early_stop(section, source, plan, variants, partial(run.result, "questions"))
-        if text is None or plan.windows is None:
-            return cls(run, plan, None, answers, stop, None)
-        entry = TextEntry(
-            dataset=text.dataset,
-            revision=text.revision,
-            tokens=len(plan.windows.ids) * plan.windows.context,
-            sha256=plan.windows.sha256,
-        )
-        reference = Reference.build(source, plan.windows, run.cache)
-        return cls(run, plan, reference, answers, stop, entry)
+        entries = [
+            TextEntry(
+                name=name,
+                dataset=text.dataset,
+                revision=text.revision,
+                tokens=len(plan.texts[name].ids) * plan.texts[name].context,
+                sha256=plan.texts[name].sha256,
+            )
+            for name, text in texts.evaluation.items()
+        ]
+        references = Reference.of_texts(source, plan.texts, run.cache)
+        return cls(run, plan, references, answers, stop, entries)
 
     def measure(self, model: Model) -> Evaluated:
         """All that is known of one model, measured now or found from before."""
@@ -110,8 +113,8 @@ class Evaluation:
             "metrics_version": METRICS_VERSION,
             "kept_version": KEPT_VERSION,
             "engine": [engine.name, engine.version()],
-            "windows": self.plan.windows.protocol() if self.plan.windows else None,
-            "reference": self.reference.source if self.reference else None,
+            "texts": {name: windows.protocol() for name, windows in self.plan.texts.items()},
+            "reference": [reference.source for reference in self.references.values()],
             "prompts": _prompts_key(self.answers) if self.answers else None,
             "tasks": self.plan.tasks,
             "shots": self.plan.shots,
@@ -121,7 +124,7 @@ class Evaluation:
             "early_stop": self.early_stop.key(model) if self.early_stop else None,
         }
         details, stop = self.directory.details(model), self.early_stop
-        make = partial(evaluate, model, self.reference, self.plan, details, self.answers, stop)
+        make = partial(evaluate, model, self.references, self.plan, details, self.answers, stop)
         found = self.directory.result("evaluate", model, key, make, Evaluated)
         if stop:
             stop.note(found)
@@ -198,10 +201,10 @@ def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
     if section is None or section.engine is None:
         return
     engine = load_engine(section.engine)
-    if engine.capabilities.logits != "full" and (section.text or section.prompts):
+    if engine.capabilities.logits != "full" and (section.texts or section.prompts):
         raise RecipeError(
             f"evaluate.engine: {engine.name} gives no logits of the whole vocabulary, which "
-            "evaluate.text and evaluate.prompts need; set both to null, or leave out the engine"
+            "evaluate.texts and evaluate.prompts need; leave both out (texts: []), or the engine"
         )
     takes = engine.capabilities.formats
     formats = {source.format, *(spec.format for spec in recipe.specs)}
@@ -234,25 +237,28 @@ def load_prompts(path: str | None, answer_tokens: int, model: Model) -> Prompts 
 
 
 def evaluation_plan(
-    section: EvaluateSection, model: Model, text: Text | None, prompts: Prompts | None = None
+    section: EvaluateSection,
+    model: Model,
+    texts: Mapping[str, Text],
+    prompts: Prompts | None = None,
 ) -> EvaluationPlan:
     """What is asked of every model alike, in the tokens of ``model``.
 
-    Raise EvaluationError where the text is too short, CheckpointError where ``model`` brings no
+    Raise EvaluationError where a text is too short, CheckpointError where ``model`` brings no
     tokenizer (a bare GGUF file).
     """
     from quantkit.evaluate import EvaluationPlan
     from quantkit.evaluate.perplexity import windows
 
     tokenizer = load_tokenizer(tokenizer_directory(model))
-    cut = None
-    if text is not None:
+    cut = {}
+    for name, text in texts.items():
         ids, bos = stream(tokenizer, text.text)  # as llama-perplexity cuts it
-        cut = windows(ids, section.context, bos, section.windows)
+        cut[name] = windows(ids, section.context, bos, section.windows, name)
     return EvaluationPlan(
         tokenizer=tokenizer,
         max_length=context_length(model),
-        windows=cut,
+        texts=cut,
         prompts=prompts,
         tasks=tuple(section.tasks),
         shots=section.shots,

@@ -139,7 +139,7 @@ class Work:
     @property
     def _splits(self) -> bool:
         section = self._recipe.evaluate
-        return bool(section and section.split_windows and section.text)
+        return bool(section and section.split_windows and section.texts)
 
     def _convert(self, entry: Spec | Brought, batch: Sequence[Spec | Brought]) -> None:
         """The first of the batch makes them all: they share its time when the last one is had."""
@@ -187,7 +187,7 @@ class Work:
                 self._split(row, servers)
 
     def _split(self, row: RowBuilder, servers: Servers | None = None) -> None:
-        if not isinstance(row.model, Variant) or "ppl" not in row.evaluated.windows:
+        if not isinstance(row.model, Variant) or not row.evaluated.texts:
             return
         if self._splitting and "split" not in row.seconds:
             split = partial(self._splitting.split, row.model, row.evaluated, servers)
@@ -211,7 +211,7 @@ class Work:
         engines = [
             serving_engine(row.model)
             for row in self.variants.values()
-            if row.model and "ppl" in row.evaluated.windows
+            if row.model and row.evaluated.texts
         ]
         return {engine.name: engine for engine in engines}
 

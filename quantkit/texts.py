@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -10,19 +11,22 @@ import pydoc_data.topics
 import sysconfig
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _MIN_PARAGRAPH = 64
 """Characters below which a paragraph says nothing about where it came from (headings, 'x = 1')."""
 
 _CODE = 1_000_000
 """Characters of code to calibrate on: many times what a quantizer looks at."""
+_EVALUATED_MODULES = 64
+"""How many modules' functions are to be evaluated on: some 120 windows of 512 tokens."""
 _NOT_CODE = frozenset({
     "site-packages", "dist-packages", "test", "tests", "ensurepip",
     "encodings", "pydoc_data",  # tables, and the text of pydoc:evaluation
@@ -79,6 +83,20 @@ def load_text(name: str, others: Iterable[str] = ()) -> Text:
         if line.strip():
             chats.append(_conversation_in(line, f"text {path}:{number}"))
     return of_conversations(found, chats)
+
+
+def load_texts(names: Sequence[str]) -> dict[str, Text]:
+    """Load each, by its name or its file's.
+
+    Raise RecipeError where two have one name, and what ``load_text`` raises.
+    """
+    found: dict[str, Text] = {}
+    for given in names:
+        name = given if given in NAMED else Path(given).name
+        if name in found:
+            raise RecipeError(f"texts: {name} is there twice; leave one out, or rename the file")
+        found[name] = load_text(given)
+    return found
 
 
 def said(conversation: Conversation) -> str:
@@ -177,19 +195,32 @@ def _standard_library() -> dict[str, Path]:
 def _stdlib(part: str) -> Text:
     """Python source code; each module, and each paragraph, is in one part only.
 
-    Calibration has none of the manual's paragraphs either that are to be evaluated on.
+    To evaluate on, the first function of each module comes first, then the second of each: a few
+    windows see many kinds of code. Calibration has none of the manual's paragraphs either that are
+    to be evaluated on.
     """
 
-    text = _without(_pydoc("evaluation").text, _code(calibration=True)[:_CODE])
+    text = _without(_pydoc("evaluation").text, _calibration_code()[:_CODE])
     if part != "calibration":
-        text = _without(text, _code(calibration=False))
+        modules = islice(stdlib_modules(calibration=False).values(), _EVALUATED_MODULES)
+        in_turns = chain.from_iterable(zip_longest(*map(_functions, modules)))
+        text = _without(text, "\n\n\n".join(code for code in in_turns if code))
     return Text(f"stdlib:{part}", f"python {platform.python_version()}", text)
 
 
 @cache
-def _code(*, calibration: bool) -> str:
-    modules = stdlib_modules(calibration=calibration).values()
+def _calibration_code() -> str:
+    modules = stdlib_modules(calibration=True).values()
     return "\n".join(path.read_text(encoding="utf-8") for path in modules)
+
+
+def _functions(path: Path) -> Iterator[str]:
+    """The functions of a module as they are written, comments and all."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            yield "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 
 def _without(seen: str, text: str) -> str:

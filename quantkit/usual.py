@@ -55,7 +55,7 @@ def _loads(bench: BenchSection) -> float:
 
 def _text(evaluate: EvaluateSection) -> float:
     """Tokens; of a text that is read whole as many as WikiText-2 has."""
-    return (evaluate.windows or 600) * evaluate.context if evaluate.text else 0
+    return (evaluate.windows or 600) * evaluate.context * len(evaluate.texts)
 
 
 def _prompts(evaluate: EvaluateSection) -> float:

@@ -8,8 +8,8 @@ import random
 import numpy as np
 
 from quantkit.evaluate.compare import compare
-from quantkit.evaluate.samples import Answers, Evaluated
-from quantkit.ledger import Ledger, Row
+from quantkit.evaluate.samples import Answers, Evaluated, MeasuredText
+from quantkit.ledger import Ledger, OnText, Row
 from quantkit.ledger.drift import Bin, Comparison, Profile, WorstPosition
 
 WINDOWS, SCORED = 80, 255
@@ -59,22 +59,27 @@ def profile(kld: float) -> Profile:
 
 
 def _evaluated(row: Row, index: int) -> Evaluated:
-    windows = {}
-    if "ppl" in row.metrics and "kld_mean" in row.metrics:
-        kld = row.metrics["kld_mean"].value
-        hard = np.random.default_rng(0).normal(0, 0.25, WINDOWS)
-        own = np.random.default_rng(1 + index).normal(0, 1, (2, WINDOWS))
-        own -= own.mean(-1, keepdims=True)
-        nll = math.log(row.metrics["ppl"].value) + hard - hard.mean()
-        windows = {
-            "ppl": (nll + math.sqrt(3 * kld / SCORED) * own[0]).tolist(),
-            "kld_mean": (kld * (1 + 0.5 * (hard - hard.mean()) + 0.08 * own[1])).tolist(),
-        }
+    texts = {name: _on_text(one, index) for name, one in row.texts.items()}
     answers = {}
     if "mmlu_acc" in row.metrics:
         accuracy = row.metrics["mmlu_acc"]
         answers["mmlu_acc"] = _answers(round(accuracy.value * accuracy.n), accuracy.n, index)
-    return Evaluated(metrics=row.metrics, windows=windows, answers=answers)
+    return Evaluated(texts=texts, metrics=row.metrics, answers=answers)
+
+
+def _on_text(text: OnText, index: int) -> MeasuredText:
+    windows = {}
+    if "ppl" in text.metrics and "kld_mean" in text.metrics:
+        kld = text.metrics["kld_mean"].value
+        hard = np.random.default_rng(0).normal(0, 0.25, WINDOWS)
+        own = np.random.default_rng(1 + index).normal(0, 1, (2, WINDOWS))
+        own -= own.mean(-1, keepdims=True)
+        nll = math.log(text.metrics["ppl"].value) + hard - hard.mean()
+        windows = {
+            "ppl": (nll + math.sqrt(3 * kld / SCORED) * own[0]).tolist(),
+            "kld_mean": (kld * (1 + 0.5 * (hard - hard.mean()) + 0.08 * own[1])).tolist(),
+        }
+    return MeasuredText(metrics=text.metrics, profile=text.profile, windows=windows)
 
 
 def _answers(correct: int, n: int, index: int) -> Answers:

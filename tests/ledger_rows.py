@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantkit.ledger import Metric, Row, Sample
+from quantkit.ledger import Metric, OnText, Row, Sample
 from quantkit.ledger.load import Bench, Percentiles, Reading, Spread
 from quantkit.variant import ConvertCost
 from tests import answers, drifts
 
+DOCS, CODE = "pydoc:evaluation", "stdlib:code"
 TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
 
 _WINDOWS = {
@@ -17,6 +18,7 @@ _WINDOWS = {
     "bos": 1,
     "windows": 80,
     "scored_positions": "256..510 of each window",
+    "text": "pydoc:evaluation",
     "text_sha256": "cd" * 32,
     "metrics_version": 2,
 }
@@ -48,6 +50,13 @@ def metric(
         protocol=_WINDOWS if protocol is None else protocol,
         engine=engine,
     )
+
+
+def with_metrics(row: Row, text: str = DOCS, **metrics: Metric) -> Row:
+    """The row with these metrics of a text in place of its own."""
+    one = row.texts[text]
+    changed = one.model_copy(update={"metrics": one.metrics | metrics})
+    return row.model_copy(update={"texts": row.texts | {text: changed}})
 
 
 def accuracy(correct: int, engine: str) -> Metric:
@@ -148,9 +157,13 @@ def row(
         bits_per_weight_quantized=bits[1],
         convert=ConvertCost(seconds=seconds, peak_rss_bytes=1_350_000_000),
         notes=list(notes),
+        texts={
+            DOCS: OnText(
+                metrics={"ppl": metric(*ppl, scores), **drift(scores, *kld)},
+                profile=drifts.profile(kld[0]),
+            )
+        },
         metrics={
-            "ppl": metric(*ppl, scores),
-            **drift(scores, *kld),
             "mmlu_acc": accuracy(correct, scores),
             "prompts_kld_mean": metric(
                 kld[0] * 0.8,
@@ -161,7 +174,6 @@ def row(
                 protocol=answers.PROTOCOL,
             ),
         },
-        profile=drifts.profile(kld[0]),
         prompts=answers.drift(kld[0]),
         bench=[
             bench(serves, 1, speed[0], 55.0 if gguf else 88.0),
@@ -181,11 +193,15 @@ def reference() -> Row:
         path="/home/user/.cache/quantkit/demo/v1/SmolLM2-135M",
         bytes=269_060_552,
         bits_per_weight=16.0,
-        metrics={
-            "ppl": metric(21.4312, 0.3127, TRANSFORMERS),
-            **drift(TRANSFORMERS, 0.0, 0.0, 1.0),
-            "mmlu_acc": accuracy(84, TRANSFORMERS),
+        texts={
+            DOCS: OnText(
+                metrics={
+                    "ppl": metric(21.4312, 0.3127, TRANSFORMERS),
+                    **drift(TRANSFORMERS, 0.0, 0.0, 1.0),
+                }
+            )
         },
+        metrics={"mmlu_acc": accuracy(84, TRANSFORMERS)},
         bench=[bench(VLLM, 1, 27.9, 131.0), bench(VLLM, 4, 74.6, 322.0)],
         sample=Sample(
             prompt="The capital of France is",

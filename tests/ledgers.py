@@ -8,6 +8,8 @@ from quantkit.ledger import (
     Environment,
     Failure,
     Ledger,
+    Metric,
+    OnText,
     Row,
     Sample,
     SourceEntry,
@@ -16,7 +18,7 @@ from quantkit.ledger import (
 from quantkit.ledger.load import MemoryBandwidth
 from quantkit.variant import CalibrationRecord
 from tests import drifts, loads
-from tests.ledger_rows import reference, row
+from tests.ledger_rows import CODE, DOCS, drift, metric, reference, row, with_metrics
 
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[x](http://e.x)_*`\"'&amp;\n# heading"
 
@@ -60,12 +62,15 @@ def quickstart() -> Ledger:
             seed=0,
             sha256="ab" * 32,
         ),
-        text=TextEntry(
-            dataset="pydoc_data.topics (second half)",
-            revision="3.11.9",
-            tokens=40_960,
-            sha256="cd" * 32,
-        ),
+        texts=[
+            TextEntry(
+                name=DOCS,
+                dataset="pydoc_data.topics (second half)",
+                revision="3.11.9",
+                tokens=40_960,
+                sha256="cd" * 32,
+            )
+        ],
         variants=[
             reference(),
             row(
@@ -116,6 +121,36 @@ def with_pairs(ledger: Ledger) -> Ledger:
     return ledger.model_copy(update={"comparisons": drifts.comparisons(ledger)})
 
 
+ON_CODE = (1.3, 0.9, 1.2, 3.0, 1.0)
+"""By how much each variant of ``two_texts`` drifts more on code: gptq far more."""
+
+
+def two_texts() -> Ledger:
+    """The quickstart's rows on its own text and on code, which is unlike the calibration."""
+    ledger = quickstart()
+    protocol = {"text": CODE, "text_sha256": "ef" * 32, "windows": 80, "metrics_version": 2}
+    rows = []
+    for one, more in zip(ledger.variants, (0.0, *ON_CODE), strict=True):
+        docs = one.texts[DOCS]
+        kld, engine = docs.metrics["kld_mean"], docs.metrics["ppl"].engine
+        rise = docs.metrics["ppl"].value / ledger.variants[0].texts[DOCS].metrics["ppl"].value
+        found = {
+            "ppl": metric(4.5 * rise**more, 0.06, engine),
+            **drift(engine, kld.value * more, (kld.stderr or 0) * more, 1 - 0.9 * kld.value * more),
+        }
+        found = {n: m.model_copy(update={"protocol": protocol}) for n, m in found.items()}
+        code = OnText(metrics=found, profile=docs.profile)
+        rows.append(one.model_copy(update={"texts": {DOCS: docs, CODE: code}}))
+    entry = TextEntry(
+        name=CODE, dataset=CODE, revision="python 3.11.9", tokens=40_960, sha256="ef" * 32
+    )
+    texts = [ledger.texts[0].model_copy(update={"dataset": DOCS}), entry]
+    assert ledger.calibration is not None
+    calibration = ledger.calibration.model_copy(update={"dataset": "pydoc:calibration"})
+    changed = {"variants": rows, "texts": texts, "calibration": calibration}
+    return with_pairs(ledger.model_copy(update=changed))
+
+
 def with_row(ledger: Ledger, index: int, **changes: Any) -> Ledger:
     """The ledger with one row changed."""
     rows = list(ledger.variants)
@@ -146,12 +181,12 @@ def unmeasured() -> Ledger:
     ledger = quickstart()
     rows = [
         row.model_copy(
-            update={"metrics": {}, "profile": None, "prompts": None, "bench": [], "sample": None}
+            update={"metrics": {}, "texts": {}, "prompts": None, "bench": [], "sample": None}
         )
         for row in ledger.variants
     ]
     return with_pairs(
-        ledger.model_copy(update={"variants": rows, "calibration": None, "text": None})
+        ledger.model_copy(update={"variants": rows, "calibration": None, "texts": []})
     )
 
 
@@ -164,20 +199,20 @@ def hostile() -> Ledger:
             "notes": [HOSTILE],
             "sample": Sample(prompt=HOSTILE, completion=HOSTILE + "\n```\n" + HOSTILE),
             "failed": Failure(stage=HOSTILE, error=HOSTILE),
-            "metrics": {
-                name: one.model_copy(update={"protocol": {HOSTILE: HOSTILE}, "engine": HOSTILE})
-                for name, one in ledger.variants[5].metrics.items()
-            },
+            "metrics": _hostile(ledger.variants[5].metrics),
             "bench": [
                 one.model_copy(update={"engine": HOSTILE, "protocol": {HOSTILE: [HOSTILE]}})
                 for one in ledger.variants[5].bench
             ],
         }
     )
-    assert awq.profile is not None
+    docs = awq.texts[DOCS]
+    assert docs.profile is not None
     worst = {"before": HOSTILE, "true": HOSTILE, "reference_top": HOSTILE, "top": HOSTILE}
-    places = [one.model_copy(update=worst) for one in awq.profile.worst]
-    awq = awq.model_copy(update={"profile": awq.profile.model_copy(update={"worst": places})})
+    places = [one.model_copy(update=worst) for one in docs.profile.worst]
+    profile = docs.profile.model_copy(update={"worst": places})
+    on_text = OnText(metrics=_hostile(docs.metrics), profile=profile)
+    awq = awq.model_copy(update={"texts": {DOCS: on_text}})
     assert awq.prompts is not None
     said = dict.fromkeys(("id", "category", "prompt", "common", "reference", "answer"), HOSTILE)
     changed: dict[str, Any] = {
@@ -194,7 +229,6 @@ def hostile() -> Ledger:
     ]
     text = {"dataset": HOSTILE, "revision": HOSTILE}
     assert ledger.calibration is not None
-    assert ledger.text is not None
     return ledger.model_copy(
         update={
             "name": HOSTILE,
@@ -206,11 +240,16 @@ def hostile() -> Ledger:
             ),
             "recipe": {HOSTILE: [HOSTILE]},
             "calibration": ledger.calibration.model_copy(update=text),
-            "text": ledger.text.model_copy(update=text),
+            "texts": [one.model_copy(update=text) for one in ledger.texts],
             "variants": [*ledger.variants[:5], awq],
             "comparisons": compared,
         }
     )
+
+
+def _hostile(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    update = {"protocol": {HOSTILE: HOSTILE}, "engine": HOSTILE}
+    return {name: one.model_copy(update=update) for name, one in metrics.items()}
 
 
 def crowded(count: int = 15) -> Ledger:
@@ -222,12 +261,9 @@ def crowded(count: int = 15) -> Ledger:
         near = 1 + 0.004 * (index // 5)
         metrics = {
             name: one.model_copy(update={"value": one.value * near})
-            for name, one in like.metrics.items()
+            for name, one in like.texts[DOCS].metrics.items()
         }
         benches = [loads.faster(one, near) for one in like.bench]
-        rows.append(
-            like.model_copy(
-                update={"id": f"{like.id}-{index:02d}", "metrics": metrics, "bench": benches}
-            )
-        )
+        changed = {"id": f"{like.id}-{index:02d}", "bench": benches}
+        rows.append(with_metrics(like, **metrics).model_copy(update=changed))
     return with_pairs(ledger.model_copy(update={"variants": rows}))

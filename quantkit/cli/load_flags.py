@@ -257,6 +257,13 @@ def wants(command: Command) -> Command:
                 show_default="0.05, unless --max-drop is given",
             ),
             click.option(
+                "--drift",
+                type=click.Choice(["worst", "mean"]),
+                default="worst",
+                help="What counts where several texts were measured: each variant's worst text, "
+                "or the mean of all.",
+            ),
+            click.option(
                 "--max-drop",
                 type=click.FloatRange(0, 100),
                 metavar="POINTS",

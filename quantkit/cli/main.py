@@ -171,6 +171,8 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
     All models read the same tokens and answer the same questions.
 
     Example:  quantkit evaluate variants/* --reference ./my-model --eval mmlu --text wikitext-2:test
+
+    Example:  quantkit evaluate variants/* --reference ./my-model --text mine.txt --text stdlib:code
     """
     from quantkit.cli import show, verbs
 

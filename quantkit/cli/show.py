@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 import click
 
 from quantkit.cli.console import print_json, print_table, printable
-from quantkit.ledger import Ledger, Metric, Row
+from quantkit.ledger import REFERENCE, Ledger, Metric, OnText, Row
 
 if TYPE_CHECKING:
     from quantkit.evaluate.compare import Compared
+    from quantkit.evaluate.samples import Evaluated
     from quantkit.ledger.prompt_drift import PromptDrift
     from quantkit.pipeline import RunPlan
     from quantkit.toolchains import ToolchainStatus
     from quantkit.variant import Manifest, Variant
 
 _NOTABLE_GAIN = 0.01
-_SHOWN_METRICS = ("ppl", "kld_mean", "top1_agreement", "mmlu_acc", "prompts_exact_match")
+_OF_TEXTS = ("ppl", "kld_mean", "top1_agreement")
+_OVER_TEXTS = ("kld_mean, average", "worst", "on text", "its ppl")
+_OTHERS = ("mmlu_acc", "prompts_exact_match")
 """Of a run, those that it has."""
 
 
@@ -30,9 +33,18 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
         print_json(result.model_dump(mode="json"))
         return
     levels = sorted({bench.concurrency for row in result.variants for bench in row.bench})
-    metrics = [n for n in _SHOWN_METRICS if any(n in row.metrics for row in result.variants)]
-    columns = ["variant", "MB", "bits/weight", *metrics, *(f"tok/s @{n}" for n in levels)]
-    print_table(columns, (_row_cells(row, metrics, levels) for row in result.variants))
+    several = len(result.texts) > 1
+    others = [n for n in _OTHERS if any(n in row.metrics for row in result.variants)]
+    columns = [
+        "variant",
+        "MB",
+        "bits/weight",
+        *(_OVER_TEXTS if several else _OF_TEXTS if result.texts else ()),
+        *others,
+        *(f"tok/s @{n}" for n in levels),
+    ]
+    texts = len(result.texts)
+    print_table(columns, (_row_cells(row, texts, others, levels) for row in result.variants))
     for row in result.variants:
         if row.failed:
             click.echo(f"{row.id} failed in {row.failed.stage}: {row.failed.error}")
@@ -143,31 +155,74 @@ def evaluated(result: Compared, as_json: bool) -> None:
     measured = result.models
     if as_json:
         models = {
-            name: found.model_dump(mode="json")["metrics"]
-            | ({"prompts": found.prompts.model_dump(mode="json")} if found.prompts else {})
+            name: found.model_dump(
+                mode="json",
+                include={"metrics": True, "texts": {"__all__": {"metrics"}}, "prompts": True},
+            )
             for name, found in measured.items()
         }
         comparisons = [one.model_dump(mode="json") for one in result.comparisons]
-        print_json({"models": models, "comparisons": comparisons, "groups": result.groups})
+        groups = [
+            {"measure": measure, "text": text, "groups": found}
+            for (measure, text), found in result.groups.items()
+        ]
+        print_json({"models": models, "comparisons": comparisons, "groups": groups})
         return
-    keys = list(dict.fromkeys(key for found in measured.values() for key in found.metrics))
-    print_table(
-        ["metric", *measured],
-        ([key, *(_metric(one.metrics.get(key)) for one in measured.values())] for key in keys),
-    )
+    texts = list(dict.fromkeys(text for found in measured.values() for text in found.texts))
+    if len(texts) > 1:
+        for text in texts:
+            on_it = {n: one.texts[text].metrics for n, one in measured.items() if text in one.texts}
+            _metrics(f"metric on {text}", on_it)
+            click.echo()
+        _over_texts({name: found.texts for name, found in measured.items()})
+        _metrics("metric", {name: found.metrics for name, found in measured.items()})
+    else:
+        _metrics("metric", {name: _all_metrics(found) for name, found in measured.items()})
     _verdicts(result)
     for name, found in measured.items():
         if found.prompts:
             _prompts(name, found.prompts)
 
 
+def _all_metrics(found: Evaluated) -> dict[str, Metric]:
+    """Those of a single text, of tasks and of prompts."""
+    of_texts = {name: m for one in found.texts.values() for name, m in one.metrics.items()}
+    return of_texts | found.metrics
+
+
+def _metrics(title: str, measured: Mapping[str, Mapping[str, Metric]]) -> None:
+    """A line a metric, a column a model; nothing where nothing was measured."""
+    keys = list(dict.fromkeys(key for metrics in measured.values() for key in metrics))
+    if keys:
+        print_table(
+            [title, *measured],
+            ([key, *(_metric(metrics.get(key)) for metrics in measured.values())] for key in keys),
+        )
+
+
+def _over_texts(measured: Mapping[str, Mapping[str, OnText]]) -> None:
+    """The divergence on several texts together, where there is a reference."""
+    from quantkit.recommend.nearness import divergences, mean, worst_text
+
+    lines = []
+    for name, texts in measured.items():
+        found, worst = divergences(texts), worst_text(texts)
+        if worst is not None:
+            average = _estimate(*mean(found.values()))
+            lines.append([name, average, _metric(found[worst]), worst])
+    if lines:
+        print_table(["kld_mean over texts", "average", "worst", "on"], lines)
+        click.echo()
+
+
 def _verdicts(result: Compared) -> None:
-    """A table a measure, and what it tells apart."""
+    """A table a measure and text, and what it tells apart."""
     from quantkit.report.drifts import pairs
 
-    for measure, groups in result.groups.items():
+    for (measure, text), groups in result.groups.items():
         click.echo()
-        print_table(*pairs([one for one in result.comparisons if one.measure == measure]))
+        ones = [c for c in result.comparisons if (c.measure, c.text) == (measure, text)]
+        print_table(*pairs(ones))
         if len(groups) == 1:
             click.echo("the data tell none of them from another")
         else:
@@ -236,15 +291,32 @@ def engines(statuses: Sequence[ToolchainStatus], as_json: bool) -> None:
     )
 
 
-def _row_cells(row: Row, metrics: Iterable[str], levels: Iterable[int]) -> list[str]:
+def _row_cells(row: Row, texts: int, others: Iterable[str], levels: Iterable[int]) -> list[str]:
     throughput = {bench.concurrency: bench.output_tokens_per_s for bench in row.bench}
     return [
         row.id,
         _number(row.bytes and row.bytes / 1e6, ".1f"),
         _number(row.bits_per_weight, ".2f"),
-        *(_metric(row.metrics.get(name)) for name in metrics),
+        *(_mean_and_worst(row) if texts > 1 else _of_one_text(row) if texts else ()),
+        *(_metric(row.metrics.get(name)) for name in others),
         *(_number(throughput.get(level), ".1f") for level in levels),
     ]
+
+
+def _of_one_text(row: Row) -> list[str]:
+    return [_metric(next(iter(row.by_text(name).values()), None)) for name in _OF_TEXTS]
+
+
+def _mean_and_worst(row: Row) -> list[str]:
+    """The divergence over all texts and on the worst, the worst's name, and the perplexity there;
+    the source itself has no worst."""
+    from quantkit.recommend.nearness import divergences, mean, worst_text
+
+    found, worst = divergences(row.texts), worst_text(row.texts)
+    if worst is None or row.id == REFERENCE:
+        return ["–"] * 4
+    average = _estimate(*mean(found.values()))
+    return [average, _metric(found[worst]), worst, _metric(row.metric("ppl", worst))]
 
 
 def _metric(metric: Metric | None) -> str:

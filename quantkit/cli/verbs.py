@@ -125,7 +125,7 @@ def evaluate(
     reference: str | None,
     *,
     tasks: tuple[str, ...],
-    text: str | None,
+    texts: tuple[str, ...],
     context: int,
     windows: int | None,
     shots: int | None,
@@ -146,16 +146,16 @@ def evaluate(
     from quantkit.evaluate.prompt_reference import ReferenceAnswers
     from quantkit.evaluate.reference import Reference
     from quantkit.stages import early_stop, evaluation_plan, load_prompts
-    from quantkit.texts import load_text
+    from quantkit.texts import load_texts
 
-    if text is None and prompts is None and not tasks:
+    if not texts and prompts is None and not tasks:
         raise RecipeError("nothing to evaluate: give --text, --eval or --prompts, or several")
     if prompts is not None and reference is None:
         raise RecipeError("--prompts compares with the source's answers: give --reference MODEL")
     if verdicts["until"] and (reference is None or not tasks):
         raise RecipeError("--until decided: a verdict needs questions and --reference MODEL")
     section = EvaluateSection(
-        text=text,
+        texts=list(texts),
         context=context,
         windows=windows,
         tasks=list(tasks),
@@ -174,7 +174,7 @@ def evaluate(
         models = {name: model for name, model in models.items() if model.path != source.path}
     first = source or next(iter(models.values()))
     own = load_prompts(prompts, answer_tokens, first)
-    plan = evaluation_plan(section, first, load_text(text) if text else None, own)
+    plan = evaluation_plan(section, first, load_texts(texts), own)
     for model in models.values():
         require_same_tokens(first, model)
         if engine is not None:
@@ -183,7 +183,7 @@ def evaluate(
     if source:
         plan.engine_of(source)
     with TemporaryDirectory(prefix="quantkit-") as cache:
-        known = Reference.build(source, plan.windows) if source and plan.windows else None
+        known = Reference.of_texts(source, plan.texts) if source else {}
         answers = ReferenceAnswers.build(source, own, Path(cache)) if source and own else None
         stop = early_stop(section, source, plan, len(models)) if source else None
         found = {}

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class EvaluationPlan:
     """What is asked of every model alike.
 
-    ``windows``: the text, and ``prompts``: the user's own, None where there are none. ``tokenizer``
-    and ``max_length`` (tokens) are the source's: questions become the same ids on every engine.
+    ``texts``: their windows by name, and ``prompts``: the user's own, None where there are none.
+    ``tokenizer`` and ``max_length`` (tokens) are the source's: questions become the same ids on
+    every engine.
     ``engine``: a name, for the models that it takes; the one that gives full logits for the others,
     and where None. ``shots``, ``limit`` and ``chat``: see ``run_task``. ``data``: where tasks find
     their questions, by the task's name (``mmlu_csv``).
@@ -42,7 +43,7 @@ class EvaluationPlan:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    windows: Windows | None = None
+    texts: Mapping[str, Windows] = field(default_factory=dict)
     prompts: Prompts | None = None
     tasks: tuple[str, ...] = ()
     shots: int | None = None
@@ -70,7 +71,7 @@ class EvaluationPlan:
         takes = named is not None and model.format in named.capabilities.formats
         engine = named if named is not None and takes else scoring_engine(model)
         engine.check(model)
-        if engine.capabilities.logits != "full" and (self.windows or self.prompts):
+        if engine.capabilities.logits != "full" and (self.texts or self.prompts):
             raise EvaluationError(
                 f"{engine.name} gives no logits of the whole vocabulary, which the metrics of a "
                 f"text and of prompts need ({model.path}); take --eval tasks alone, or leave out "
@@ -81,30 +82,32 @@ class EvaluationPlan:
 
 def evaluate(
     model: Model,
-    reference: Reference | None,
+    references: Mapping[str, Reference],
     plan: EvaluationPlan,
     details: Path | None = None,
     answers: ReferenceAnswers | None = None,
     early_stop: EarlyStop | None = None,
 ) -> Evaluated:
-    """Measure one model; without a ``reference``, what needs none.
+    """Measure one model; without ``references`` (one a text, by name), what needs none.
 
-    Metrics: ``ppl``, ``non_finite``; ``ppl_ratio``, ``kld_mean``, ``kld_<quantile>``,
+    Metrics of a text: ``ppl``, ``non_finite``; ``ppl_ratio``, ``kld_mean``, ``kld_<quantile>``,
     ``top1_agreement``, ``top5_agreement``, ``delta_p_mean``, ``delta_p_rms``,
-    ``delta_p_<quantile>`` (nats and shares); ``<task>_<metric>`` of each task (``mmlu_acc``);
-    with ``answers``, the reference's to the user's prompts, what ``measure_prompts`` gives.
-    ``details``: a directory that receives the values behind them: ``positions.safetensors``
-    (``divergence.Drift`` by window and position) and ``<task>.json`` (every answer).
+    ``delta_p_<quantile>`` (nats and shares). Others: ``<task>_<metric>`` of each task
+    (``mmlu_acc``); with ``answers``, the reference's to the user's prompts, what
+    ``measure_prompts`` gives. ``details``: a directory that receives the values behind them:
+    ``positions.safetensors`` (``divergence.Drift`` of each text by window and position) and
+    ``<task>.json`` (every answer).
     ``early_stop``: ask no more questions than it wants; all of them where None.
 
     Raise EvaluationError for non-finite logits, and what the engine raises.
     """
-    from quantkit.evaluate.text import measure_text
+    from quantkit.evaluate.text import measure_texts
 
     engine = plan.engine_of(model)
     whole = Evaluated()
-    if plan.windows is not None:
-        whole = measure_text(model, engine, plan.windows, reference, plan, details)
+    if plan.texts:
+        texts = measure_texts(model, engine, plan.texts, references, plan.tokenizer, details)
+        whole = Evaluated(texts=texts)
     if answers is not None:
         from quantkit.evaluate.prompts import measure_prompts
 

@@ -26,16 +26,19 @@ class Compared:
     comparisons: list[Comparison]
 
     @property
-    def groups(self) -> dict[str, list[list[str]]]:
-        """By measure, ids from the lowest value up, in groups that the data tell apart."""
-        measures = dict.fromkeys(one.measure for one in self.comparisons)
+    def groups(self) -> dict[tuple[str, str | None], list[list[str]]]:
+        """By measure and text, ids from the lowest value up, in groups that the data tell apart."""
+        measures = dict.fromkeys((one.measure, one.text) for one in self.comparisons)
         return {
-            name: groups(
-                name,
-                {id_: m.metrics[name] for id_, m in self.models.items() if name in m.metrics},
-                self.comparisons,
-            )
-            for name in measures
+            (name, text): groups(name, text, self._metrics(name, text), self.comparisons)
+            for name, text in measures
+        }
+
+    def _metrics(self, name: str, text: str | None) -> dict[str, Metric]:
+        return {
+            id_: where[name]
+            for id_, model in self.models.items()
+            if name in (where := model.metrics if text is None else model.texts[text].metrics)
         }
 
 
@@ -46,6 +49,7 @@ class _Pair:
     a: str
     b: str
     difference: Difference
+    text: str | None = None
     of: int | None = None
     flips: Flips | None = None
     subjects: tuple[int, list[SubjectDrift]] | None = None
@@ -79,8 +83,9 @@ def compare(rows: Mapping[str, Evaluated], tolerance: float) -> list[Comparison]
     """Compare each row with each later one in whatever both were measured in.
 
     ``tolerance``: points of accuracy, and percent of perplexity, within which two count as
-    equivalent. Divergences from the reference are compared among the variants only. Raise
-    EvaluationError where two rows were not measured by the same protocol and version.
+    equivalent. Divergences from the reference are compared among the variants only, and what was
+    measured on one text only with what was measured on the same. Raise EvaluationError where two
+    rows were not measured by the same protocol and version.
     """
     percent = _Scale("percent", True, tolerance)
     found = _compared("ppl", _window_pairs(rows, "ppl", percent), percent)
@@ -94,13 +99,20 @@ def compare(rows: Mapping[str, Evaluated], tolerance: float) -> list[Comparison]
 
 
 def groups(
-    measure: str, metrics: Mapping[str, Metric], comparisons: Sequence[Comparison]
+    measure: str,
+    text: str | None,
+    metrics: Mapping[str, Metric],
+    comparisons: Sequence[Comparison],
 ) -> list[list[str]]:
     """Ids from the lowest value up, in groups that the data tell apart; unranked within a group.
 
     Only those of ``metrics`` that took part in a comparison.
     """
-    apart = {frozenset((one.a, one.b)): one.apart for one in comparisons if one.measure == measure}
+    apart = {
+        frozenset((one.a, one.b)): one.apart
+        for one in comparisons
+        if (one.measure, one.text) == (measure, text)
+    }
     known = {id_ for pair in apart for id_ in pair}
     ids = sorted((id_ for id_ in metrics if id_ in known), key=lambda id_: metrics[id_].value)
     return paired.groups(ids, lambda a, b: apart.get(frozenset((a, b)), False))
@@ -120,12 +132,16 @@ def verdict(drift: float, p: float, p_equivalent: float | None, lower_is_better:
 
 
 def _window_pairs(rows: Mapping[str, Evaluated], name: str, scale: _Scale) -> list[_Pair]:
-    measured = {id_: row for id_, row in rows.items() if name in row.windows}
+    """All pairs on each text; the texts together share one α."""
     found = []
-    for (a, one), (b, other) in combinations(measured.items(), 2):
-        require_comparable(f"{a} and {b}: {name}", one.metrics[name], other.metrics[name])
-        windows = (one.windows[name], other.windows[name])
-        found.append(_Pair(a, b, paired.of_means(*windows, scale.tested)))
+    for text in dict.fromkeys(text for row in rows.values() for text in row.texts):
+        measured = {id_: row.texts[text] for id_, row in rows.items() if text in row.texts}
+        having = {id_: one for id_, one in measured.items() if name in one.windows}
+        for (a, one), (b, other) in combinations(having.items(), 2):
+            what = f"{a} and {b}: {name} on {text}"
+            require_comparable(what, one.metrics[name], other.metrics[name])
+            windows = (one.windows[name], other.windows[name])
+            found.append(_Pair(a, b, paired.of_means(*windows, scale.tested), text))
     return found
 
 
@@ -141,7 +157,8 @@ def _question_pairs(rows: Mapping[str, Evaluated], name: str, scale: _Scale) -> 
             before, after = before.first(both), after.first(both)
         difference = _difference(before, after, scale.tested or 0.0)
         subjects = _subjects(before, after) if a == REFERENCE else None
-        found.append(_Pair(a, b, difference, before.total, flips(before, after), subjects))
+        changed = flips(before, after)
+        found.append(_Pair(a, b, difference, None, before.total, changed, subjects))
     return found
 
 
@@ -197,6 +214,7 @@ def _compared(measure: str, pairs: list[_Pair], scale: _Scale) -> list[Compariso
         found.append(
             Comparison(
                 measure=measure,
+                text=pair.text,
                 a=pair.a,
                 b=pair.b,
                 unit=scale.unit,

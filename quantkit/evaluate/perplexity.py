@@ -65,7 +65,11 @@ class Windows:
 
 
 def windows(
-    ids: Sequence[int], context: int = 512, bos_id: int | None = None, limit: int | None = None
+    ids: Sequence[int],
+    context: int = 512,
+    bos_id: int | None = None,
+    limit: int | None = None,
+    name: str = "the evaluation text",
 ) -> Windows:
     """Cut ``ids`` into windows of ``context`` tokens; what is left over at the end is not used.
 
@@ -76,7 +80,7 @@ def windows(
     count = len(ids) // context
     if count == 0:
         raise EvaluationError(
-            f"the evaluation text has {len(ids)} tokens, expected at least one window of "
+            f"{name} has {len(ids)} tokens, expected at least one window of "
             f"{context}; give a longer text or a smaller context"
         )
     if limit is not None:

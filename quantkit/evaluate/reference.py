@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from quantkit.home import home
 from quantkit.progress import track
 
 if TYPE_CHECKING:
+    from quantkit.engines.transformers import TransformersScorer
     from quantkit.variant import Model
 
 _VERSION = 3
@@ -73,21 +74,38 @@ class Reference(OfSource):
     def build(
         cls, checkpoint: Checkpoint, windows: Windows, cache_dir: Path | None = None
     ) -> Reference:
-        """Run the source once; found again in ``cache_dir`` by the hash of all that it depends on.
+        """That of one text; see ``of_texts``."""
+        return cls.of_texts(checkpoint, {"": windows}, cache_dir)[""]
 
-        Without a ``cache_dir`` it is kept in quantkit's home, as long as there is room. Raise
+    @classmethod
+    def of_texts(
+        cls, checkpoint: Checkpoint, texts: Mapping[str, Windows], cache_dir: Path | None = None
+    ) -> dict[str, Reference]:
+        """Run the source once on all texts; found again in ``cache_dir``, each text for itself, by
+        the hash of all that it depends on. They share one output layer.
+
+        Without a ``cache_dir`` they are kept in quantkit's home, as long as there is room. Raise
         EvaluationError where the source itself gives non-finite values.
         """
-        source, name, device = computed_by(checkpoint)
-        key = sha256_json([_VERSION, source, name, device, windows.protocol()])
+        if not texts:
+            return {}
+        source, engine, device = computed_by(checkpoint)
         directory = cache_dir or home() / "references"
-        path = directory / f"reference-{key[:16]}.zip"
-        if not path.is_file():
-            _compute(checkpoint, windows, path)
-        hidden, output = _read(path, checkpoint, len(windows.ids))
+        paths = {}
+        for name, windows in texts.items():
+            key = sha256_json([_VERSION, source, engine, device, windows.protocol()])
+            paths[name] = directory / f"reference-{key[:16]}.zip"
+        missing = [(texts[name], path) for name, path in paths.items() if not path.is_file()]
+        if missing:
+            _compute(checkpoint, missing)
+        found: dict[str, Reference] = {}
+        output = None
+        for name, windows in texts.items():
+            hidden, output = _read(paths[name], checkpoint, len(windows.ids), output)
+            found[name] = cls(source, engine, windows, hidden, output)
         if cache_dir is None:
-            _make_room(path)
-        return cls(source, name, windows, hidden, output)
+            _make_room(paths.values())
+        return found
 
     def logits(self, window: int) -> torch.Tensor:
         """``(scored, vocabulary) float32`` of one window."""
@@ -109,27 +127,31 @@ def digest(checkpoint: Checkpoint) -> str:
     return sha256_json(checkpoint.sha256)
 
 
-def _compute(checkpoint: Checkpoint, windows: Windows, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("wb") as file:
-        with ZipFile(file, "w") as archive:
-            _write(checkpoint, windows, archive)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(checkpoint: Checkpoint, windows: Windows, archive: ZipFile) -> None:
+def _compute(checkpoint: Checkpoint, wanted: Sequence[tuple[Windows, Path]]) -> None:
     from quantkit.engines.transformers import TransformersScorer
 
+    context = max(windows.context for windows, _ in wanted)
+    with TransformersScorer(checkpoint, context) as scorer:
+        for windows, path in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, partial.open("wb") as file:
+                with ZipFile(file, "w") as archive:
+                    _write(checkpoint, windows, archive, scorer)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _write(
+    checkpoint: Checkpoint, windows: Windows, archive: ZipFile, scorer: TransformersScorer
+) -> None:
     count = len(windows.ids)
     bad = 0
-    with TransformersScorer(checkpoint, windows.context) as scorer:
-        states = scorer.hidden_states(windows.ids, [windows.first] * count)
-        for index, rows in enumerate(track(states, "reference: windows", count)):
-            scored = rows[: windows.scored]
-            bad += int((~scored.isfinite().all(-1)).sum())
-            write_window(archive, index, scored)
-        output = scorer.output_weight
+    states = scorer.hidden_states(windows.ids, [windows.first] * count)
+    for index, rows in enumerate(track(states, "reference: windows", count)):
+        scored = rows[: windows.scored]
+        bad += int((~scored.isfinite().all(-1)).sum())
+        write_window(archive, index, scored)
+    output = scorer.output_weight
     if bad or not output.isfinite().all():
         raise EvaluationError(
             f"{checkpoint.path}: the reference itself is not finite ({bad} of "
@@ -151,27 +173,32 @@ def tensor_of(checkpoint: Checkpoint, output: torch.Tensor) -> str | None:
     return None
 
 
-def _read(path: Path, checkpoint: Checkpoint, count: int) -> tuple[HiddenStates, torch.Tensor]:
+def _read(
+    path: Path, checkpoint: Checkpoint, count: int, output: torch.Tensor | None
+) -> tuple[HiddenStates, torch.Tensor]:
+    """The hidden states, and the output layer, which is read unless it is known already."""
     try:
         with ZipFile(path) as archive:
             about = json.loads(archive.read(_ABOUT))
             name = about["output"]
-            output = load(archive.read(_OUTPUT))["output"] if name is None else None
+            if output is None and name is None:
+                output = load(archive.read(_OUTPUT))["output"]
     except (BadZipFile, KeyError) as error:
         raise EvaluationError(f"{path}: damaged ({error}); remove it, it is made again") from error
     hidden = HiddenStates(path, count, about["hidden"])
     return hidden, checkpoint.read(name).float() if output is None else output
 
 
-def _make_room(used: Path) -> None:
-    """Remove what was not used for longest, never ``used`` itself."""
-    os.utime(used)
+def _make_room(used: Collection[Path]) -> None:
+    """Remove what was not used for longest, never any of ``used``."""
+    for file in used:
+        os.utime(file)
     files = {}
-    for file in used.parent.iterdir():
+    for file in next(iter(used)).parent.iterdir():
         with suppress(FileNotFoundError):  # another process made room
             files[file] = file.stat()
     total = 0
     for file in sorted(files, key=lambda file: files[file].st_mtime_ns, reverse=True):
         total += files[file].st_size
-        if total > _ROOM and file != used:
+        if total > _ROOM and file not in used:
             file.unlink(missing_ok=True)

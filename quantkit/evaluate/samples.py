@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from quantkit.ledger import Metric
-from quantkit.ledger.drift import Flips, Profile
+from quantkit.ledger import Metric, OnText
+from quantkit.ledger.drift import Flips
 from quantkit.ledger.prompt_drift import PromptDrift
 
 METRICS_VERSION = 3
 """Raised when a metric is computed in another way: results of two versions do not compare."""
-KEPT_VERSION = 2
+KEPT_VERSION = 3
 """Raised when more or something else is kept of an evaluation: then it is made again."""
 
 
@@ -50,17 +50,25 @@ class Answers(_Kept):
         )
 
 
+class MeasuredText(OnText):
+    """One model on one text, with what pairs of models are compared by.
+
+    ``windows``: the mean of each window by metric, nats: ``ppl`` holds its negative log
+    likelihood, ``kld_mean`` its divergence.
+    """
+
+    windows: dict[str, list[float]]
+
+
 class Evaluated(_Kept):
     """One model's metrics, where it drifted, and what pairs of models are compared by.
 
-    ``windows``: the mean of each window by metric, nats: ``ppl`` holds its negative log
-    likelihood, ``kld_mean`` its divergence. ``answers`` by the name of the accuracy.
+    ``metrics``: of tasks and prompts. ``answers`` by the name of the accuracy.
     """
 
+    texts: dict[str, MeasuredText] = Field(default_factory=dict)
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    profile: Profile | None = None
     prompts: PromptDrift | None = None
-    windows: dict[str, list[float]] = Field(default_factory=dict)
     answers: dict[str, Answers] = Field(default_factory=dict)
 
 

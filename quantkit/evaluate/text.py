@@ -1,22 +1,23 @@
-"""The text's metrics: one pass over its windows, each scored against the reference and dropped."""
+"""The metrics of texts: one pass over their windows, scored against the reference and dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.engines.base import label
 from quantkit.errors import EvaluationError
-from quantkit.evaluate.samples import METRICS_VERSION, Evaluated
+from quantkit.evaluate.samples import METRICS_VERSION, MeasuredText
 from quantkit.ledger import REFERENCE, Metric
 from quantkit.progress import track
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
-    from quantkit.engines.base import Engine
-    from quantkit.evaluate import EvaluationPlan
+    from quantkit.engines.base import Engine, Scorer
     from quantkit.evaluate.divergence import Positions
     from quantkit.evaluate.perplexity import Windows
     from quantkit.evaluate.reference import Reference
@@ -35,85 +36,112 @@ _ABSOLUTE = ("ppl", "non_finite")
 """What of the text's metrics needs no reference."""
 
 
-def measure_text(
+def measure_texts(
     model: Model,
     engine: Engine,
-    windows: Windows,
-    reference: Reference | None,
-    plan: EvaluationPlan,
+    texts: Mapping[str, Windows],
+    references: Mapping[str, Reference],
+    tokenizer: PreTrainedTokenizerBase,
     details: Path | None,
     *,
     anew: bool = False,
-) -> Evaluated:
-    """Perplexity, and the drift from a ``reference`` that was built on the same windows.
+) -> dict[str, MeasuredText]:
+    """Perplexity on each text, and the drift from ``references`` that were built on the same
+    windows, where there are any. The model is loaded once.
 
     ``anew``: run the model even where it is the reference's own, whose logits are known. Raise
     EvaluationError for another text, another vocabulary, or non-finite logits.
     """
+    for name, windows in texts.items():
+        if references and (name not in references or references[name].windows != windows):
+            raise EvaluationError("the reference was built on other tokens; build it on the plan's")
+    known = bool(references) and all(one.is_of(model) for one in references.values())
+    found: dict[str, tuple[MeasuredText, Positions]] = {}
+    with ExitStack() as stack:
+        scorer = None
+        if anew or not known:
+            context = max(windows.context for windows in texts.values())
+            scorer = stack.enter_context(engine.scorer(model, context))
+        for name, windows in texts.items():
+            reference = references.get(name)
+            found[name] = _measure(model, engine, scorer, name, windows, reference, tokenizer)
+    if details is not None:
+        _write_positions(found, texts, details)
+    return {name: measured for name, (measured, _) in found.items()}
+
+
+def _measure(
+    model: Model,
+    engine: Engine,
+    scorer: Scorer | None,
+    name: str,
+    windows: Windows,
+    reference: Reference | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[MeasuredText, Positions]:
+    """One text; without a ``scorer`` the logits are the reference's."""
     from quantkit.evaluate.profile import profile
 
-    if reference is not None and reference.windows != windows:
-        raise EvaluationError("the reference was built on other tokens; build it on the plan's")
-    vocabulary = len(plan.tokenizer)
+    vocabulary = len(tokenizer)
     if reference is not None:
         # Some tokenizers know more tokens than the model has rows.
         vocabulary = min(vocabulary, reference.vocabulary)
     own = reference is not None and reference.is_of(model)
-    values = _score(model, engine, windows, reference, vocabulary, run=anew or not own)
+    values = _score(model, scorer, name, windows, reference, vocabulary)
     if values.non_finite:
         raise EvaluationError(
             f"{model.path}: non-finite logits at {values.non_finite} of {values.nll.numel()} "
-            "scored positions; nothing is computed from the rest"
+            f"scored positions of {name}; nothing is computed from the rest"
         )
-    if details is not None:
-        _write_positions(values, len(windows.ids), details)
     version = reference.engine if reference and own else label(engine)
     protocol = {
+        "text": name,
         **windows.protocol(),
         "vocabulary": vocabulary,
         "metrics_version": METRICS_VERSION,
     }
     drift = protocol | {"reference_sha256": reference.source if reference else None}
     metrics = {
-        name: Metric(
+        metric: Metric(
             value=estimate.value,
             stderr=estimate.stderr,
             n=estimate.n,
-            reference=None if name in _ABSOLUTE else REFERENCE,
-            protocol=protocol if name in _ABSOLUTE else drift,
+            reference=None if metric in _ABSOLUTE else REFERENCE,
+            protocol=protocol if metric in _ABSOLUTE else drift,
             engine=version,
         )
-        for name, estimate in summaries(values)
+        for metric, estimate in summaries(values)
     }
     means = {"ppl": values.nll} | ({"kld_mean": values.drift.kld} if values.drift else {})
-    return Evaluated(
+    measured = MeasuredText(
         metrics=metrics,
-        profile=None if reference is None or own else profile(values, windows, plan.tokenizer),
+        profile=None if reference is None or own else profile(values, windows, tokenizer),
         windows={
-            name: column.reshape(len(windows.ids), -1).mean(-1).tolist()
-            for name, column in means.items()
+            metric: column.reshape(len(windows.ids), -1).mean(-1).tolist()
+            for metric, column in means.items()
         },
     )
+    return measured, values
 
 
 def _score(
     model: Model,
-    engine: Engine,
+    scorer: Scorer | None,
+    name: str,
     windows: Windows,
     reference: Reference | None,
     vocabulary: int,
-    *,
-    run: bool,
 ) -> Positions:
-    """One pass over the windows: each window's logits are scored and dropped. Unless ``run``, they
-    are the reference's."""
+    """One pass over the windows: each window's logits are scored and dropped. Without a
+    ``scorer`` they are the reference's."""
     from quantkit.evaluate import divergence
 
     def scored(
         rows: Iterator[torch.Tensor], known: Callable[[int, torch.Tensor], torch.Tensor | None]
     ) -> Positions:
         found = []
-        for index, logits in enumerate(track(rows, f"{model.id}: windows", len(windows.ids))):
+        what = f"{model.id}: windows of {name}"
+        for index, logits in enumerate(track(rows, what, len(windows.ids))):
             against = known(index, logits)
             found.append(
                 divergence.score(
@@ -124,13 +152,13 @@ def _score(
             )
         return divergence.join(found)
 
-    if reference is not None and not run:
+    if scorer is None:
+        assert reference is not None
         own = (reference.logits(index) for index in range(len(windows.ids)))
         return scored(own, lambda _, logits: logits)
-    with engine.scorer(model, windows.context) as scorer:
-        rows = scorer.logits(windows.ids, [windows.first] * len(windows.ids))
-        predicting = (logits[: windows.scored] for logits in rows)
-        return scored(predicting, lambda index, _: reference.logits(index) if reference else None)
+    rows = scorer.logits(windows.ids, [windows.first] * len(windows.ids))
+    predicting = (logits[: windows.scored] for logits in rows)
+    return scored(predicting, lambda index, _: reference.logits(index) if reference else None)
 
 
 def cut_padding(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Tensor:
@@ -167,14 +195,18 @@ def summaries(values: Positions) -> Iterator[tuple[str, Estimate]]:
         yield f"delta_p_{name}", statistics.quantile(change, fraction)
 
 
-def _write_positions(values: Positions, windows: int, details: Path) -> None:
+def _write_positions(
+    found: Mapping[str, tuple[MeasuredText, Positions]], texts: Mapping[str, Windows], details: Path
+) -> None:
+    """A tensor ``<text>/<column>`` of shape (windows, scored positions) each."""
     from safetensors.torch import save_file
 
     details.mkdir(parents=True, exist_ok=True)
     save_file(
         {
-            name: column.reshape(windows, -1).contiguous()
-            for name, column in values.columns().items()
+            f"{name}/{column}": values.reshape(len(texts[name].ids), -1).contiguous()
+            for name, (_, positions) in found.items()
+            for column, values in positions.columns().items()
         },
         details / "positions.safetensors",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,13 @@ class Metric(_Entry):
     """Name and version: ``transformers 5.19.0``."""
 
 
+class OnText(_Entry):
+    """What was measured on one text, and where on it a variant drifted."""
+
+    metrics: dict[str, Metric]
+    profile: Profile | None = None
+
+
 class Sample(_Entry):
     """What the serving engine wrote after a fixed prompt, greedily: numbers that talk nonsense
     are worth nothing, so the text is kept beside them."""
@@ -71,8 +79,10 @@ class Row(_Entry):
     bits_per_weight_quantized: float | None = None
     convert: ConvertCost | None = None
     notes: list[str] = Field(default_factory=list)
+    texts: dict[str, OnText] = Field(default_factory=dict)
+    """By the text's name, in the order of the ledger's ``texts``."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    profile: Profile | None = None
+    """Of tasks and prompts."""
     prompts: PromptDrift | None = None
     loss: Loss | None = None
     bench: list[Bench] = Field(default_factory=list)
@@ -86,6 +96,23 @@ class Row(_Entry):
     """Wall time of each stage in the run that wrote this: ``convert``, ``evaluate``, ``bench`` …;
     work that an earlier run did is not in it."""
     failed: Failure | None = None
+
+    def by_text(self, name: str) -> dict[str, Metric]:
+        """One metric, such as ``kld_mean``, on each text that has it."""
+        return {text: one.metrics[name] for text, one in self.texts.items() if name in one.metrics}
+
+    def metric(self, name: str, text: str | None = None) -> Metric | None:
+        """On a text, or of a task or prompts; None where it was not measured."""
+        if text is None:
+            return self.metrics.get(name)
+        return self.by_text(name).get(text)
+
+    @property
+    def all_metrics(self) -> Iterator[tuple[str | None, str, Metric]]:
+        """The text or None, the name, and the metric of everything that was measured."""
+        for text, one in self.texts.items():
+            yield from ((text, name, metric) for name, metric in one.metrics.items())
+        yield from ((None, name, metric) for name, metric in self.metrics.items())
 
 
 class Environment(_Entry):
@@ -128,6 +155,8 @@ class SourceEntry(_Entry):
 class TextEntry(_Entry):
     """A text that was evaluated on; ``sha256`` of the token ids as little-endian int32."""
 
+    name: str
+    """What the rows call it."""
     dataset: str
     revision: str | None
     tokens: int
@@ -137,7 +166,7 @@ class TextEntry(_Entry):
 class Ledger(_Entry):
     """A whole run. The first row is the source itself, with the id ``reference``."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     name: str
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float
@@ -147,10 +176,11 @@ class Ledger(_Entry):
     recipe: dict[str, Any]
     """The recipe as resolved, with every default."""
     calibration: CalibrationRecord | None
-    text: TextEntry | None
+    texts: list[TextEntry]
     variants: list[Row]
     comparisons: list[Comparison] = Field(default_factory=list)
-    """Every pair of rows in every measure, ``a`` before ``b`` in the order of ``variants``."""
+    """Every pair of rows in every measure, on each text for itself, ``a`` before ``b`` in the order
+    of ``variants``."""
     noise_floor: list[NoiseFloor] = Field(default_factory=list)
     """What each serving engine does to the source, where losses are split."""
 

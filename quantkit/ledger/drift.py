@@ -49,7 +49,7 @@ class WorstPosition(_Entry):
 
 
 class Profile(_Entry):
-    """Where a variant drifted from the reference on the text."""
+    """Where a variant drifted from the reference on one text."""
 
     by_position: list[Bin]
     """Positions in the window, ``low`` and ``high`` included."""
@@ -81,13 +81,16 @@ class Comparison(_Entry):
     """Row ``b`` against row ``a`` in one measure, paired over windows or questions.
 
     ``drift``, ``low`` and ``high`` (95 %) in ``unit``; ``p`` of no difference, ``p_equivalent`` of
-    one of ``tolerance`` or more, both adjusted by Holm over all pairs of the measure. A measure
+    one of ``tolerance`` or more, both adjusted by Holm over all pairs of the measure, those on
+    other texts included. A measure
     without a tolerance (``kld_mean``) can't be equivalent. With ``of``, the p-values and the
     interval hold wherever one stopped.
     """
 
     measure: str
     """The metric's name: ``ppl``, ``kld_mean``, ``mmlu_acc``."""
+    text: str | None = None
+    """On which text; None for questions."""
     a: str
     b: str
     unit: Literal["percent", "nats", "points"]

@@ -4,7 +4,7 @@ The rule. Of all whole variants, the original among them, on every engine that s
 that meet every limit beyond the noise; of these the one with the most output tokens per second at
 the highest concurrency; of several that the repetitions cannot tell apart there, the one nearest to
 the original; of several that the windows of text cannot tell apart, the one that takes the least
-memory.
+memory. Of several texts, a variant counts by the one on which it drifted most.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
 from quantkit.ledger import REFERENCE, Ledger
-from quantkit.recommend.candidates import Candidate, Nearness, candidates
+from quantkit.recommend.candidates import Candidate, candidates
 from quantkit.recommend.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommend.interval import Interval
 from quantkit.recommend.limits import MAX_KLD, Check, Limit, Wants, limits, said
+from quantkit.recommend.nearness import Drift, Nearness
 
 __all__ = [
-    "MAX_KLD", "Assessed", "Candidate", "Check", "Interval", "Limit", "Loosened", "Missing",
-    "Nearness", "Reason", "Recommendation", "Wants", "by_default", "candidates", "recommend",
-    "said",
+    "MAX_KLD", "Assessed", "Candidate", "Check", "Drift", "Interval", "Limit", "Loosened",
+    "Missing", "Nearness", "Reason", "Recommendation", "Wants", "by_default", "candidates",
+    "recommend", "said",
 ]  # fmt: skip
 
 
@@ -51,6 +52,8 @@ class Recommendation:
     """Those that would be taken if the limits that are undecided for them turned out to be met."""
     missing: tuple[Missing, ...]
     nearness: Nearness
+    drift: Drift
+    """By what of several texts a variant counts."""
 
     @property
     def pick(self) -> Assessed | None:
@@ -65,7 +68,7 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
     is known; RecipeError for limits on what the run did not measure.
     """
     wants = wants or Wants()
-    served = candidates(ledger)
+    served = candidates(ledger, wants.drift)
     if not served:
         raise EvaluationError("nothing to recommend: no whole variant of this run was benched")
     served = [one for one in served if one.judged]
@@ -77,7 +80,7 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
     concurrency = _concurrency(served, wants.concurrency)
     bounds = limits(ledger, wants, concurrency)
     assessed = [Assessed.of(one, bounds, concurrency) for one in served]
-    nearness = Nearness(ledger)
+    nearness = Nearness(ledger, wants.drift)
     choice = choose(assessed, nearness)
     others = [one for one in assessed if not choice or one is not choice.pick]
     second = choose(others, nearness)
@@ -91,6 +94,7 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
         open=tuple(_open(assessed, nearness)),
         missing=tuple(_missing(ledger, assessed, concurrency)),
         nearness=nearness,
+        drift=wants.drift,
     )
 
 
@@ -147,12 +151,12 @@ def _missing(ledger: Ledger, assessed: Sequence[Assessed], concurrency: int) -> 
             found.append(Missing(row.id, f"failed in {row.failed.stage}"))
         elif not row.bench:
             found.append(Missing(row.id, "was not benched"))
-        elif row.id != REFERENCE and not row.metrics:
+        elif row.id != REFERENCE and not (row.texts or row.metrics):
             found.append(Missing(row.id, "what it lost was not measured"))
         elif row.id not in known:
             found.append(Missing(row.id, "was not benched on this engine"))
     for one in assessed:
-        lacking = [f"no {check.limit.quantity}" for check in one.checks if check.measured is None]
+        lacking = [f"no {check.limit.said}" for check in one.checks if check.measured is None]
         if one.throughput is None:
             lacking.insert(0, f"no bench at {concurrency} requests at a time")
         if lacking:

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from quantkit.ledger import REFERENCE, Ledger, Row
 from quantkit.ledger.load import Bench, Delivered, Goodput, Slo
-from quantkit.recommend.interval import Interval, of_metric, of_repetitions
+from quantkit.recommend.interval import Interval, of_repetitions
+from quantkit.recommend.nearness import Drift, divergence, worst_text
 
 T = TypeVar("T", Bench, Goodput)
 
@@ -25,6 +26,7 @@ class Candidate:
     goodputs: tuple[Goodput, ...] = ()
     levels_off: bool = False
     """Whether its sweep ended where more requests at a time brought no more tokens."""
+    drift: Drift = "worst"
 
     @property
     def key(self) -> tuple[str, str]:
@@ -34,7 +36,7 @@ class Candidate:
     @property
     def judged(self) -> bool:
         """Whether anything is known of what it lost."""
-        return self.row.id == REFERENCE or bool(self.row.metrics)
+        return self.row.id == REFERENCE or bool(self.row.texts or self.row.metrics)
 
     @property
     def memory(self) -> Interval:
@@ -43,11 +45,15 @@ class Candidate:
 
     @property
     def divergence(self) -> Interval | None:
-        """Mean KL divergence from the original, nats; None where it was not measured."""
-        if self.row.id == REFERENCE:
-            return Interval.exactly(0.0)
-        metric = self.row.metrics.get("kld_mean")
-        return of_metric(metric) if metric and math.isfinite(metric.value) else None
+        """KL divergence from the original, nats, over the texts as ``drift`` says; None where it
+        was not measured."""
+        return divergence(self.row, self.drift)
+
+    @property
+    def worst_text(self) -> str | None:
+        """The one of several texts that ``divergence`` is of."""
+        several = self.drift == "worst" and len(self.row.texts) > 1
+        return worst_text(self.row.texts) if several and self.row.id != REFERENCE else None
 
     def bench(self, concurrency: int) -> Bench | None:
         """At so many requests at a time, or where its sweep levelled off before."""
@@ -97,7 +103,7 @@ def throughput(bench: Delivered) -> Interval:
     return of_repetitions([reading.output_tokens_per_s for reading in bench.repetitions])
 
 
-def candidates(ledger: Ledger) -> list[Candidate]:
+def candidates(ledger: Ledger, drift: Drift = "worst") -> list[Candidate]:
     """Each whole row on each engine that served it, the original among them.
 
     A row whose bench failed is whole: what was measured before counts, on each engine.
@@ -109,6 +115,7 @@ def candidates(ledger: Ledger) -> list[Candidate]:
             tuple(sorted(_of(engine, row.bench), key=lambda bench: bench.concurrency)),
             tuple(_of(engine, row.goodput)),
             _swept(ledger) and row.failed is None,
+            drift,
         )
         for row in ledger.variants
         if row.failed is None or row.failed.stage == "bench"
@@ -119,24 +126,6 @@ def candidates(ledger: Ledger) -> list[Candidate]:
 def name_of(measured: Bench | Goodput) -> str:
     """The engine without its version."""
     return measured.engine.partition(" ")[0]
-
-
-class Nearness:
-    """Which of two rows is nearer to the original, as far as a ledger can tell."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        pairs = [one for one in ledger.comparisons if one.measure == "kld_mean"]
-        self._pairs = {(one.a, one.b): one.drift if one.apart else 0.0 for one in pairs}
-
-    def nearer(self, a: Candidate, b: Candidate) -> bool:
-        """Whether the divergence of ``a`` is smaller beyond doubt: by the paired test of the two,
-        or, of rows that no test compared, by intervals that do not meet."""
-        if (a.row.id, b.row.id) in self._pairs:
-            return self._pairs[a.row.id, b.row.id] > 0
-        if (b.row.id, a.row.id) in self._pairs:
-            return self._pairs[b.row.id, a.row.id] < 0
-        one, other = a.divergence, b.divergence
-        return a.row.id != b.row.id and bool(one and other and one.high < other.low)
 
 
 def _of(engine: str, measured: Sequence[T]) -> list[T]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from quantkit.recommend.candidates import Candidate, Nearness
+from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
 from quantkit.recommend.limits import Check, Limit
+from quantkit.recommend.nearness import Nearness
 
 Reason = Literal["only", "throughput", "drift", "memory", "nothing"]
 """What decided: it alone meets all; it is faster than all others; of those as fast, it is nearer
@@ -90,7 +91,7 @@ def choose(assessed: Sequence[Assessed], nearness: Nearness) -> Choice | None:
     near = [
         one
         for one in fast
-        if not any(nearness.nearer(other.candidate, one.candidate) for other in fast)
+        if not any(nearness.nearer(other.candidate.row, one.candidate.row) for other in fast)
     ]
     # Without paired tests 'nearer' may go round in a circle; then nobody is ahead.
     pick = min(near or fast, key=_memory)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from quantkit.ledger import Ledger
-from quantkit.recommend.candidates import Candidate, Nearness, candidates
+from quantkit.recommend.candidates import Candidate, candidates
 from quantkit.recommend.interval import Interval
+from quantkit.recommend.nearness import Nearness
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def front(ledger: Ledger, concurrency: int) -> list[Placed]:
         return found[a][1].low > found[b][1].high
 
     def nearer(a: int, b: int) -> bool:
-        return nearness.nearer(found[a][0], found[b][0])
+        return nearness.nearer(found[a][0].row, found[b][0].row)
 
     def same_drift(a: int, b: int) -> bool:
         return found[a][0].row.id == found[b][0].row.id

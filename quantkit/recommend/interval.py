@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from quantkit.ledger import Metric
 from quantkit.ledger.drift import ALPHA
 
 ONE_RUN = 0.10
@@ -66,10 +65,10 @@ def of_repetitions(values: Sequence[float]) -> Interval:
     return Interval(middle, max(0.0, middle - half), middle + half)
 
 
-def of_metric(metric: Metric) -> Interval:
-    """By the metric's standard error; the value alone where it has none."""
-    half = _Z95 * (metric.stderr or 0.0)
-    return Interval(metric.value, metric.value - half, metric.value + half)
+def of_error(value: float, stderr: float | None) -> Interval:
+    """By a standard error; the value alone where there is none."""
+    half = _Z95 * (stderr or 0.0)
+    return Interval(value, value - half, value + half)
 
 
 def _half(margin: float) -> float:

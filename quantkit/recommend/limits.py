@@ -12,6 +12,7 @@ from quantkit.ledger import REFERENCE, Ledger, is_accuracy
 from quantkit.ledger.load import Slo
 from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
+from quantkit.recommend.nearness import Drift
 
 MAX_KLD = 0.05
 """Nats per token where nothing is said of quality. In llama.cpp's table for Llama 3 8B it lies
@@ -35,6 +36,8 @@ class Wants:
     slo: Slo | None = None
     concurrency: int | None = None
     engine: str | None = None
+    drift: Drift = "worst"
+    """What ``max_kld`` is of, where there are several texts."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,19 @@ class Limit:
     at_least: bool = False
     """Whether more is better; else the bound is an upper one."""
     is_default: bool = False
+    over: str = ""
+    """Of several texts, which: ``on the worst text``."""
+    text: Callable[[Candidate], str | None] = lambda _: None
+    """Which that is, of a candidate."""
+
+    @property
+    def said(self) -> str:
+        """What is bound, and on which text."""
+        return f"{self.quantity} {self.over}".strip()
 
     def check(self, candidate: Candidate) -> Check:
         """Where the candidate stands."""
-        return Check(self, self.measure(candidate))
+        return Check(self, self.measure(candidate), self.text(candidate))
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,13 @@ class Check:
 
     limit: Limit
     measured: Interval | None
+    text: str | None = None
+    """The one that was the worst, where that is what counts."""
+
+    @property
+    def said(self) -> str:
+        """What was measured, by the name of its text."""
+        return self.limit.said if self.text is None else f"{self.limit.quantity} on {self.text}"
 
     @property
     def state(self) -> State:
@@ -119,16 +138,24 @@ def said(slo: Slo) -> str:
 
 def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
     found = []
-    has_divergence = any("kld_mean" in row.metrics for row in ledger.variants[1:])
+    has_divergence = any(row.by_text("kld_mean") for row in ledger.variants[1:])
     bound = wants.max_kld
     if bound is None and wants.max_drop is None and has_divergence:
         bound = MAX_KLD
     if bound is not None:
         if not has_divergence:
             raise RecipeError("max-kld: this run measured no KL divergence; it needs a text")
-        default = wants.max_kld is None
-        kld = Limit("max-kld", "KL divergence", "nats", bound, lambda one: one.divergence)
-        found.append(replace(kld, is_default=default))
+        kld = Limit(
+            "max-kld",
+            "KL divergence",
+            "nats",
+            bound,
+            lambda one: one.divergence,
+            is_default=wants.max_kld is None,
+            text=lambda one: one.worst_text,
+        )
+        over = {"worst": "on the worst text", "mean": "on average over the texts"}[wants.drift]
+        found.append(replace(kld, over=over) if len(ledger.texts) > 1 else kld)
     if wants.max_drop is not None:
         names = {name for row in ledger.variants for name in row.metrics if is_accuracy(name)}
         if not names:

@@ -38,14 +38,24 @@ def recommendation(ledger: Ledger, found: Recommendation, as_json: bool) -> None
 
 def _table(found: Recommendation) -> None:
     names = [limit.name for limit in found.limits]
+    texts = any(one.candidate.worst_text for one in found.assessed)
     print_table(
-        ["variant", "engine", f"tok/s @{found.concurrency}", "KLD, nats", "memory", *names],
+        [
+            "variant",
+            "engine",
+            f"tok/s @{found.concurrency}",
+            "KLD, nats",
+            *(["on text"] if texts else []),
+            "memory",
+            *names,
+        ],
         (
             [
                 one.candidate.row.id,
                 one.candidate.engine,
                 NOTHING if one.throughput is None else span(one.throughput),
                 NOTHING if one.candidate.divergence is None else span(one.candidate.divergence),
+                *([one.candidate.worst_text or NOTHING] if texts else []),
                 size(round(one.candidate.memory.value)),
                 *(check.state for check in one.checks),
             ]
@@ -61,6 +71,7 @@ def _as_json(found: Recommendation, said: Advice) -> dict[str, Any]:
         "decided_by": found.choice.by if found.choice else None,
         "runner_up": _candidate(found.runner_up) if found.runner_up else None,
         "concurrency": found.concurrency,
+        "drift": found.drift,
         "limits": [_limit(one) for one in found.limits],
         "binding": [
             {**_limit(one.before), "loosened_to": one.limit.bound, "pick": _candidate(one.pick)}
@@ -81,6 +92,7 @@ def _candidate(one: Assessed) -> dict[str, Any]:
         "path": row.path,
         "output_tokens_per_s": _interval(one.throughput),
         "kld_mean": _interval(one.candidate.divergence),
+        "kld_text": one.candidate.worst_text,
         "peak_rss_bytes": round(one.candidate.memory.value),
         "weight_bytes": row.bytes,
         "checks": [_check(check) for check in one.checks],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 
 from quantkit.ledger import Ledger
 from quantkit.recommend.interval import ONE_RUN, ONE_START
+from quantkit.report import texts
 from quantkit.report.noise import Served, against_floor
 from quantkit.report.prose import Name, Prose, listing
 from quantkit.report.table import concurrencies, served
@@ -46,24 +46,27 @@ def _verdicts(ledger: Ledger) -> list[Prose]:
 def _broken(ledger: Ledger) -> list[Prose]:
     """Values that are not numbers are shown as such and take no part in anything."""
     found = [
-        (row.id, name)
+        f"{row.id}: {_named(name, text, ledger)}"
         for row in ledger.variants
-        for name, metric in row.metrics.items()
+        for text, name, metric in row.all_metrics
         if not math.isfinite(metric.value)
     ]
-    values = listing([f"{id_}: {name}" for id_, name in found])
+    values = listing(found)
     return [("Not finite, so left out of every comparison: ", *values, ".")] if found else []
 
 
 def _incomplete(ledger: Ledger) -> list[Prose]:
     """Rows that did not fail and still lack what most others have."""
-    wanted = {name for row in ledger.variants[1:] for name in row.metrics}
+    wanted = {(text, name) for row in ledger.variants[1:] for text, name, _ in row.all_metrics}
     loads = set(concurrencies(ledger))
     found = [
         row.id
         for row in ledger.variants[1:]
         if not row.failed
-        and (wanted - set(row.metrics) or loads - {bench.concurrency for bench in row.bench})
+        and (
+            wanted - {(text, name) for text, name, _ in row.all_metrics}
+            or loads - {bench.concurrency for bench in row.bench}
+        )
     ]
     return [("Not everything was measured for ", *listing(found), ".")] if found else []
 
@@ -72,10 +75,10 @@ def _other_protocol(ledger: Ledger) -> list[Prose]:
     """Two results whose protocols differ are never compared: the table shows no drift then."""
     found = []
     for row in ledger.variants[1:]:
-        for name, metric in row.metrics.items():
-            there = ledger.reference.metrics.get(name)
+        for text, name, metric in row.all_metrics:
+            there = ledger.reference.metric(name, text)
             if there is not None and there.protocol != metric.protocol:
-                found.append(f"{row.id}: {name}")
+                found.append(f"{row.id}: {_named(name, text, ledger)}")
     if not found:
         return []
     return [
@@ -89,11 +92,11 @@ def _other_protocol(ledger: Ledger) -> list[Prose]:
 
 def _other_engine(ledger: Ledger) -> list[Prose]:
     """A drift across engines is not the weights' alone."""
-    own = ledger.reference.metrics.get("ppl")
+    own = next(iter(ledger.reference.by_text("ppl").values()), None)
     found = [
         row.id
         for row in ledger.variants[1:]
-        if own and "kld_mean" in row.metrics and row.metrics["kld_mean"].engine != own.engine
+        if own and any(one.engine != own.engine for one in row.by_text("kld_mean").values())
     ]
     if own is None or not found:
         return []
@@ -130,32 +133,40 @@ def _noise_floor(ledger: Ledger) -> list[Prose]:
 
 def _same_dataset(ledger: Ledger) -> list[Prose]:
     """Calibration on the kind of text that is evaluated on flatters who calibrates."""
-    if ledger.calibration is None or ledger.text is None:
+    alike, calibration = texts.calibration_shares(ledger), ledger.calibration
+    if not alike or calibration is None:
         return []
-    calibration, dataset = ledger.calibration, _dataset(ledger.text.dataset)
-    alike = sum(k.samples for k in calibration.kinds if _dataset(k.dataset) == dataset)
-    if alike:
+    if not texts.several(ledger) and not calibration.kinds:
         return [
             (
-                f"{alike} of {calibration.samples} calibration samples are of the evaluation "
-                "text's own dataset. That favours variants that were calibrated; on text unlike "
-                "all of the calibration they may drift more.",
+                "Calibration and evaluation text are different parts of one dataset, so they are "
+                "of one kind. That favours variants that were calibrated; on other text they may "
+                "drift more.",
             )
         ]
-    if _dataset(calibration.dataset) != dataset:
-        return []
-    return [
-        (
-            "Calibration and evaluation text are different parts of one dataset, so they are of "
-            "one kind. That favours variants that were calibrated; on other text they may drift "
-            "more.",
-        )
-    ]
+    if not texts.several(ledger):
+        (share,) = alike.values()
+        return [
+            (
+                f"{round(share * calibration.samples)} of {calibration.samples} calibration "
+                "samples are of the evaluation text's own dataset. That favours variants that were "
+                "calibrated; on text unlike all of the calibration they may drift more.",
+            )
+        ]
+    counts = [f"{round(share * calibration.samples)} of {name}'s" for name, share in alike.items()]
+    others = [name for name in texts.names(ledger) if name not in alike]
+    said: Prose = (
+        f"Of the {calibration.samples} calibration samples are ",
+        " and ".join(counts),
+        " own dataset, though of other parts of it. That favours variants that were calibrated",
+    )
+    if others:
+        return [(*said, "; the drift on ", *listing(others), " is free of it.")]
+    return [(*said, "; on text unlike all of the calibration they may drift more.")]
 
 
-def _dataset(described: str) -> str:
-    """``pydoc`` of ``pydoc:evaluation``; ``Salesforce/wikitext`` of one of its parts."""
-    return re.split(r"[\s:]", described)[0]
+def _named(name: str, text: str | None, ledger: Ledger) -> str:
+    return f"{name} on {text}" if text is not None and texts.several(ledger) else name
 
 
 def _bench(ledger: Ledger) -> list[Prose]:
@@ -165,11 +176,11 @@ def _bench(ledger: Ledger) -> list[Prose]:
     least = min(one.bench.requests for one in found)
     most = max(one.bench.requests for one in found)
     counts = f"{least}" if least == most else f"{least} to {most}"
-    texts: list[Prose] = [
+    said: list[Prose] = [
         (f"Each throughput is from {counts} requests on this machine. ", _noise(found))
     ]
     if len({one.engine for one in found}) > 1:
-        texts.append(
+        said.append(
             (
                 "Throughputs of different engines compare engine and format together: a variant "
                 "can be faster because of what serves it.",
@@ -183,10 +194,10 @@ def _bench(ledger: Ledger) -> list[Prose]:
         text: Prose = ("Not all load was measured as the recipe asks. ",)
         for change, ids in changed.items():
             text += (change[0].upper() + change[1:], ": ", *listing(list(ids)), ". ")
-        texts.append(text)
+        said.append(text)
     bound = list(dict.fromkeys(one.row.id for one in found if one.bench.client_bound))
     if bound:
-        texts.append(
+        said.append(
             (
                 "The load generator was the bottleneck in some loads of ",
                 *listing(bound),
@@ -195,14 +206,14 @@ def _bench(ledger: Ledger) -> list[Prose]:
         )
     failed = list(dict.fromkeys(one.row.id for one in found if one.bench.errors))
     if failed:
-        texts.append(
+        said.append(
             (
                 "Some requests failed in the bench of ",
                 *listing(failed),
                 "; its throughput and latencies are those of the completed ones.",
             )
         )
-    return texts
+    return said
 
 
 def _noise(found: list[Served]) -> str:

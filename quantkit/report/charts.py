@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 from quantkit.ledger import Ledger, Metric, Row
 from quantkit.ledger.load import Percentiles
+from quantkit.report import texts
 from quantkit.report.drifts import said
 from quantkit.report.format import fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Z95, against_reference
@@ -20,29 +23,45 @@ from quantkit.report.table import (
     task_title,
 )
 
+Read = Callable[[Row, str], list[Reading]]
+"""What a panel shows of a row on a text."""
+
 
 def drift_chart(ledger: Ledger) -> Panels | None:
-    """KL divergence, perplexity, top-1 agreement and accuracies of every variant."""
-    rows = [row for row in ledger.variants[1:] if row.metrics]
+    """KL divergence, perplexity, top-1 agreement and accuracies of every variant. Of several
+    texts, each has a line of its own in a variant's row."""
+    rows = [row for row in ledger.variants[1:] if row.texts or row.metrics]
+    names = texts.names(ledger)
+
+    def on_texts(read: Read) -> list[list[Reading]]:
+        return [
+            [
+                replace(one, series=index, words=_words(one, name, names))
+                for index, name in enumerate(names)
+                for one in read(row, name)
+            ]
+            for row in rows
+        ]
+
     measures = [
         Measure(
             "KL divergence",
             ("nats per token, log scale", "← nearer"),
-            [_divergences(row) for row in rows],
+            on_texts(_divergences),
             logarithmic,
             share=2.1,
         ),
         Measure(
             "Perplexity drift",
             ("percent", "0 = the original"),
-            [_drift(row, ledger, "ppl") for row in rows],
+            on_texts(lambda row, text: _drift(row, ledger, "ppl", text)),
             around,
             line_at=0.0,
         ),
         Measure(
             "Top-1 agreement",
             ("percent of positions", "nearer →"),
-            [_agreement(row) for row in rows],
+            on_texts(_agreement),
             around,
             line_at=100.0,
         ),
@@ -57,17 +76,21 @@ def drift_chart(ledger: Ledger) -> Panels | None:
         )
         for name in accuracies(ledger)
     ]
+    key = [
+        ("median", 0, "median"),
+        ("mean", 0, "mean, with its 95 % interval"),
+        ("p99", 0, "99th percentile"),
+    ]
+    if texts.several(ledger):
+        key += [("mean", i, texts.title(ledger, name)) for i, name in enumerate(names)]
     return lay_out(
         [(row.id, "") for row in rows],
         measures,
-        row_height=34.0,
-        key=[
-            ("median", 0, "median"),
-            ("mean", 0, "mean, with its 95 % interval"),
-            ("p99", 0, "99th percentile"),
-        ],
+        row_height=max(34.0, 18.0 * len(names) + 8),
+        key=key,
         summary="Drift of each variant from the reference: KL divergence, perplexity, top-1 "
-        "agreement and accuracy, with 95 % intervals. The table has the same numbers.",
+        "agreement and accuracy, with 95 % intervals, on each text. The table has the same "
+        "numbers.",
     )
 
 
@@ -107,7 +130,6 @@ def serving_chart(ledger: Ledger) -> Panels | None:
             ),
         ],
         row_height=max(38.0, 16.0 * len(loads) + 8),
-        series=max(1, len(loads)),
         key=[
             ("bar", index, "1 request at a time" if load == 1 else f"{load} at a time")
             for index, load in enumerate(loads)
@@ -117,9 +139,14 @@ def serving_chart(ledger: Ledger) -> Panels | None:
     )
 
 
-def _divergences(row: Row) -> list[Reading]:
+def _words(reading: Reading, text: str, names: list[str]) -> str:
+    """What a reading says, with its text where there are several."""
+    return f"{reading.words}\non {text}" if reading.words and len(names) > 1 else reading.words
+
+
+def _divergences(row: Row, text: str) -> list[Reading]:
     """Median, mean and 99th percentile; a log axis has no place for 0 and below."""
-    found = {name: row.metrics.get(f"kld_{name}") for name in ("median", "p99", "mean")}
+    found = {name: row.metric(f"kld_{name}", text) for name in ("median", "p99", "mean")}
     shown = {name: m.value for name, m in found.items() if m and 0 < m.value < math.inf}
     readings = []
     for name, metric in found.items():
@@ -141,9 +168,9 @@ def _interval(metric: Metric) -> tuple[float, float] | None:
     return metric.value - half, metric.value + half
 
 
-def _drift(row: Row, ledger: Ledger, name: str) -> list[Reading]:
+def _drift(row: Row, ledger: Ledger, name: str, text: str | None = None) -> list[Reading]:
     """Against the reference, with the interval of the paired test."""
-    one = against_reference(ledger, row, name)
+    one = against_reference(ledger, row, name, text)
     if one is None:
         return []
     what = "perplexity" if name == "ppl" else task_title(name)
@@ -155,8 +182,8 @@ def _drift(row: Row, ledger: Ledger, name: str) -> list[Reading]:
     return [Reading("mean", one.drift, words, span, capped=True)]
 
 
-def _agreement(row: Row) -> list[Reading]:
-    metric = row.metrics.get("top1_agreement")
+def _agreement(row: Row, text: str) -> list[Reading]:
+    metric = row.metric("top1_agreement", text)
     if metric is None:
         return []
     percent = 100 * metric.value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quantkit.ledger import Ledger, Row
 from quantkit.ledger.drift import ALPHA, Bin, Comparison, WorstPosition
+from quantkit.report import texts
 from quantkit.report.format import NOTHING, fixed, number, signed
 from quantkit.report.noise import against_reference, tiers
 from quantkit.report.prose import Name, Prose, listing
@@ -49,16 +50,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Mean divergence by the kind of position: titles of the columns, and a row a variant."""
+    """Mean divergence on one text by the kind of position: titles of the columns, and a row a
+    variant."""
 
+    text: str
+    title: str
+    """The text's, where there are several; else empty."""
     positions: tuple[str, ...]
     confidences: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def verdicts(ledger: Ledger) -> list[Verdicts]:
-    """Perplexity first, then every accuracy; none where nothing was compared."""
-    found = [_verdicts(ledger, name) for name in ("ppl", *accuracies(ledger))]
+    """Perplexity on each text first, then every accuracy; none where nothing was compared."""
+    found = [_verdicts(ledger, "ppl", text) for text in texts.names(ledger)]
+    found += [_verdicts(ledger, name, None) for name in accuracies(ledger)]
     return [one for one in found if one]
 
 
@@ -101,7 +107,8 @@ def pairs(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]
     later = list(dict.fromkeys(one.b for one in comparisons))
     tolerance = "" if first.tolerance is None else f" ±{first.tolerance:g} {UNITS[first.unit]}"
     items = "questions" if first.flips else "windows"
-    titles = [first.measure + tolerance, f"drift from {first.a}", "95 % interval", "p", items]
+    measure = first.measure if first.text is None else f"{first.measure} on {first.text}"
+    titles = [measure + tolerance, f"drift from {first.a}", "95 % interval", "p", items]
     rows = []
     for id_ in later:
         one = found[first.a, id_]
@@ -133,9 +140,18 @@ def roughly(count: int) -> str:
     return f"{-(-count // unit) * unit:,}"
 
 
-def profiles(ledger: Ledger) -> Profiles | None:
-    """None where no variant has a profile, or they were cut in different ways."""
-    rows = [(row.id, row.profile) for row in ledger.variants if row.profile]
+def profiles(ledger: Ledger) -> list[Profiles]:
+    """One a text, of those on which variants have profiles that were cut in the same way."""
+    found = [_profiles(ledger, text) for text in texts.names(ledger)]
+    return [one for one in found if one]
+
+
+def _profiles(ledger: Ledger, text: str) -> Profiles | None:
+    rows = [
+        (row.id, profile)
+        for row in ledger.variants
+        if text in row.texts and (profile := row.texts[text].profile)
+    ]
     cuts = {
         tuple((one.low, one.high) for one in profile.by_position + profile.by_confidence)
         for _, profile in rows
@@ -144,6 +160,8 @@ def profiles(ledger: Ledger) -> Profiles | None:
         return None
     first = rows[0][1]
     return Profiles(
+        text,
+        texts.title(ledger, text) if texts.several(ledger) else "",
         tuple(f"{one.low:.0f} to {one.high:.0f}" for one in first.by_position),
         tuple(f"{100 * one.low:.0f} to {100 * one.high:.0f} %" for one in first.by_confidence),
         tuple(
@@ -153,8 +171,9 @@ def profiles(ledger: Ledger) -> Profiles | None:
     )
 
 
-def worst(row: Row) -> list[WorstPosition]:
-    """Where the variant strayed farthest, with its line breaks made visible."""
+def worst(row: Row, text: str) -> list[WorstPosition]:
+    """Where on a text the variant strayed farthest, with its line breaks made visible."""
+    profile = row.texts[text].profile if text in row.texts else None
     return [
         place.model_copy(
             update={
@@ -162,15 +181,15 @@ def worst(row: Row) -> list[WorstPosition]:
                 for name in ("before", "true", "reference_top", "top")
             }
         )
-        for place in (row.profile.worst if row.profile else [])
+        for place in (profile.worst if profile else [])
     ]
 
 
-def _verdicts(ledger: Ledger, name: str) -> Verdicts | None:
+def _verdicts(ledger: Ledger, name: str, text: str | None) -> Verdicts | None:
     found = [
         comparison
         for row in ledger.variants[1:]
-        if (comparison := against_reference(ledger, row, name))
+        if (comparison := against_reference(ledger, row, name, text))
     ]
     if not found:
         return None
@@ -180,14 +199,14 @@ def _verdicts(ledger: Ledger, name: str) -> Verdicts | None:
     if first.of is not None:
         items = f"up to {first.of:,} questions in random order until decided"
     return Verdicts(
-        title=task_title(name) if flips else "Perplexity",
+        title=task_title(name) if text is None else f"Perplexity{texts.on(ledger, text)}",
         items=items,
         tolerance=f"{first.tolerance:g} {UNITS[first.unit]}",
         stopped=first.of is not None,
         flips=flips,
         undecided=any(one.verdict == "undecided" for one in found),
         lines=tuple(map(_line, found)),
-        groups=_groups(ledger, name),
+        groups=_groups(ledger, name, text),
         subjects=_subjects(found),
     )
 
@@ -208,15 +227,15 @@ def _line(one: Comparison) -> Line:
     )
 
 
-def _groups(ledger: Ledger, name: str) -> Prose:
+def _groups(ledger: Ledger, name: str, text: str | None) -> Prose:
     """Who can be told from whom, from the lowest value up."""
-    groups = tiers(ledger, name)
+    groups = tiers(ledger, name, text)
     if len(groups) == 1:
         return ("The data tell none of them from another, the original included.",)
-    text: Prose = ("The data tell these groups apart, from the lowest value up: ",)
+    said: Prose = ("The data tell these groups apart, from the lowest value up: ",)
     for index, group in enumerate(groups):
-        text += ("; " if index else "", *listing(group))
-    return (*text, ". Nothing is ranked inside a group.")
+        said += ("; " if index else "", *listing(group))
+    return (*said, ". Nothing is ranked inside a group.")
 
 
 def _subjects(found: list[Comparison]) -> Prose:

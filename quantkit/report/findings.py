@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantkit.ledger import Ledger, Metric
+from quantkit.ledger import Ledger, Metric, Row
 from quantkit.ledger.drift import Comparison
+from quantkit.recommend.nearness import divergences, mean, worst_text
+from quantkit.report import texts
 from quantkit.report.drifts import UNITS, asked, roughly, said
 from quantkit.report.format import count, fixed, number, plus_minus, size, span
 from quantkit.report.noise import (
@@ -14,6 +16,7 @@ from quantkit.report.noise import (
     against_reference,
     at_chance,
     fastest,
+    nearest_on_worst_text,
     tiers,
 )
 from quantkit.report.prose import Name, Prose, listing
@@ -61,24 +64,32 @@ def headlines(ledger: Ledger) -> list[Headline]:
 
 def findings(ledger: Ledger) -> list[Finding]:
     """One paragraph a kind of measurement, in the order in which they are to be trusted."""
-    found = [_divergence(ledger), _against_reference(ledger, "ppl", "Perplexity")]
+    found = [_over_texts(ledger)] if texts.several(ledger) else []
+    for text in texts.names(ledger):
+        on = texts.on(ledger, text)
+        found.append(_divergence(ledger, text, f"KL divergence{on}"))
+        found.append(_against_reference(ledger, "ppl", text, f"Perplexity{on}"))
     found += [_accuracy(ledger, name) for name in accuracies(ledger)]
     found += [_throughput(ledger, concurrency) for concurrency in shown(concurrencies(ledger))]
     return [finding for finding in found if finding] + _failures(ledger)
 
 
-def _divergences(ledger: Ledger) -> tuple[dict[str, Metric], list[list[str]]]:
+def _divergences(ledger: Ledger, text: str) -> tuple[dict[str, Metric], list[list[str]]]:
     """``kld_mean`` of the variants, and the groups that the data tell apart, nearest first."""
     metrics = {
-        row.id: row.metrics["kld_mean"]
+        row.id: metric
         for row in ledger.variants[1:]
-        if "kld_mean" in row.metrics and math.isfinite(row.metrics["kld_mean"].value)
+        if (metric := row.metric("kld_mean", text)) and math.isfinite(metric.value)
     }
-    return metrics, [list(metrics)] if len(metrics) == 1 else tiers(ledger, "kld_mean")
+    return metrics, [list(metrics)] if len(metrics) == 1 else tiers(ledger, "kld_mean", text)
 
 
 def _nearest(ledger: Ledger) -> Headline | None:
-    metrics, groups = _divergences(ledger)
+    if texts.several(ledger):
+        return _nearest_of_several(ledger)
+    if not ledger.texts:
+        return None
+    metrics, groups = _divergences(ledger, ledger.texts[0].name)
     if not groups:
         return None
     ids = groups[0]
@@ -95,11 +106,49 @@ def _nearest(ledger: Ledger) -> Headline | None:
     )
 
 
+def _nearest_of_several(ledger: Ledger) -> Headline | None:
+    """By the worst text."""
+    groups = nearest_on_worst_text(ledger)
+    if not groups:
+        return None
+    ids = groups[0]
+    rows = {row.id: row for row in ledger.variants}
+    evidence: Prose = ("KL divergence ", *_mean_and_worst(rows[ids[0]]))
+    if len(ids) > 1:
+        evidence += ("; not told apart",)
+    return Headline("Nearest to the original", listing(ids), evidence)
+
+
+def _over_texts(ledger: Ledger) -> Finding | None:
+    """Each variant's divergence on average and at its worst, nearest first."""
+    rows = {row.id: row for row in ledger.variants}
+    text: Prose = ()
+    for group in nearest_on_worst_text(ledger):
+        for index, id_ in enumerate(group):
+            text += ("; " if text else "", Name(id_), " ", *_mean_and_worst(rows[id_]))
+            if index and index == len(group) - 1:
+                text += (" (not told apart on the worst text)",)
+    if not text:
+        return None
+    for name, share in texts.calibration_shares(ledger).items():
+        text += (". ", Name(name), f" is {texts.alike(share)}")
+    return Finding(f"Drift on {len(ledger.texts)} texts", ("KL divergence: ", *text, "."))
+
+
+def _mean_and_worst(row: Row) -> Prose:
+    """``0.021 nats on average, worst 0.038 on stdlib:code``."""
+    metrics, text = divergences(row.texts), worst_text(row.texts)
+    assert text is not None
+    average = " ".join(plus_minus(*mean(metrics.values()))).strip()
+    return f"{average} nats on average, worst {_value(metrics[text])} on ", Name(text)
+
+
 def _agreement(ledger: Ledger, id_: str | None) -> Prose:
-    metric = next((r.metrics.get("top1_agreement") for r in ledger.variants if r.id == id_), None)
-    if metric is None:
-        return ()
-    return (f"; same next token at {fixed(100 * metric.value, 1)} % of positions",)
+    found = next((row.by_text("top1_agreement") for row in ledger.variants if row.id == id_), {})
+    return tuple(
+        f"; same next token at {fixed(100 * metric.value, 1)} % of positions"
+        for metric in found.values()
+    )
 
 
 def _smallest(ledger: Ledger) -> Headline | None:
@@ -129,21 +178,24 @@ def _fastest(ledger: Ledger) -> Headline | None:
     return Headline(f"Fastest with {load(concurrency)}", _on_engines(best), (evidence,))
 
 
-def _divergence(ledger: Ledger) -> Finding | None:
-    metrics, groups = _divergences(ledger)
+def _divergence(ledger: Ledger, text: str, title: str) -> Finding | None:
+    metrics, groups = _divergences(ledger, text)
     if not groups:
         return None
-    text: Prose = ("From nearest to farthest: ",)
+    said: Prose = ("From nearest to farthest: ",)
     for index, group in enumerate(groups):
-        text += ("; then " if index else "", *listing(group))
+        said += ("; then " if index else "", *listing(group))
         values = dict.fromkeys(_value(metrics[id_]) for id_ in (group[0], group[-1]))
-        text += (f" ({' to '.join(values)}",)
-        text += (", not told apart)" if len(group) > 1 else ")",)
-    return Finding("KL divergence", (*text, ". This is the sharpest of the measures here."))
+        said += (f" ({' to '.join(values)}",)
+        said += (", not told apart)" if len(group) > 1 else ")",)
+    said += (
+        ". This is the sharpest of the measures here." if text == texts.names(ledger)[0] else ".",
+    )
+    return Finding(title, said)
 
 
 def _accuracy(ledger: Ledger, name: str) -> Finding | None:
-    finding = _against_reference(ledger, name, task_title(name))
+    finding = _against_reference(ledger, name, None, task_title(name))
     there = ledger.reference.metrics.get(name)
     if finding is None or there is None or not at_chance(name, there):
         return finding
@@ -157,12 +209,12 @@ def _accuracy(ledger: Ledger, name: str) -> Finding | None:
     )
 
 
-def _against_reference(ledger: Ledger, name: str, title: str) -> Finding | None:
+def _against_reference(ledger: Ledger, name: str, text: str | None, title: str) -> Finding | None:
     """Who is worse, better or equivalent, with the drift, and of whom it is not known."""
     found = [
         comparison
         for row in ledger.variants[1:]
-        if (comparison := against_reference(ledger, row, name))
+        if (comparison := against_reference(ledger, row, name, text))
     ]
     if not found:
         return None
@@ -178,12 +230,12 @@ def _against_reference(ledger: Ledger, name: str, title: str) -> Finding | None:
         ("undecided", "Undecided: "),
     ):
         ones = [one for one in found if one.verdict == verdict]
-        text: Prose = ()
+        listed: Prose = ()
         for one in ones:
             after = f" after {asked(one)} questions" if one.of else ""
-            text += (", " if text else "", Name(one.b), f" ({said(one)}{after})")
+            listed += (", " if listed else "", Name(one.b), f" ({said(one)}{after})")
         if ones:
-            sentences.append((words, *text, "."))
+            sentences.append((words, *listed, "."))
     sentences += _to_decide([one for one in found if one.verdict == "undecided"])
     joined = tuple(part for sentence in sentences for part in (*sentence, " "))[:-1]
     return Finding(title, joined)

@@ -110,7 +110,7 @@ def measured(ledger: Ledger) -> list[Measured]:
     """Everything that was measured, in the order of the table."""
     families: dict[str, list[tuple[str, Metric]]] = {}
     for row in ledger.variants:
-        for name, metric in row.metrics.items():
+        for _, name, metric in row.all_metrics:
             families.setdefault(_family(name), []).append((row.id, metric))
     order = {name: index for index, name in enumerate(_MEANINGS)}
     found = [

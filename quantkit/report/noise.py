@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.evaluate import paired
 from quantkit.evaluate.compare import groups
 from quantkit.ledger import REFERENCE, Ledger, Metric, Row
 from quantkit.ledger.drift import Comparison
 from quantkit.ledger.load import Bench
 from quantkit.recommend.candidates import throughput
 from quantkit.recommend.interval import Interval
+from quantkit.recommend.nearness import Nearness, divergence
 
 Z95 = 1.959964
 CHANCE = {"mmlu_acc": 0.25}
@@ -51,25 +53,41 @@ def comparable(a: Metric | None, b: Metric | None) -> bool:
     )
 
 
-def against_reference(ledger: Ledger, row: Row, measure: str) -> Comparison | None:
+def against_reference(
+    ledger: Ledger, row: Row, measure: str, text: str | None = None
+) -> Comparison | None:
     """The row against the original; None where the two were not or may not be compared."""
-    if not comparable(row.metrics.get(measure), ledger.reference.metrics.get(measure)):
+    if not comparable(row.metric(measure, text), ledger.reference.metric(measure, text)):
         return None
-    wanted = (measure, REFERENCE, row.id)
-    return next((c for c in ledger.comparisons if (c.measure, c.a, c.b) == wanted), None)
+    wanted = (measure, text, REFERENCE, row.id)
+    return next((c for c in ledger.comparisons if (c.measure, c.text, c.a, c.b) == wanted), None)
 
 
-def tiers(ledger: Ledger, measure: str) -> list[list[str]]:
+def tiers(ledger: Ledger, measure: str, text: str | None = None) -> list[list[str]]:
     """``compare.groups`` of the rows that may be compared with the first that was compared."""
-    known = {id_ for one in ledger.comparisons if one.measure == measure for id_ in (one.a, one.b)}
+    compared = [one for one in ledger.comparisons if (one.measure, one.text) == (measure, text)]
+    known = {id_ for one in compared for id_ in (one.a, one.b)}
     metrics = {
-        row.id: row.metrics[measure]
+        row.id: metric
         for row in ledger.variants
-        if row.id in known and measure in row.metrics
+        if row.id in known and (metric := row.metric(measure, text))
     }
     first = next((m for m in metrics.values() if math.isfinite(m.value)), None)
     like_it = {id_: metric for id_, metric in metrics.items() if comparable(metric, first)}
-    return groups(measure, like_it, ledger.comparisons)
+    return groups(measure, text, like_it, ledger.comparisons)
+
+
+def nearest_on_worst_text(ledger: Ledger) -> list[list[str]]:
+    """Ids of the variants by their divergence on the worst text, in groups that are told apart."""
+    nearness = Nearness(ledger)
+    rows = {row.id: row for row in ledger.variants[1:]}
+    drifts = {id_: drift.value for id_, row in rows.items() if (drift := divergence(row))}
+
+    def apart(a: str, b: str) -> bool:
+        one, other = rows[a], rows[b]
+        return nearness.nearer(one, other) or nearness.nearer(other, one)
+
+    return paired.groups(sorted(drifts, key=drifts.__getitem__), apart)
 
 
 @dataclass(frozen=True)

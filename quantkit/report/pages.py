@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +17,7 @@ from quantkit.course import Underway, roughly
 from quantkit.ledger import Ledger
 from quantkit.recommend import Recommendation, by_default
 from quantkit.report import format as text
+from quantkit.report import texts
 from quantkit.report.cautions import cautions
 from quantkit.report.charts import drift_chart, serving_chart
 from quantkit.report.claims import claims, conclusion
@@ -29,7 +31,7 @@ from quantkit.report.prompts import COLUMNS, answers, finding
 from quantkit.report.prose import Name, listing
 from quantkit.report.recommendation import RULE, advice
 from quantkit.report.split import losses
-from quantkit.report.table import engines, everything, table
+from quantkit.report.table import by_text, engines, everything, table
 from quantkit.report.times import times
 from quantkit.report.tradeoff import tradeoffs
 
@@ -96,6 +98,7 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "findings": findings(ledger) + finding(ledger),
         "cautions": cautions(ledger),
         "table": table(ledger),
+        "by_text": by_text(ledger),
         "everything": everything(ledger),
         "verdicts": verdicts(ledger),
         "losses": losses(ledger),
@@ -107,6 +110,7 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "recipe": recipe_text(ledger),
         "pairs": pairs,
         "text": text,
+        "text_title": partial(texts.title, ledger),
         "is_name": lambda part: isinstance(part, Name),
         "engines": engines,
         "listing": listing,

@@ -110,13 +110,12 @@ def lay_out(
     measures: Sequence[Measure],
     *,
     row_height: float,
-    series: int = 1,
     key: Sequence[tuple[str, int, str]] = (),
     summary: str,
 ) -> Panels | None:
     """Put measures side by side; those without any finite reading are left out.
 
-    None where there is nothing to draw. With several ``series`` a row is divided among them.
+    None where there is nothing to draw. In each panel a row is divided among its series.
     """
     drawn = [measure for measure in measures if any(_values(measure))]
     if not names or not drawn:
@@ -128,7 +127,7 @@ def lay_out(
     panels, left = [], _NAMES + _BETWEEN / 2
     for measure in drawn:
         right = left + room * measure.share / total
-        panels.append(_panel(measure, left, right, middles, row_height, series))
+        panels.append(_panel(measure, left, right, middles, row_height))
         left = right + _BETWEEN
     return Panels(
         summary=summary,
@@ -159,8 +158,8 @@ def _panel(
     right: float,
     middles: list[float],
     row_height: float,
-    series: int,
 ) -> Panel:
+    series = 1 + max(one.series for readings in measure.readings for one in readings)
     values = _values(measure)
     if measure.line_at is not None:
         values.append(measure.line_at)

@@ -24,7 +24,8 @@ RULE = (
     "The rule: of all variants, the original among them, on every engine that served them, those "
     "that meet every limit beyond the noise; of these the one with the most output tokens per "
     "second at the highest concurrency; of those that repetitions cannot tell apart there, the one "
-    "nearest to the original; of those as near, the one that takes the least memory."
+    "nearest to the original; of those as near, the one that takes the least memory. Of several "
+    "texts, each variant counts by the one on which it drifted most."
 )
 NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
 
@@ -84,9 +85,9 @@ def _numbers(one: Assessed, concurrency: int) -> Prose:
             f"{span(one.throughput)} output tokens/s with {concurrency} {requests} at a time"
         )
     if candidate.divergence:
-        parts.append(f"KL divergence {span(candidate.divergence)} nats")
+        parts.append(f"KL divergence {span(candidate.divergence)} nats{_on(candidate)}")
     parts += [
-        f"{check.limit.quantity} {_span(check)}"
+        f"{check.said} {_span(check)}"
         for check in one.checks
         if check.measured and check.limit.name not in ("max-kld", "max-memory")
     ]
@@ -133,8 +134,8 @@ def _runner_up(found: Recommendation) -> Prose:
         text += ("the same weights; ",)
     elif a.divergence and b.divergence:
         text += (
-            f"KL divergence {number(b.divergence.value)} instead of "
-            f"{number(a.divergence.value)} nats ({_nearer(found, a, b)}); ",
+            f"KL divergence {number(b.divergence.value)}{_on(b)} instead of "
+            f"{number(a.divergence.value)}{_on(a)} nats ({_nearer(found, a, b)}); ",
         )
     there, here = (round(one.memory.value) for one in (b, a))
     return (*text, f"{size(there)} of memory instead of {size(here)}.")
@@ -152,15 +153,20 @@ def _change(one: Interval, other: Interval) -> str:
 
 
 def _nearer(found: Recommendation, a: Candidate, b: Candidate) -> str:
-    if found.nearness.nearer(b, a):
+    if found.nearness.nearer(b.row, a.row):
         return "nearer to the original"
-    return "farther from the original" if found.nearness.nearer(a, b) else "not told apart"
+    nearer = found.nearness.nearer(a.row, b.row)
+    return "farther from the original" if nearer else "not told apart"
+
+
+def _on(candidate: Candidate) -> str:
+    return f" on {candidate.worst_text}" if candidate.worst_text else ""
 
 
 def _limits(found: Recommendation) -> Prose:
     """What was asked for."""
     said = [
-        f"{one.quantity} {bound(one)}" + (" (the default)" if one.is_default else "")
+        f"{one.said} {bound(one)}" + (" (the default)" if one.is_default else "")
         for one in found.limits
     ]
     return (f"{'; '.join(said)}." if said else "none.",)
@@ -202,7 +208,7 @@ def _undecided(ledger: Ledger, found: Recommendation) -> list[Prose]:
     for one in found.assessed:
         parts: Prose = ()
         for check in one.open:
-            parts += ("; " if parts else "", f"{check.limit.quantity} {_span(check)}, ")
+            parts += ("; " if parts else "", f"{check.said} {_span(check)}, ")
             parts += (f"{bound(check.limit)}",)
         if parts:
             end = "; if it does, it is the one to ship." if one in found.open else "."
@@ -241,7 +247,7 @@ def _excluded(one: Assessed) -> Prose:
         assert check.measured is not None
         limit = check.limit
         gap = value(limit, abs(check.measured.value - limit.bound))
-        text += ("; " if index else "", f"{limit.quantity} {_span(check)}, {gap} ")
+        text += ("; " if index else "", f"{check.said} {_span(check)}, {gap} ")
         text += (f"{'below' if limit.at_least else 'above'} {value(limit, limit.bound)}",)
     return (*text, ".")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quantkit.ledger import Ledger, Row
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
+from quantkit.report import texts
 from quantkit.report.format import NOTHING, fixed, number, plus_minus, signed
 from quantkit.report.noise import Z95, AgainstFloor, against_floor
 from quantkit.report.panels import Measure, Panels, Reading, lay_out
@@ -41,6 +42,8 @@ class Losses:
     """The section: its chart and its table."""
 
     windows: str
+    text: str
+    """The first of several; else empty."""
     chart: Panels | None
     lines: tuple[Line, ...]
 
@@ -52,6 +55,7 @@ def losses(ledger: Ledger) -> Losses | None:
         return None
     return Losses(
         " or ".join(dict.fromkeys(f"{loss.windows:,}" for _, loss in split)),
+        texts.title(ledger, ledger.texts[0].name) if texts.several(ledger) else "",
         _chart(ledger.noise_floor, split),
         (
             *map(_floor_line, ledger.noise_floor),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantkit.ledger import Ledger, Metric, Row, is_accuracy
 from quantkit.ledger.load import Bench
+from quantkit.recommend.nearness import divergences, mean, worst_text
+from quantkit.report import texts
 from quantkit.report.format import NOTHING, fixed, milliseconds, number, plus_minus, signed, size
 from quantkit.report.noise import Served, against_reference
 
@@ -59,21 +61,39 @@ class Table:
 
 def table(ledger: Ledger) -> Table:
     """Every row of the ledger, in its order."""
+    names = texts.names(ledger)
+    several = texts.several(ledger)
+    drift = _over_texts(ledger) if several else [c for text in names for c in _of(ledger, text)]
     quality = [
         *_storage(ledger),
-        *_perplexity(ledger),
-        *_divergence(ledger),
+        *drift,
         *(column for name in accuracies(ledger) for column in _accuracy(ledger, name)),
     ]
     speed = [column for load in shown(concurrencies(ledger)) for column in _speed(ledger, load)]
     return Table(tuple(ledger.variants), tuple(quality), _engines(ledger), tuple(speed))
 
 
+def by_text(ledger: Ledger) -> Table | None:
+    """The drift of every variant on each of several texts."""
+    if not texts.several(ledger):
+        return None
+    columns = [
+        column
+        for text in texts.names(ledger)
+        for column in _of(ledger, text, texts.title(ledger, text))
+    ]
+    return Table(tuple(ledger.variants), tuple(columns), _engines(ledger), ())
+
+
 def everything(ledger: Ledger) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
     """Names of all metrics, and each row's values by them: nothing in a ledger is left out."""
-    names = list(dict.fromkeys(name for row in ledger.variants for name in row.metrics))
-    rows = [row for row in ledger.variants if row.metrics]
-    return names, [(row.id, [_metric(row.metrics.get(name)) for name in names]) for row in rows]
+    keys = dict.fromkeys((t, name) for row in ledger.variants for t, name, _ in row.all_metrics)
+    several = texts.several(ledger)
+    names = [f"{text} {name}" if text is not None and several else name for text, name in keys]
+    rows = [row for row in ledger.variants if row.texts or row.metrics]
+    return names, [
+        (row.id, [_metric(row.metric(name, text)) for text, name in keys]) for row in rows
+    ]
 
 
 def accuracies(ledger: Ledger) -> list[str]:
@@ -152,53 +172,122 @@ def _bits(row: Row) -> Cell:
     return Cell(fixed(row.bits_per_weight, 2), detail, row.bits_per_weight)
 
 
-def _perplexity(ledger: Ledger) -> list[Column]:
+def _of(ledger: Ledger, text: str, group: str | None = None) -> list[Column]:
+    """One text; its columns stand in two groups, or in one that is named after it."""
     rows = ledger.variants
+    surprise, drift = group or "Perplexity", group or "Drift from the reference"
     return [
         Column(
-            "Perplexity",
-            "value",
+            surprise,
+            "perplexity" if group else "value",
             "Perplexity ± standard error; lower is better.",
-            tuple(_metric(row.metrics.get("ppl")) for row in rows),
+            tuple(_metric(row.metric("ppl", text)) for row in rows),
         ),
         Column(
-            "Perplexity",
+            surprise,
             "drift",
             "Change of the perplexity against the reference, in percent, and the verdict.",
-            tuple(_drift(row, ledger, "ppl") for row in rows),
+            tuple(_drift(row, ledger, "ppl", text) for row in rows),
+        ),
+        Column(
+            drift,
+            "KLD mean",
+            "Mean KL divergence from the reference, nats per token ± standard error.",
+            tuple(_metric(row.metric("kld_mean", text)) for row in rows),
+        ),
+        Column(
+            drift,
+            "KLD p99",
+            "The KL divergence that 99 % of the tokens stay below, nats.",
+            tuple(_metric(row.metric("kld_p99", text)) for row in rows),
+        ),
+        Column(
+            drift,
+            "top-1",
+            "How often the most likely next token is the reference's.",
+            tuple(_metric(row.metric("top1_agreement", text), percent=True) for row in rows),
+        ),
+        Column(
+            drift,
+            "Δp RMS",
+            "Root mean square of the change of the true token's probability, percent.",
+            tuple(_metric(row.metric("delta_p_rms", text), percent=True) for row in rows),
         ),
     ]
 
 
-def _divergence(ledger: Ledger) -> list[Column]:
+def _over_texts(ledger: Ledger) -> list[Column]:
+    """Several texts together: the mean of the drift, and the worst."""
     rows = ledger.variants
-    group = "Drift from the reference"
+    group = f"Drift on {len(ledger.texts)} texts"
     return [
         Column(
             group,
-            "KLD mean",
-            "Mean KL divergence from the reference, nats per token ± standard error.",
-            tuple(_metric(row.metrics.get("kld_mean")) for row in rows),
+            "KLD, mean of texts",
+            "Mean KL divergence, nats per token ± standard error; each text counts alike.",
+            tuple(_mean(row) for row in rows),
         ),
         Column(
             group,
-            "KLD p99",
-            "The KL divergence that 99 % of the tokens stay below, nats.",
-            tuple(_metric(row.metrics.get("kld_p99")) for row in rows),
+            "KLD, worst text",
+            "Mean KL divergence on the text where it is the greatest, and which that is.",
+            tuple(_worst(row, ledger) for row in rows),
         ),
         Column(
             group,
-            "top-1",
-            "How often the most likely next token is the reference's.",
-            tuple(_metric(row.metrics.get("top1_agreement"), percent=True) for row in rows),
+            "perplexity, worst",
+            "Change of the perplexity against the reference on the text where it rises most.",
+            tuple(_worst_rise(row, ledger) for row in rows),
         ),
         Column(
             group,
-            "Δp RMS",
-            "Root mean square of the change of the true token's probability, percent.",
-            tuple(_metric(row.metrics.get("delta_p_rms"), percent=True) for row in rows),
+            "top-1, worst",
+            "How often the most likely next token is the reference's, where it is most seldom.",
+            tuple(_worst_agreement(row, ledger) for row in rows),
         ),
     ]
+
+
+def _mean(row: Row) -> Cell:
+    metrics = divergences(row.texts)
+    if not metrics:
+        return Cell(NOTHING)
+    value, error = mean(metrics.values())
+    return Cell(*plus_minus(value, error), value)
+
+
+def _worst(row: Row, ledger: Ledger) -> Cell:
+    text = worst_text(row.texts)
+    if text is None:
+        return Cell(NOTHING)
+    cell = _metric(row.metric("kld_mean", text))
+    return cell if row is ledger.reference else _on(cell, text)
+
+
+def _worst_rise(row: Row, ledger: Ledger) -> Cell:
+    found = {
+        text: one.drift
+        for text in texts.names(ledger)
+        if (one := against_reference(ledger, row, "ppl", text))
+    }
+    if not found:
+        return Cell(NOTHING)
+    text = max(found, key=found.__getitem__)
+    return _on(_drift(row, ledger, "ppl", text), text)
+
+
+def _worst_agreement(row: Row, ledger: Ledger) -> Cell:
+    found = row.by_text("top1_agreement")
+    if not found:
+        return Cell(NOTHING)
+    text = min(found, key=lambda text: found[text].value)
+    cell = _metric(found[text], percent=True)
+    return cell if row is ledger.reference else _on(cell, text)
+
+
+def _on(cell: Cell, text: str) -> Cell:
+    """With the text's name in small print."""
+    return replace(cell, detail=f"{cell.detail} on {text}".strip())
 
 
 def _accuracy(ledger: Ledger, name: str) -> list[Column]:
@@ -230,12 +319,12 @@ def _metric(metric: Metric | None, *, percent: bool = False) -> Cell:
     return Cell(value + (" %" if percent else ""), detail, _sortable(metric.value))
 
 
-def _drift(row: Row, ledger: Ledger, name: str) -> Cell:
+def _drift(row: Row, ledger: Ledger, name: str, text: str | None = None) -> Cell:
     """Against the reference, with the verdict in small print."""
-    here, there = row.metrics.get(name), ledger.reference.metrics.get(name)
+    here, there = row.metric(name, text), ledger.reference.metric(name, text)
     if row is ledger.reference or here is None or there is None:
         return Cell(NOTHING)
-    comparison = against_reference(ledger, row, name)
+    comparison = against_reference(ledger, row, name, text)
     if comparison is None:
         return Cell(NOTHING, "" if here.protocol == there.protocol else "other protocol")
     drift = comparison.drift

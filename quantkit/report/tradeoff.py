@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quantkit.ledger import REFERENCE, Ledger
 from quantkit.recommend import Interval, Recommendation
 from quantkit.recommend.front import Placed, Standing, front
+from quantkit.recommend.nearness import divergences
 from quantkit.report.format import count, fixed, plus_minus, size, span
 from quantkit.report.labels import Anchor, Box, Label, place
 from quantkit.report.prose import Prose, plain
@@ -60,6 +61,8 @@ class Tradeoff:
     """The chart at one concurrency."""
 
     concurrency: int
+    drift: str
+    """What the vertical axis is."""
     plot: Box
     zero: float
     """Top of the strip of divergence 0."""
@@ -117,8 +120,10 @@ def _tradeoff(
     ]
     plot = Box(_LEFT, _TOP, _RIGHT, _BOTTOM)
     labels = place(anchors, plot)
+    drift = "KL divergence on the worst text" if len(ledger.texts) > 1 else "mean KL divergence"
     return Tradeoff(
         concurrency=concurrency,
+        drift=drift,
         plot=plot,
         zero=_BOTTOM - _ZERO_BAND,
         x_ticks=x.ticks(8),
@@ -145,7 +150,7 @@ def _tradeoff(
         says=_says(placed),
         missing=[row.id for row in ledger.variants if row.id not in ids],
         unlabelled=[id_ for id_, label in zip(ids, labels, strict=True) if not label],
-        summary=_summary(placed, concurrency),
+        summary=_summary(placed, concurrency, drift),
     )
 
 
@@ -189,14 +194,14 @@ def _words(one: Placed) -> str:
     """Everything about a point, a line each: for the tooltip and for a screen reader."""
     row, bench = one.candidate.row, one.candidate.benches[0]
     lines = [row.id, bench.engine, f"{span(one.throughput)} output tokens/s"]
-    metric = row.metrics.get("kld_mean")
     if row.id == REFERENCE:
         lines.append("the reference: divergence 0")
-    elif metric is not None:
-        lines.append(f"KLD mean {' '.join(plus_minus(metric.value, metric.stderr))} nats")
-    agreement = row.metrics.get("top1_agreement")
-    if agreement is not None:
-        lines.append(f"top-1 agreement {fixed(100 * agreement.value, 1)} %")
+    for text, metric in divergences(row.texts).items() if row.id != REFERENCE else ():
+        on = f" on {text}" if len(row.texts) > 1 else ""
+        lines.append(f"KLD mean {' '.join(plus_minus(metric.value, metric.stderr))} nats{on}")
+        agreement = row.metric("top1_agreement", text)
+        if agreement is not None:
+            lines.append(f"top-1 agreement {fixed(100 * agreement.value, 1)} %{on}")
     bits = "" if row.bits_per_weight is None else f", {fixed(row.bits_per_weight, 2)} bits/weight"
     return "\n".join([*lines, f"{size(row.bytes)}{bits}", _stands(one)])
 
@@ -224,10 +229,10 @@ def _says(placed: Sequence[Placed]) -> Prose:
     return text
 
 
-def _summary(placed: Sequence[Placed], concurrency: int) -> str:
+def _summary(placed: Sequence[Placed], concurrency: int, drift: str) -> str:
     points = "1 point" if len(placed) == 1 else f"{count(len(placed))} points"
     return (
-        f"Mean KL divergence (logarithmic) against output tokens per second with {concurrency} "
-        f"concurrent requests; {points}, sized by bytes on disk, with the Pareto front. The table "
-        "has the same numbers."
+        f"{drift[0].upper()}{drift[1:]} (logarithmic) against output tokens per second with "
+        f"{concurrency} concurrent requests; {points}, sized by bytes on disk, with the Pareto "
+        "front. The table has the same numbers."
     )

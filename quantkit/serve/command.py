@@ -10,6 +10,7 @@ from typing import Any
 from quantkit.errors import RecipeError
 from quantkit.ledger import Ledger, Row
 from quantkit.recommend import Candidate, by_default
+from quantkit.recommend.nearness import divergence
 from quantkit.run import LEDGER
 from quantkit.serve.access_log import say
 from quantkit.serve.address import base_url, curl_example, is_loopback
@@ -111,7 +112,7 @@ def best_and_fast(ledger: Ledger) -> dict[str, Row]:
     """``best``: the variant nearest to the original; ``fast``: that with the most tokens a second
     at the highest concurrency; as far as they were measured."""
     rows = [row for row in ledger.variants[1:] if row.failed is None]
-    near = [row for row in rows if "kld_mean" in row.metrics]
+    near = [(drift.value, row) for row in rows if (drift := divergence(row))]
     levels = [bench.concurrency for row in rows for bench in row.bench]
     speeds = {
         row.id: max(b.output_tokens_per_s for b in row.bench if b.concurrency == max(levels))
@@ -120,7 +121,7 @@ def best_and_fast(ledger: Ledger) -> dict[str, Row]:
     }
     found = {}
     if near:
-        found[BEST] = min(near, key=lambda row: row.metrics["kld_mean"].value)
+        found[BEST] = min(near, key=lambda pair: pair[0])[1]
     if speeds:
         found[FAST] = max((row for row in rows if row.id in speeds), key=lambda r: speeds[r.id])
     return found

@@ -192,8 +192,7 @@ def timed(
     steps: Steps,
 ) -> Iterator[str]:
     """Seconds of `quantkit evaluate` beside llama-perplexity's, and the bytes of the reference."""
-    cut = plan.windows
-    assert cut is not None
+    (cut,) = plan.texts.values()
     cache = place / "references"
 
     def build() -> int:
@@ -204,7 +203,12 @@ def timed(
     for scheme, variant in variants.items():
 
         def measure(one: Variant = variant) -> float:
-            return evaluate(one, Reference.build(source, cut, cache), plan).metrics["ppl"].value
+            return (
+                evaluate(one, Reference.of_texts(source, plan.texts, cache), plan)
+                .texts["text"]
+                .metrics["ppl"]
+                .value
+            )
 
         steps.of(f"quantkit: {scheme}", measure)
     yield f"\nreference: {size / 2**20:.0f} MiB\n"
@@ -239,7 +243,7 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- |")
         print(*rows, sep="\n", flush=True)
         if not given.numbers:
-            plan = EvaluationPlan(source.tokenizer, given.context, cut)
+            plan = EvaluationPlan(source.tokenizer, given.context, {"text": cut})
             print("\n".join(timed(source, plan, variants, place, steps)))
 
 

@@ -34,6 +34,9 @@ QUANTIZATION = {
 }
 
 
+TEXT = "pydoc:evaluation"
+
+
 @pytest.fixture
 def theirs(tiny_llama: Path, tmp_path: Path) -> Path:
     """One linear of the tiny Llama as 4-bit noise; its tokenizer saved by another version."""
@@ -51,7 +54,7 @@ def run(source: Path, out: Path, *entries: object) -> dict[str, Row]:
             "name": "brought",
             "source": str(source),
             "convert": list(entries),
-            "evaluate": {"text": "pydoc:evaluation", "windows": 1, "context": 64},
+            "evaluate": {"texts": [TEXT], "windows": 1, "context": 64},
             "bench": None,
         }
     )
@@ -86,10 +89,10 @@ def test_it_stands_in_the_same_comparison(
     # Words, scales of 32 bits and packed zeros; 2 x 8 bytes of shape.
     expected = 4 + (32 + 4) / 64 + 2 * 64 / (256 * 256)
     assert packed.bits_per_weight_quantized == pytest.approx(expected, rel=1e-9)
-    assert packed.metrics["kld_mean"].value > 1e-3
+    assert packed.texts[TEXT].metrics["kld_mean"].value > 1e-3
     # The same file gives the same numbers, wherever it comes from.
     assert brought.bits_per_weight == pytest.approx(made.bits_per_weight)
-    assert brought.metrics["kld_mean"] == made.metrics["kld_mean"]
+    assert brought.texts[TEXT].metrics["kld_mean"] == made.texts[TEXT].metrics["kld_mean"]
     assert wrong.path == str(tmp_path / "wrong")
     assert wrong.failed is not None
     assert wrong.failed.stage == "open"
@@ -99,12 +102,13 @@ def test_it_stands_in_the_same_comparison(
     # Results are found again by the files' hashes, and not for other files.
     capfd.readouterr()
     again = run(tiny_llama, out, *entries)
-    assert again["packed"].metrics == packed.metrics
+    assert again["packed"].texts == packed.texts
     assert "packed-evaluate: done already" in capfd.readouterr().err
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     changed = run(tiny_llama, out, *entries[:1])
-    assert changed["packed"].metrics["kld_mean"].value != packed.metrics["kld_mean"].value
+    before, after = (one.texts[TEXT].metrics["kld_mean"] for one in (packed, changed["packed"]))
+    assert after.value != before.value
 
 
 def test_a_vocabulary_inside_a_gguf_is_compared(tiny_llama: Path, tmp_path: Path) -> None:

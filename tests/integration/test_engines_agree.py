@@ -128,9 +128,9 @@ def test_a_task_gives_nearly_the_same_on_every_engine(
     plan = EvaluationPlan(demo.tokenizer, 200, tasks=TASKS, limit=16, data=data)
     gguf = convert(demo, Spec.parse("gguf:BF16"), None, tmp_path)
     on = {
-        "transformers": evaluate(demo, None, plan),
-        "llamacpp": evaluate(gguf, None, plan),
-        "vllm": evaluate(demo, None, replace(plan, engine="vllm")),
+        "transformers": evaluate(demo, {}, plan),
+        "llamacpp": evaluate(gguf, {}, plan),
+        "vllm": evaluate(demo, {}, replace(plan, engine="vllm")),
     }
     accuracies = [found.metrics["mmlu_acc"] for found in on.values()]
     picks = [found.answers["mmlu_acc"].picks for found in on.values()]

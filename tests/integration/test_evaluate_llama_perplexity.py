@@ -281,13 +281,13 @@ def test_the_source_and_its_gguf_are_the_same_model(
     """Across engines: an unquantized GGUF in llama.cpp against the checkpoint in transformers."""
     from quantkit.evaluate.reference import Reference
 
-    reference = Reference.build(demo, cut, tmp_path)
-    plan = EvaluationPlan(demo.tokenizer, 2048, cut)
+    references = {"pydoc": Reference.build(demo, cut, tmp_path)}
+    plan = EvaluationPlan(demo.tokenizer, 2048, {"pydoc": cut})
     found: dict[str, dict[str, Metric]] = {
-        scheme: evaluate(variants[scheme], reference, plan).metrics
+        scheme: evaluate(variants[scheme], references, plan).texts["pydoc"].metrics
         for scheme in ("BF16", "Q8_0", "Q4_0")
     }
-    itself = evaluate(demo, reference, plan).metrics
+    itself = evaluate(demo, references, plan).texts["pydoc"].metrics
     assert found["BF16"]["ppl"].value == pytest.approx(itself["ppl"].value, rel=2e-3)
     drift = [found[scheme]["kld_mean"].value for scheme in ("BF16", "Q8_0", "Q4_0")]
     assert drift == sorted(drift)

@@ -34,7 +34,8 @@ def test_choices_and_written_answers_in_one_table(tiny_llama: Path) -> None:
         tiny_llama, "--eval", "template", "--eval", "template_answers", "--chat", "--json"
     )
     assert ended.returncode == 0, ended.stderr
-    (measured,) = json.loads(ended.stdout)["models"].values()
+    (found,) = json.loads(ended.stdout)["models"].values()
+    measured = found["metrics"]
     assert measured.keys() == {
         "template_acc", "template_acc_norm", "template_answers_exact_match_stripped",
     }  # fmt: skip
@@ -71,7 +72,7 @@ def test_a_recipe_names_the_engine_for_what_it_takes(
     monkeypatch.setattr(VLLM, "check", lambda *_: None)
     monkeypatch.setattr(VLLM, "language_model", lambda _, *given: Transformers().scorer(*given))
     settings = (
-        f"source={tiny_llama}", "bench=null", "evaluate.text=null", "evaluate.engine=vllm",
+        f"source={tiny_llama}", "bench=null", "evaluate.texts=[]", "evaluate.engine=vllm",
         "evaluate.prompts=null", "evaluate.tasks=[template]", "convert=[gguf:Q8_0]",
     )  # fmt: skip
     ledger = pipeline.run(load_recipe("quickstart", settings), tmp_path / "run")

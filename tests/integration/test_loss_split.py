@@ -94,6 +94,7 @@ def test_a_run_splits_every_loss(
     ledger = pipeline.run(recipe, out)
     assert not ledger.failed
     assert ledger.reference.loss is None
+    own = ledger.reference.texts["pydoc:evaluation"].metrics
     full, q4, gptq = (row.loss for row in ledger.variants[1:])
     assert full is not None
     assert q4 is not None
@@ -103,7 +104,8 @@ def test_a_run_splits_every_loss(
         total = sum(one.value for one in known if one is not None)
         assert total == pytest.approx(loss.total.value, abs=1e-12)
         assert (loss.windows, loss.notes) == (4, [])
-        assert loss.protocol["metrics_version"] == ledger.reference.metrics["ppl"].protocol[
+        assert loss.protocol["text"] == "pydoc:evaluation"  # the first of two
+        assert loss.protocol["metrics_version"] == own["ppl"].protocol[
             "metrics_version"
         ]  # fmt: skip
     for part in (full.conversion, full.quantization, full.engine, full.total):
@@ -120,12 +122,12 @@ def test_a_run_splits_every_loss(
     assert gptq.engine.value == pytest.approx(0, abs=1e-6)
     # As the run's own evaluation has it, on the first four of its six windows.
     assert gptq.kld_quantization is not None
-    whole = ledger.variants[3].metrics["kld_mean"].value
+    whole = ledger.variants[3].texts["pydoc:evaluation"].metrics["kld_mean"].value
     assert gptq.kld_quantization.value == pytest.approx(whole, rel=0.3)
 
     batches, llamacpp, vllm = ledger.noise_floor
     assert (batches.batch, batches.weights) == (2, vllm.weights)
-    assert batches.engine == ledger.reference.metrics["ppl"].engine
+    assert batches.engine == own["ppl"].engine
     assert batches.kld is not None
     assert 0 <= batches.kld.value < 1e-9  # float32 on a CPU
     assert batches.nll.value == pytest.approx(0, abs=1e-7)
@@ -137,13 +139,13 @@ def test_a_run_splits_every_loss(
     assert llamacpp.top1_agreement.value > 0.97
     assert (vllm.engine, vllm.kld) == ("vllm 0.0.0", None)
     assert vllm.nll.value == pytest.approx(0, abs=1e-6)
-    assert "Where the loss comes from" in (out / "report.html").read_text(encoding="utf-8")
+    assert "4 windows of pydoc:evaluation" in (out / "report.html").read_text(encoding="utf-8")
     assert not list((out / "cache").rglob("*.gguf"))  # the unquantized one is gone
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("quantkit.evaluate.text.measure_text", refuse)
+    monkeypatch.setattr("quantkit.evaluate.text.measure_texts", refuse)
     monkeypatch.setattr("quantkit.evaluate.split.window_likelihoods", refuse)
     again = pipeline.run(recipe, out)
     assert [row.loss for row in again.variants] == [row.loss for row in ledger.variants]

@@ -46,7 +46,7 @@ def recipe(source: Path, prompts: Path) -> Recipe:
             "name": "prompts",
             "source": str(source),
             "convert": ["gguf:Q4_0", "gguf:F32"],
-            "evaluate": {"text": None, "prompts": str(prompts), "answer_tokens": TOKENS},
+            "evaluate": {"texts": [], "prompts": str(prompts), "answer_tokens": TOKENS},
             "bench": None,
         }
     )
@@ -161,7 +161,7 @@ def test_the_command_line(tiny_llama: Path, prompts: Path, made: Path, tmp_path:
     row = Ledger.read(made / "ledger.json").variants[1]
     assert row.prompts is not None
     assert found["prompts"] == row.prompts.model_dump(mode="json")
-    assert found["prompts_kld_mean"]["value"] == row.metrics["prompts_kld_mean"].value
+    assert found["metrics"]["prompts_kld_mean"]["value"] == row.metrics["prompts_kld_mean"].value
 
     shown = _quantkit(*command, "--prompts", prompts)
     assert re.search(r"</td><b>python +3 ", shown)

@@ -15,6 +15,7 @@ from quantkit.ledger import Ledger
 from quantkit.recommend.front import front
 from tests import browser, ledgers
 from tests.browser import Page
+from tests.ledger_rows import DOCS
 
 pytestmark = pytest.mark.skipif(
     browser.chromium() is None,
@@ -155,7 +156,7 @@ def test_the_picture_orders_points_by_their_numbers(tab: Page, tmp_path: Path) -
     ledger = show(tab, "quickstart", tmp_path)
     cores = boxes(tab, "figure.tradeoff[data-concurrency='4'] .point .core")
     rates = [row.bench[1].output_tokens_per_s for row in ledger.variants]
-    lost = [row.metrics["kld_mean"].value for row in ledger.variants]
+    lost = [row.texts[DOCS].metrics["kld_mean"].value for row in ledger.variants]
     order = range(len(cores))
     assert sorted(order, key=lambda i: cores[i]["left"]) == sorted(order, key=rates.__getitem__)
     assert sorted(order, key=lambda i: -cores[i]["top"]) == sorted(order, key=lost.__getitem__)

@@ -27,8 +27,11 @@ METRICS = {
     "kld_p99", "kld_p999", "kld_max", "top1_agreement", "top5_agreement", "delta_p_mean",
     "delta_p_rms", "delta_p_min", "delta_p_p001", "delta_p_p01", "delta_p_p05", "delta_p_median",
     "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max",
+}  # fmt: skip
+PROMPTS = {
     "prompts_exact_match", "prompts_text_match", "prompts_kld_mean", "prompts_answer_tokens",
 }  # fmt: skip
+TEXTS = ["pydoc:evaluation", "stdlib:code"]
 SMALL = [
     "calibration.samples=4",
     "calibration.sequence_length=128",
@@ -70,7 +73,9 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(
         "reference", "gguf-Q4_0", "gptq-w4g64", "awq-w4g64",
     ]  # fmt: skip
     for row in ledger.variants:
-        assert set(row.metrics) == METRICS, row.id
+        assert set(row.metrics) == PROMPTS, row.id
+        assert list(row.texts) == TEXTS
+        assert all(set(one.metrics) == METRICS for one in row.texts.values()), row.id
         assert [bench.concurrency for bench in row.bench] == [1, 2]
         for bench in row.bench:
             assert (bench.errors, bench.first_error) == (0, None)
@@ -82,18 +87,27 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(
     served = [row.bench[0].engine.split()[0] for row in ledger.variants]
     assert served == ["vllm", "llamacpp", "vllm", "vllm"]
     reference, gguf, gptq, awq = ledger.variants
-    assert reference.metrics["kld_mean"].value == pytest.approx(0, abs=1e-9)
-    assert reference.metrics["top1_agreement"].value == 1
+    for text in TEXTS:
+        own = reference.texts[text].metrics
+        assert own["kld_mean"].value == pytest.approx(0, abs=1e-9)
+        assert own["top1_agreement"].value == 1
+        for row in (gguf, gptq, awq):
+            found = row.texts[text]
+            assert 0 < found.metrics["kld_mean"].value < 1
+            # The same tokens for all.
+            for name in METRICS:
+                assert found.metrics[name].protocol == own[name].protocol
+            assert found.profile is not None
+            assert len(found.profile.worst) == 5
     for row in (gguf, gptq, awq):
-        assert 0 < row.metrics["kld_mean"].value < 1
-        # The same tokens and questions for all.
-        for name in METRICS:
+        for name in PROMPTS:  # the same prompts
             assert row.metrics[name].protocol == reference.metrics[name].protocol
-        assert row.profile is not None
-        assert len(row.profile.worst) == 5
     # Four rows are six pairs; the reference's own divergence is compared with nobody's.
-    counts = Counter(pair.measure for pair in ledger.comparisons)
-    assert counts == {"ppl": 6, "kld_mean": 3}
+    counts = Counter((pair.measure, pair.text) for pair in ledger.comparisons)
+    assert counts == {
+        **{("ppl", text): 6 for text in TEXTS},
+        **{("kld_mean", text): 3 for text in TEXTS},
+    }
     assert Ledger.read(tmp_path / "run" / "ledger.json") == ledger
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(row.id in page for row in ledger.variants)
@@ -156,7 +170,7 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(
     assert (failed.failed.stage, failed.metrics) == ("convert", {})
     assert "no memory left for the Hessian" in failed.failed.error
     assert good.failed is None
-    assert good.metrics["ppl"].value > 0
+    assert good.texts[TEXTS[0]].metrics["ppl"].value > 0
     assert ledger.failed
     assert [p.name for p in (tmp_path / "run" / "variants").iterdir()] == ["gguf-Q8_0"]
     assert "no memory left" in (tmp_path / "run" / "report.html").read_text()

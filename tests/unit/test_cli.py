@@ -108,7 +108,9 @@ def test_evaluate_a_variant_against_its_source(variant: Path, tiny_llama: Path) 
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
-    measured = found["models"]
+    measured = {
+        name: one["texts"]["pydoc:evaluation"]["metrics"] for name, one in found["models"].items()
+    }
     # The source is measured once, however often it is named.
     assert list(measured) == ["reference", "gguf-Q8_0"]
     assert 0 < measured["gguf-Q8_0"]["kld_mean"]["value"] < 0.05
@@ -120,7 +122,35 @@ def test_evaluate_a_variant_against_its_source(variant: Path, tiny_llama: Path) 
     assert (pair["measure"], pair["a"], pair["b"]) == ("ppl", "reference", "gguf-Q8_0")
     assert pair["n"] == 2
     assert pair["verdict"] in ("better", "worse", "equivalent", "undecided")
-    assert {id_ for group in found["groups"]["ppl"] for id_ in group} == {"reference", "gguf-Q8_0"}
+    (told,) = found["groups"]
+    assert (told["measure"], told["text"]) == ("ppl", "pydoc:evaluation")
+    assert {id_ for group in told["groups"] for id_ in group} == {"reference", "gguf-Q8_0"}
+
+
+def test_evaluate_on_several_texts_prints_the_mean_and_the_worst(
+    variant: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Two and two are four, and four and four are eight. " * 200)
+    command = (
+        "evaluate", variant, "--reference", tiny_llama, "--text", "pydoc:evaluation",
+        "--text", mine, "--windows", "2", "--context", "128",
+    )  # fmt: skip
+    found = json.loads(quantkit(*command, "--json").stdout)
+    on = {name: one["metrics"] for name, one in found["models"]["gguf-Q8_0"]["texts"].items()}
+    assert list(on) == ["pydoc:evaluation", "mine.txt"]
+    assert {one["ppl"]["protocol"]["text_sha256"] for one in on.values()}.__len__() == 2
+    klds = [one["kld_mean"]["value"] for one in on.values()]
+    assert [pair["text"] for pair in found["comparisons"]] == list(on)
+    ended = quantkit(*command)
+    assert ended.returncode == 0, ended.stderr
+    worst = list(on)[klds.index(max(klds))]
+    line = rf"gguf-Q8_0 +{sum(klds) / 2:.4g} ± \S+ +{max(klds):.4g} ± \S+ +{re.escape(worst)}\n"
+    assert re.search(line, ended.stdout), ended.stdout
+    assert "metric on mine.txt" in ended.stdout
+    assert "ppl on mine.txt ±1 %" in ended.stdout
+    twice = (*command, "--text", tmp_path / "elsewhere" / "mine.txt")
+    _fails(2, "mine.txt is there twice", *twice)
 
 
 def test_evaluate_prints_verdicts_of_questions_asked_until_decided(

@@ -11,7 +11,7 @@ import pytest
 
 from quantkit.errors import EvaluationError
 from quantkit.evaluate.compare import compare, verdict
-from quantkit.evaluate.samples import Answers, Evaluated, flips
+from quantkit.evaluate.samples import Answers, Evaluated, MeasuredText, flips
 from quantkit.ledger import Ledger, Metric
 from quantkit.ledger.drift import ALPHA, Comparison
 from tests import ledgers
@@ -22,7 +22,11 @@ def _metric(value: float, **protocol: object) -> Metric:
 
 
 def _text(nll: list[float], kld: list[float], version: int = 2) -> Evaluated:
-    return Evaluated(
+    return Evaluated(texts={"a": _on_text(nll, kld, version)})
+
+
+def _on_text(nll: list[float], kld: list[float], version: int = 2) -> MeasuredText:
+    return MeasuredText(
         metrics={
             "ppl": _metric(1.0, metrics_version=version),
             "kld_mean": _metric(1.0, metrics_version=version),
@@ -141,8 +145,8 @@ def test_many_equal_variants_are_told_apart_in_at_most_5_percent_of_reports() ->
             marks = np.where(rng.random(282) < 0.15, rng.random(282) < 0.5, right)
             quiz = _quiz("".join("01"[int(mark)] for mark in marks), "A" * 282)
             rows[name] = Evaluated(
-                metrics={"ppl": _metric(1.0), **quiz.metrics},
-                windows={"ppl": moved},
+                texts={"a": MeasuredText(metrics={"ppl": _metric(1.0)}, windows={"ppl": moved})},
+                metrics=quiz.metrics,
                 answers=quiz.answers,
             )
         found = compare(rows, tolerance=1.0)
@@ -157,7 +161,7 @@ def test_other_protocols_and_versions_are_refused() -> None:
     nll = [random.Random(i).random() for i in range(4)]
     rows = {"reference": _text(nll, nll), "old": _text(nll, nll, version=1)}
     with pytest.raises(
-        EvaluationError, match=r"reference and old: ppl: .*metrics_version: 2 and 1"
+        EvaluationError, match=r"reference and old: ppl on a: .*metrics_version: 2 and 1"
     ):
         compare(rows, tolerance=1.0)
     quiz = _quiz("10", "AA")
@@ -175,6 +179,6 @@ def test_a_ledger_keeps_comparisons_and_refuses_another_schema(tmp_path: Path) -
     path = tmp_path / "ledger.json"
     ledger.write(path)
     assert Ledger.read(path) == ledger
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 3'))
     with pytest.raises(EvaluationError, match=r"not a ledger this version reads: schema_version"):
         Ledger.read(path)

@@ -109,7 +109,7 @@ def _work(recipe: Recipe, tmp_path: Path) -> tuple[Work, list[str]]:
     source = Checkpoint.open(recipe.source)
     plans = [plan(source, spec) for spec in recipe.specs]
     with open_run(tmp_path / "run") as directory, ExitStack() as stack:
-        texts = Texts(None, None, None)
+        texts = Texts(None, {}, None)
         work = Work(recipe, source, plans, texts, directory, stack, force=False)
         return work, [re.sub("^(gguf|gptq|awq)-.*:", r"\1:", str(step)) for step in work.steps()]
 

@@ -102,9 +102,9 @@ def _run(models: list[Checkpoint], stop: EarlyStop, plan: EvaluationPlan) -> dic
     """As the verbs do: the variants, then the source."""
     found = {}
     for model in models[1:]:
-        found[model.id] = evaluate(model, None, plan, early_stop=stop)
+        found[model.id] = evaluate(model, {}, plan, early_stop=stop)
         stop.note(found[model.id])
-    return {REFERENCE: evaluate(models[0], None, plan, early_stop=stop), **found}
+    return {REFERENCE: evaluate(models[0], {}, plan, early_stop=stop), **found}
 
 
 def _asked(found: dict[str, Evaluated]) -> dict[str, int]:
@@ -129,7 +129,7 @@ def test_each_is_asked_until_its_verdict_and_the_reference_as_far_as_needed(
     between = by_pair["worse", "same"]
     assert between.verdict == "better"
     assert (between.n, between.of) == (asked["worse"], TOTAL)
-    groups = Compared(found, list(by_pair.values())).groups["mmlu_acc"]
+    groups = Compared(found, list(by_pair.values())).groups["mmlu_acc", None]
     assert groups[0] == ["worse"]
     assert {REFERENCE, "same"} <= set(groups[1])
 
@@ -139,7 +139,7 @@ def test_the_answers_are_those_of_all_questions_in_a_random_order(
 ) -> None:
     plan = _plan(models)
     early = _run(models[:2], EarlyStop(models[0], plan, 5.0, 1), plan)["worse"]
-    everything = evaluate(models[1], None, plan)
+    everything = evaluate(models[1], {}, plan)
     given = early.answers["mmlu_acc"]
     whole = everything.answers["mmlu_acc"]
     stop = EarlyStop(models[0], plan, 5.0, 1)

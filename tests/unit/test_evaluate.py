@@ -23,6 +23,7 @@ from quantkit.ledger import Metric, require_comparable
 from quantkit.spec import Spec
 from tests.models import VOCABULARY, make_noisy
 
+References = dict[str, Reference]
 NAMES = [
     "ppl", "non_finite", "ppl_ratio", "kld_mean", "kld_min", "kld_median", "kld_p90", "kld_p95",
     "kld_p99", "kld_p999", "kld_max", "top1_agreement", "top5_agreement", "delta_p_mean",
@@ -39,7 +40,7 @@ def source(tiny_llama: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def plan(source: Checkpoint) -> EvaluationPlan:
     ids = torch.randint(VOCABULARY, (500,), generator=torch.Generator().manual_seed(0)).tolist()
-    return EvaluationPlan(source.tokenizer, 2048, windows(ids, context=64))
+    return EvaluationPlan(source.tokenizer, 2048, {"a": windows(ids, context=64)})
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reference(source: Checkpoint, plan: EvaluationPlan, cache: Path) -> Reference:
-    assert plan.windows is not None
-    return Reference.build(source, plan.windows, cache)
+def reference(source: Checkpoint, plan: EvaluationPlan, cache: Path) -> References:
+    return Reference.of_texts(source, plan.texts, cache)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_the_reference_against_itself(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+    source: Checkpoint, plan: EvaluationPlan, reference: References
 ) -> None:
-    found = evaluate(source, reference, plan)
+    found = evaluate(source, reference, plan).texts["a"]
     metrics = found.metrics
     assert list(metrics) == NAMES
     assert found.profile is None
@@ -81,15 +81,14 @@ def test_a_variant_against_a_slow_loop(
     source: Checkpoint,
     other: Checkpoint,
     plan: EvaluationPlan,
-    reference: Reference,
+    reference: References,
     tmp_path: Path,
 ) -> None:
-    whole = evaluate(other, reference, plan, details=tmp_path)
+    whole = evaluate(other, reference, plan, details=tmp_path).texts["a"]
     metrics = whole.metrics
-    assert plan.windows is not None
     nll, kld, same, change = [], [], [], []
     with TransformersScorer(source, 64) as p, TransformersScorer(other, 64) as q:
-        for window in plan.windows.ids:
+        for window in plan.texts["a"].ids:
             (a,), (b,) = p.logits([window], [0]), q.logits([window], [0])
             for t in range(32, 63):
                 log_p = a[t].double().log_softmax(0)
@@ -114,16 +113,16 @@ def test_a_variant_against_a_slow_loop(
     assert whole.profile is not None
     assert whole.profile.worst[0].kld == metrics["kld_max"].value
     kept = load_file(tmp_path / "positions.safetensors")
-    assert kept["nll"].shape == kept["kld"].shape == (7, 31)
-    assert kept["nll"].flatten().tolist() == pytest.approx(nll, abs=1e-4)
+    assert kept["a/nll"].shape == kept["a/kld"].shape == (7, 31)
+    assert kept["a/nll"].flatten().tolist() == pytest.approx(nll, abs=1e-4)
 
 
 def test_a_gguf_is_measured_in_llama_cpp(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+    source: Checkpoint, plan: EvaluationPlan, reference: References, tmp_path: Path
 ) -> None:
     variant = convert(source, Spec.parse("gguf:F32"), None, tmp_path)
-    metrics = evaluate(variant, reference, plan).metrics
-    same = evaluate(source, reference, plan).metrics
+    metrics = evaluate(variant, reference, plan).texts["a"].metrics
+    same = evaluate(source, reference, plan).texts["a"].metrics
     assert metrics["ppl"].engine.startswith("llamacpp 0.3.")
     assert metrics["ppl"].value == pytest.approx(same["ppl"].value, rel=1e-3)
     assert 0 < metrics["kld_mean"].value < 1e-4
@@ -133,24 +132,24 @@ def test_a_gguf_is_measured_in_llama_cpp(
 
 
 def test_without_a_reference_there_is_perplexity_only(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+    source: Checkpoint, plan: EvaluationPlan, reference: References
 ) -> None:
-    metrics = evaluate(source, None, plan).metrics
+    metrics = evaluate(source, {}, plan).texts["a"].metrics
     assert list(metrics) == ["ppl", "non_finite"]
-    with_reference = evaluate(source, reference, plan).metrics["ppl"]
+    with_reference = evaluate(source, reference, plan).texts["a"].metrics["ppl"]
     assert metrics["ppl"].value == pytest.approx(with_reference.value, rel=1e-6)
 
 
 def test_a_reference_on_other_tokens_is_refused(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference
+    source: Checkpoint, plan: EvaluationPlan, reference: References
 ) -> None:
-    elsewhere = EvaluationPlan(source.tokenizer, 2048, windows(list(range(500)), context=64))
+    elsewhere = EvaluationPlan(source.tokenizer, 2048, {"a": windows(list(range(500)), context=64)})
     with pytest.raises(EvaluationError, match="built on other tokens"):
         evaluate(source, reference, elsewhere)
 
 
 def test_non_finite_values_fail_with_their_count(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+    source: Checkpoint, plan: EvaluationPlan, reference: References, tmp_path: Path
 ) -> None:
     """A token whose embedding is NaN: it spoils its own row of logits, everywhere."""
     path = tmp_path / "damaged"
@@ -159,11 +158,10 @@ def test_non_finite_values_fail_with_their_count(
     tensors["model.embed_tokens.weight"][VOCABULARY - 1] = torch.nan
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     damaged = Checkpoint.open(path)
-    with pytest.raises(EvaluationError, match="non-finite logits at 217 of 217 scored positions"):
+    with pytest.raises(EvaluationError, match="at 217 of 217 scored positions of a"):
         evaluate(damaged, reference, plan)
-    assert plan.windows is not None
     with pytest.raises(EvaluationError, match="the reference itself is not finite"):
-        Reference.build(damaged, plan.windows, tmp_path / "cache")
+        Reference.of_texts(damaged, plan.texts, tmp_path / "cache")
 
 
 def _resized(source: Checkpoint, rows: int, path: Path) -> Checkpoint:
@@ -184,21 +182,21 @@ def _resized(source: Checkpoint, rows: int, path: Path) -> Checkpoint:
 
 
 def test_padding_of_the_vocabulary_is_cut(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+    source: Checkpoint, plan: EvaluationPlan, reference: References, tmp_path: Path
 ) -> None:
     padded = _resized(source, VOCABULARY + 64, tmp_path / "padded")
-    metrics = evaluate(padded, reference, plan).metrics
+    metrics = evaluate(padded, reference, plan).texts["a"].metrics
     assert metrics["kld_mean"].value == pytest.approx(0, abs=1e-7)
     assert metrics["kld_mean"].protocol["vocabulary"] == VOCABULARY
 
 
 def test_a_smaller_vocabulary_is_refused(
-    source: Checkpoint, plan: EvaluationPlan, reference: Reference, tmp_path: Path
+    source: Checkpoint, plan: EvaluationPlan, reference: References, tmp_path: Path
 ) -> None:
     cut = _resized(source, VOCABULARY - 64, tmp_path / "cut")
-    low = EvaluationPlan(source.tokenizer, 2048, windows(list(range(500)), context=64))
+    low = EvaluationPlan(source.tokenizer, 2048, {"a": windows(list(range(500)), context=64)})
     with pytest.raises(EvaluationError, match="960 tokens, the tokenizer has 1024"):
-        evaluate(cut, None, low)
+        evaluate(cut, {}, low)
     with pytest.raises(EngineError, match=r"token 10[0-9]+ in a vocabulary of 960"):
         evaluate(cut, reference, plan)
 
@@ -225,7 +223,7 @@ def test_logits_are_scored_window_by_window(
         return Watching(model, context)
 
     monkeypatch.setattr(Transformers, "scorer", scorer)
-    evaluate(source, None, plan)
+    evaluate(source, {}, plan)
     assert len(alive) == 7
     assert max(alive) <= 2
 

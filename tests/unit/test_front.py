@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from itertools import product
 
+from quantkit.ledger import OnText
 from quantkit.recommend.front import Placed, front, on_front
 from tests import ledgers, loads
-from tests.ledger_rows import LLAMACPP, VLLM
+from tests.ledger_rows import DOCS, LLAMACPP, VLLM
 
 
 def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -59,8 +60,12 @@ def _random_ledger(rng: random.Random) -> ledgers.Ledger:
     rows = []
     for index in range(6):
         like = found.variants[1]
-        kld = like.metrics["kld_mean"].model_copy(
-            update={"value": rng.uniform(0.01, 0.1), "stderr": rng.uniform(0.0005, 0.008)}
+        kld = (
+            like.texts[DOCS]
+            .metrics["kld_mean"]
+            .model_copy(
+                update={"value": rng.uniform(0.01, 0.1), "stderr": rng.uniform(0.0005, 0.008)}
+            )
         )
         rate = rng.uniform(50, 200)
         rates = [rate * (1 + rng.uniform(-0.03, 0.03)) for _ in range(3)]
@@ -68,7 +73,7 @@ def _random_ledger(rng: random.Random) -> ledgers.Ledger:
             like.model_copy(
                 update={
                     "id": f"v{index}",
-                    "metrics": {"kld_mean": kld},
+                    "texts": {DOCS: OnText(metrics={"kld_mean": kld})},
                     "bench": [loads.bench(LLAMACPP, 4, rates)],
                 }
             )

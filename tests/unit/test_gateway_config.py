@@ -13,6 +13,7 @@ from quantkit.recommend import recommend
 from quantkit.serve.arguments import of_pairs, words
 from quantkit.serve.command import ServeCommand, best_and_fast, gateway_config, run
 from quantkit.serve.config import GatewayConfig, load_config, parse_size
+from tests.ledger_rows import DOCS
 from tests.ledgers import quickstart, swept, with_row
 
 FILE = """\
@@ -183,8 +184,8 @@ def test_names_of_a_run() -> None:
     found = quickstart()
     rows = [row for row in found.variants[1:] if not row.failed]
     names = best_and_fast(found)
-    assert names["best"].metrics["kld_mean"].value == min(
-        row.metrics["kld_mean"].value for row in rows if "kld_mean" in row.metrics
+    assert names["best"].texts[DOCS].metrics["kld_mean"].value == min(
+        row.texts[DOCS].metrics["kld_mean"].value for row in rows
     )
     level = max(bench.concurrency for row in rows for bench in row.bench)
     speeds = {b.output_tokens_per_s: r.id for r in rows for b in r.bench if b.concurrency == level}

@@ -230,7 +230,7 @@ def test_flips_of_written_answers_are_by_filter_and_subject(
 
         monkeypatch.setattr(Transformers, "language_model", opened)
         plan = EvaluationPlan(source.tokenizer, 2048, tasks=(str(tmp_path / "mine.yaml"),))
-        return evaluate(source, None, plan, details=tmp_path / "details")
+        return evaluate(source, {}, plan, details=tmp_path / "details")
 
     before, after = evaluated(answers), evaluated(changed)
     first, last = "mine_exact_match_first", "mine_exact_match_last"

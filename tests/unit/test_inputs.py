@@ -81,7 +81,7 @@ def run_of(source: Path, *entries: Any) -> Recipe:
             "name": "r",
             "source": str(source),
             "convert": [*entries],
-            "evaluate": {"text": "pydoc:evaluation", "windows": 1, "context": 64},
+            "evaluate": {"texts": ["pydoc:evaluation"], "windows": 1, "context": 64},
             "bench": None,
         }
     )
@@ -142,7 +142,7 @@ def test_what_was_measured_is_kept_where_the_files_cannot_be_described(
     assert reference.failed is None
     assert row.failed is not None
     assert (row.failed.stage, row.failed.error) == ("describe", "KeyError('F8_E4M3')")
-    assert row.metrics["kld_mean"].value > 0
+    assert row.texts["pydoc:evaluation"].metrics["kld_mean"].value > 0
     assert "KeyError" in (tmp_path / "run" / "report.md").read_text()
 
 
@@ -214,7 +214,7 @@ def test_auto_gptq_as_an_entry_of_a_run(tiny_llama: Path, tmp_path: Path) -> Non
     _, row = pipeline.run(run_of(tiny_llama, {"path": str(path)}), tmp_path / "run").variants
     assert row.failed is None
     assert row.spec == "gptq:w4g64"
-    assert row.metrics["kld_mean"].value > 0
+    assert row.texts["pydoc:evaluation"].metrics["kld_mean"].value > 0
 
 
 def test_auto_awq_settings_are_read(tiny_llama: Path, tmp_path: Path, quantkit: Command) -> None:
@@ -371,7 +371,7 @@ def test_a_gguf_is_known_by_its_first_bytes(
         shutil.copy(tiny_llama / tokenizer, tmp_path)
     found = quantkit("evaluate", file, *TEXT, "--json").json()
     (measured,) = found["models"].values()
-    assert measured["ppl"]["n"] == 31
+    assert measured["texts"]["pydoc:evaluation"]["metrics"]["ppl"]["n"] == 31
 
 
 def test_a_gguf_stands_in_no_checkpoints_place(made: Path, refused: Callable[..., str]) -> None:
@@ -446,7 +446,7 @@ def test_a_run_says_before_its_work_what_will_have_no_results(
     said = ended.err.index("cut: will have no results: ")
     assert said < ended.err.index("gguf-Q8_0: convert")
     rows = {row.id: row for row in Ledger.read(tmp_path / "run" / "ledger.json").variants}
-    assert rows["gguf-Q8_0"].metrics["ppl"].value > 0
+    assert rows["gguf-Q8_0"].texts["pydoc:evaluation"].metrics["ppl"].value > 0
     assert rows["cut"].failed is not None
     assert rows["cut"].failed.stage == "open"
 

@@ -326,7 +326,7 @@ def test_a_mix_shares_no_paragraph_with_the_evaluation_text(
     (tmp_path / "evaluated.txt").write_text(f"{shared}\n")
     parts = [f"{name}: {{text: {tmp_path / name}, share: 1}}" for name in ("one.txt", "two.jsonl")]
     mix = "{" + ", ".join(parts) + "}"
-    evaluated = f"evaluate.text={tmp_path}/evaluated.txt"
+    evaluated = f"evaluate.texts=[{tmp_path}/evaluated.txt]"
     recipe = load_recipe("quickstart", [f"calibration.text={mix}", evaluated])
     with pytest.raises(RecipeError, match=r"'two\.jsonl' holds 1 paragraphs of the evaluation"):
         Texts.load(recipe, Checkpoint.open(str(tiny_llama)), needs_calibration=True)

@@ -20,7 +20,7 @@ from quantkit.engines.base import ServeOptions, ServerCommand
 from quantkit.engines.vllm import VLLM, _cache_bytes
 from quantkit.errors import EngineError
 from quantkit.evaluate.perplexity import windows
-from quantkit.evaluate.samples import Evaluated
+from quantkit.evaluate.samples import Evaluated, MeasuredText
 from quantkit.evaluate.split import window_likelihoods
 from quantkit.recipe import load_recipe
 from quantkit.run import open_run
@@ -141,13 +141,13 @@ def test_a_run_starts_one_server_a_variant(tiny_llama: Path, tmp_path: Path) -> 
     engine = Fake()
     splitting: Any = Splitting(engine)
     with open_run(tmp_path / "run") as directory, ExitStack() as stack:
-        source, texts = Checkpoint.open(tiny_llama), Texts(None, None, None)
+        source, texts = Checkpoint.open(tiny_llama), Texts(None, {}, None)
         work = Work(recipe, source, [], texts, directory, stack, force=False)
         work.benching = Benching(engine, tmp_path / "logs")  # type: ignore[assignment]
         work._splitting = splitting
         for row in work.rows[1:]:
             row.model = Variant(row.id, tmp_path, "gptq", "w4g64", None)
-            row.evaluated = Evaluated(windows={"ppl": [1.0]})
+            row.evaluated = Evaluated(texts={"a": MeasuredText(metrics={}, windows={"ppl": [1.0]})})
         for step in work.steps():
             if step.stage in ("bench", "split") and step.row != "reference":
                 step.work()

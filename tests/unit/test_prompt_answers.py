@@ -86,7 +86,7 @@ def test_a_variant_against_a_slow_loop(
     plan: EvaluationPlan,
     tmp_path: Path,
 ) -> None:
-    whole = evaluate(other, None, plan, tmp_path, reference)
+    whole = evaluate(other, {}, plan, tmp_path, reference)
     found = {name.removeprefix("prompts_"): one for name, one in whole.metrics.items()}
     same, places, klds = [], [], []
     with TransformersScorer(source, 2048) as p, TransformersScorer(other, 2048) as q:
@@ -123,7 +123,7 @@ def test_a_variant_against_a_slow_loop(
 def test_the_reference_against_itself(
     source: Checkpoint, reference: ReferenceAnswers, plan: EvaluationPlan
 ) -> None:
-    found = evaluate(source, None, plan, answers=reference)
+    found = evaluate(source, {}, plan, answers=reference)
     values = {name: one.value for name, one in found.metrics.items()}
     tokens = sum(map(len, reference.answers)) / len(LINES)
     assert values == {
@@ -141,12 +141,12 @@ def test_a_copy_is_run_and_says_the_same(
     (tmp_path / "copy" / "special_tokens_map.json").write_text("{}")
     copy = Checkpoint.open(tmp_path / "copy")
     assert not reference.is_of(copy)
-    found = evaluate(copy, None, plan, answers=reference)
+    found = evaluate(copy, {}, plan, answers=reference)
     assert found.metrics["prompts_exact_match"].value == 1
     assert found.metrics["prompts_kld_mean"].value == pytest.approx(0, abs=1e-9)
     assert found.prompts is not None
     assert found.prompts.most_different == []
-    own = evaluate(source, None, plan, answers=reference)
+    own = evaluate(source, {}, plan, answers=reference)
     for name in own.metrics:
         require_comparable(name, own.metrics[name], found.metrics[name])
 
@@ -155,7 +155,7 @@ def test_a_gguf_answers_in_llama_cpp(
     source: Checkpoint, reference: ReferenceAnswers, plan: EvaluationPlan, tmp_path: Path
 ) -> None:
     variant = convert(source, Spec.parse("gguf:F32"), None, tmp_path)
-    metrics = evaluate(variant, None, plan, answers=reference).metrics
+    metrics = evaluate(variant, {}, plan, answers=reference).metrics
     assert metrics["prompts_kld_mean"].engine.startswith("llamacpp")
     assert 0 < metrics["prompts_kld_mean"].value < 1e-4
     assert metrics["prompts_exact_match"].value >= 0.8
@@ -201,7 +201,7 @@ def test_non_finite_values_fail_with_their_count(
     damaged = Checkpoint.open(path)
     n = sum(map(len, reference.answers))
     with pytest.raises(EvaluationError, match=f"non-finite logits at {n} of {n} tokens"):
-        evaluate(damaged, None, plan, answers=reference)
+        evaluate(damaged, {}, plan, answers=reference)
     with pytest.raises(EngineError, match="not numbers"):
         ReferenceAnswers.build(damaged, prompts, tmp_path)
     assert list(tmp_path.glob("*.safetensors")) == []

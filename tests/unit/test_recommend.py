@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from quantkit.errors import EvaluationError, RecipeError
-from quantkit.ledger import Failure, Ledger, Row
+from quantkit.ledger import Failure, Ledger, OnText, Row
 from quantkit.ledger.load import Slo
 from quantkit.recommend import Recommendation, Wants, by_default, recommend
 from quantkit.recommend.interval import Interval, of_repetitions
 from tests import ledgers, loads
-from tests.ledger_rows import LLAMACPP, VLLM
+from tests.ledger_rows import DOCS, LLAMACPP, VLLM, with_metrics
 
 MB = 10**6
 
@@ -30,14 +30,9 @@ def row(
 ) -> Row:
     """A variant with a divergence, and a bench at 4 requests at a time with these repetitions."""
     like = ledgers.quickstart().variants[1]
-    mean = like.metrics["kld_mean"].model_copy(update={"value": kld, "stderr": error})
-    return like.model_copy(
-        update={
-            "id": id_,
-            "metrics": like.metrics | {"kld_mean": mean},
-            "bench": [loads.bench(engine, 4, rates, memory=memory, **load)],
-        }
-    )
+    mean = like.texts[DOCS].metrics["kld_mean"].model_copy(update={"value": kld, "stderr": error})
+    bench = [loads.bench(engine, 4, rates, memory=memory, **load)]
+    return with_metrics(like, kld_mean=mean).model_copy(update={"id": id_, "bench": bench})
 
 
 def ledger(*rows: Row) -> Ledger:
@@ -155,7 +150,7 @@ def test_drifts_inside_the_noise_are_decided_by_memory() -> None:
         row(name, 0.02, [99.0, 100.0, 101.0], memory=memory, error=0.001)
         for name, memory in (("large", 900 * MB), ("little", 300 * MB))
     ]
-    rows = [rows[0], rows[1].model_copy(update={"metrics": rows[0].metrics})]
+    rows = [rows[0], rows[1].model_copy(update={"texts": rows[0].texts})]
     found = recommend(ledger(*rows))
     assert found.choice is not None
     assert (picked(found), found.choice.by) == ("little", "memory")
@@ -226,7 +221,7 @@ def test_what_is_missing_is_named_and_not_recommended() -> None:
         update={"id": "broken", "failed": Failure(stage="evaluate", error="it died")}
     )
     unbenched = FAST.model_copy(update={"id": "unbenched", "bench": []})
-    unmeasured = FAST.model_copy(update={"id": "unmeasured", "metrics": {}})
+    unmeasured = FAST.model_copy(update={"id": "unmeasured", "texts": {}, "metrics": {}})
     lower = FAST.model_copy(
         update={"id": "lower", "bench": [loads.bench(LLAMACPP, 1, steady(999.0))]}
     )
@@ -263,9 +258,10 @@ def test_a_bench_that_failed_on_one_engine_does_not_take_the_other_away() -> Non
 
 
 def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
-    bare = [one.model_copy(update={"metrics": {"ppl": one.metrics["ppl"]}}) for one in (FAST, NEAR)]
+    ppl = {DOCS: OnText(metrics={"ppl": FAST.texts[DOCS].metrics["ppl"]})}
+    bare = [one.model_copy(update={"texts": ppl, "metrics": {}}) for one in (FAST, NEAR)]
     found = ledgers.quickstart()
-    original = found.variants[0].model_copy(update={"metrics": {}, "bench": []})
+    original = found.variants[0].model_copy(update={"texts": {}, "metrics": {}, "bench": []})
     made = found.model_copy(update={"variants": [original, *bare], "comparisons": []})
     assert picked(recommend(made)) == "fast"  # and no limit on drift, for there is none to know
     assert recommend(made).limits == ()
@@ -275,7 +271,7 @@ def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
 
 
 def test_nothing_is_recommended_of_which_nobody_knows_what_it_lost() -> None:
-    bare = [one.model_copy(update={"metrics": {}}) for one in (FAST, NEAR)]
+    bare = [one.model_copy(update={"texts": {}, "metrics": {}}) for one in (FAST, NEAR)]
     made = ledger(*bare).model_copy(update={"comparisons": []})
     with pytest.raises(EvaluationError, match="what the variants lost was not measured; give the"):
         recommend(made)

@@ -49,9 +49,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     compute = module._compute
 
-    def noted(checkpoint: Checkpoint, cut: Windows, path: Path) -> None:
+    def noted(checkpoint: Checkpoint, wanted: Sequence[tuple[Windows, Path]]) -> None:
         found.append(checkpoint.id)
-        compute(checkpoint, cut, path)
+        compute(checkpoint, wanted)
 
     monkeypatch.setattr(module, "_compute", noted)
     return found
@@ -147,6 +147,24 @@ def test_one_window_is_read_at_a_time(
     monkeypatch.setattr(ZipFile, "read", noted)
     reference.logits(3)
     assert opened == ["windows/000003"]
+
+
+def test_several_texts_take_one_start_of_the_source_and_share_its_output(
+    source: Checkpoint, cut: Windows, tmp_path: Path, runs: list[str]
+) -> None:
+    others = {n: windows(list(range(n, n + 64)), context=64) for n in (1, 2)}
+    found = Reference.of_texts(source, {"a": cut, "b": others[1]}, tmp_path)
+    assert runs == ["tiny-llama"]
+    assert found["a"].output is found["b"].output
+    alone = Reference.build(source, others[1], tmp_path / "alone")
+    assert torch.equal(found["b"].logits(0), alone.logits(0))
+    assert found["b"].windows == others[1]
+    # Only the text that is not known yet is computed.
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.zip")}
+    Reference.of_texts(source, {"a": cut, "c": others[2]}, tmp_path)
+    again = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.zip")}
+    assert len(again) == 3
+    assert kept.items() <= again.items()
 
 
 def test_one_window_is_written_at_a_time(

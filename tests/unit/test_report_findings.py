@@ -101,14 +101,13 @@ def test_a_subject_that_fell_is_named() -> None:
 
 
 def test_profiles_have_a_row_a_variant() -> None:
-    found = profiles(ledgers.quickstart())
-    assert found is not None
+    (found,) = profiles(ledgers.quickstart())
     assert found.positions[0] == "256 to 319"
     assert found.confidences[-1] == "95 to 100 %"
     id_, cells = found.rows[1]
     assert id_ == "gguf-Q4_K_M"
     assert (cells[0], cells[-1]) == ("0.025", "0.0072")  # 0.0241 x 1.04 and x 0.3
-    assert profiles(ledgers.unmeasured()) is None
+    assert profiles(ledgers.unmeasured()) == []
 
 
 def test_throughput_is_set_against_the_reference() -> None:
@@ -144,9 +143,9 @@ def test_drift_columns() -> None:
 
 def test_other_protocols_give_no_drift_and_a_caution() -> None:
     ledger = ledgers.quickstart()
-    metrics = dict(ledger.variants[1].metrics)
-    metrics["ppl"] = ledger_rows.metric(5.0, 0.1, protocol={"context": 2048})
-    ledger = ledgers.with_row(ledger, 1, metrics=metrics)
+    ppl = ledger_rows.metric(5.0, 0.1, protocol={"context": 2048})
+    row = ledger_rows.with_metrics(ledger.variants[1], ppl=ppl)
+    ledger = ledgers.with_row(ledger, 1, texts=row.texts)
     assert column(ledger, "Perplexity", "drift")[1] == "–"
     assert "gguf-Q8_0" not in said(ledger)["Perplexity"]
     assert "another protocol than the reference, so not compared with it: gguf-Q8_0: ppl" in warned(
@@ -156,9 +155,9 @@ def test_other_protocols_give_no_drift_and_a_caution() -> None:
 
 def test_what_is_not_finite_is_shown_and_not_ranked() -> None:
     ledger = ledgers.quickstart()
-    metrics = dict(ledger.variants[3].metrics)
-    metrics["kld_mean"] = metrics["kld_mean"].model_copy(update={"value": math.nan})
-    ledger = ledgers.with_row(ledger, 3, metrics=metrics)
+    kld = ledger_rows.metric(math.nan, 0.1)
+    row = ledger_rows.with_metrics(ledger.variants[3], kld_mean=kld)
+    ledger = ledgers.with_row(ledger, 3, texts=row.texts)
     assert column(ledger, "Drift from the reference", "KLD mean")[3] == "not finite"
     assert "gguf-Q4_0" not in said(ledger)["KL divergence"]
     assert "Not finite, so left out of every comparison: gguf-Q4_0: kld_mean." in warned(ledger)
@@ -180,8 +179,7 @@ def test_cautions_of_the_demo_and_of_a_gap() -> None:
 def test_the_caution_of_a_mix_counts_the_samples_of_the_evaluations_dataset() -> None:
     ledger = ledgers.quickstart()
     assert ledger.calibration is not None
-    assert ledger.text is not None
-    text = ledger.text.model_copy(update={"dataset": "pydoc:evaluation"})
+    text = ledger.texts[0].model_copy(update={"dataset": "pydoc:evaluation"})
 
     def mixed(*datasets: str) -> str:
         kinds = [
@@ -190,7 +188,7 @@ def test_the_caution_of_a_mix_counts_the_samples_of_the_evaluations_dataset() ->
         ]
         given = {"dataset": "mix", "revision": None, "kinds": kinds}
         record = ledger.calibration.model_copy(update=given)
-        return warned(ledger.model_copy(update={"calibration": record, "text": text}))
+        return warned(ledger.model_copy(update={"calibration": record, "texts": [text]}))
 
     alike = "16 of 32 calibration samples are of the evaluation text's own dataset."
     assert alike in mixed("pydoc:calibration", "stdlib:calibration")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from quantkit.ledger import is_accuracy
+from quantkit.ledger import OnText, is_accuracy
 from quantkit.report import format as text
 from quantkit.report.noise import (
     Served,
@@ -19,7 +19,7 @@ from quantkit.report.noise import (
 from quantkit.report.scales import Scale, around, from_zero, logarithmic
 from quantkit.report.table import shown, task_title
 from tests import loads
-from tests.ledger_rows import bench, metric
+from tests.ledger_rows import DOCS, bench, metric
 from tests.ledgers import quickstart, unmeasured, with_row
 
 
@@ -87,23 +87,23 @@ def test_other_protocols_are_not_compared() -> None:
     assert not comparable(a, b)
     assert not comparable(a, metric(math.nan, 0.1))
     ledger = quickstart()
-    pair = against_reference(ledger, ledger.variants[1], "ppl")
+    pair = against_reference(ledger, ledger.variants[1], "ppl", DOCS)
     assert pair is not None
     assert (pair.a, pair.b) == ("reference", "gguf-Q8_0")
-    changed = with_row(ledger, 1, metrics={"ppl": b})
-    assert against_reference(changed, changed.variants[1], "ppl") is None
+    changed = with_row(ledger, 1, texts={DOCS: OnText(metrics={"ppl": b})})
+    assert against_reference(changed, changed.variants[1], "ppl", DOCS) is None
 
 
 def test_tiers_go_by_the_paired_tests_and_not_by_the_errors_of_the_values() -> None:
     # 21.98 ± 0.32 against 21.43 ± 0.31: each alone says nothing, the windows in pairs do.
-    assert tiers(quickstart(), "ppl") == [
+    assert tiers(quickstart(), "ppl", DOCS) == [
         ["reference", "gguf-Q8_0"],
         ["gguf-Q4_K_M"],
         ["gptq-w4g64", "awq-w4g64"],
         ["gguf-Q4_0"],
     ]
     assert len(tiers(quickstart(), "mmlu_acc")) == 1
-    assert tiers(unmeasured(), "ppl") == []
+    assert tiers(unmeasured(), "ppl", DOCS) == []
 
 
 def test_fastest_names_all_that_repetitions_cannot_tell_apart() -> None:

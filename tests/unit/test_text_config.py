@@ -70,7 +70,7 @@ def test_evaluation_is_refused_before_any_work(path: Path) -> None:
 def test_a_run_that_measures_is_refused_by_its_plan(path: Path) -> None:
     recipe = {"name": "sees", "source": str(path), "convert": ["gguf:Q8_0"]}
     with pytest.raises(IncompatibleVariant, match=MESSAGE):
-        pipeline.plan(Recipe.model_validate(recipe | {"evaluate": {"text": "pydoc:evaluation"}}))
+        pipeline.plan(Recipe.model_validate(recipe | {"evaluate": {"texts": ["pydoc:evaluation"]}}))
 
 
 def test_blocks_are_refused_by_the_plan(path: Path) -> None:
