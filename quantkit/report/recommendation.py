@@ -134,8 +134,8 @@ def _runner_up(found: Recommendation) -> Prose:
         text += ("the same weights; ",)
     elif a.divergence and b.divergence:
         text += (
-            f"KL divergence {number(b.divergence.value)}{_on(b)} instead of "
-            f"{number(a.divergence.value)}{_on(a)} nats ({_nearer(found, a, b)}); ",
+            f"KL divergence {number(b.divergence.value)}{_on(b, ' nats')} instead of "
+            f"{number(a.divergence.value)} nats{_on(a)} ({_nearer(found, a, b)}); ",
         )
     there, here = (round(one.memory.value) for one in (b, a))
     return (*text, f"{size(there)} of memory instead of {size(here)}.")
@@ -159,8 +159,9 @@ def _nearer(found: Recommendation, a: Candidate, b: Candidate) -> str:
     return "farther from the original" if nearer else "not told apart"
 
 
-def _on(candidate: Candidate) -> str:
-    return f" on {candidate.worst_text}" if candidate.worst_text else ""
+def _on(candidate: Candidate, unit: str = "") -> str:
+    """``on stdlib:code``, after the unit; nothing where it goes without saying."""
+    return f"{unit} on {candidate.worst_text}" if candidate.worst_text else ""
 
 
 def _limits(found: Recommendation) -> Prose:

@@ -22,9 +22,12 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium to look at the report with: apt-get install chromium",
 )
 
-EVERY = ("quickstart", "failed", "without_bench", "unmeasured", "hostile", "crowded", "swept")
+EVERY = (
+    "quickstart", "two_texts", "failed", "without_bench", "unmeasured", "hostile", "crowded",
+    "swept",
+)  # fmt: skip
 
-IDS = "[...document.querySelectorAll('.variants tbody th code')].map(e => e.textContent)"
+IDS = "[...document.querySelectorAll('#table .variants tbody th code')].map(e => e.textContent)"
 BOXES = """[...document.querySelectorAll(%s)].map(e => {
   const r = e.getBoundingClientRect();
   const s = (e.closest("svg.chart") ?? document.documentElement).getBoundingClientRect();
@@ -170,7 +173,9 @@ def test_the_picture_orders_points_by_their_numbers(tab: Page, tmp_path: Path) -
     assert ((widths[1] - border) / (widths[3] - border)) ** 2 == pytest.approx(q8 / q4, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "hostile", "crowded", "failed", "swept"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "two_texts", "hostile", "crowded", "failed", "swept"]
+)
 def test_no_text_of_the_other_charts_is_cut_off_or_covered(
     tab: Page, name: str, tmp_path: Path
 ) -> None:

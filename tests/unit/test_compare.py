@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import EvaluationError
-from quantkit.evaluate.compare import compare, verdict
+from quantkit.evaluate.compare import Compared, compare, verdict
 from quantkit.evaluate.samples import Answers, Evaluated, MeasuredText, flips
 from quantkit.ledger import Ledger, Metric
 from quantkit.ledger.drift import ALPHA, Comparison
@@ -182,3 +182,40 @@ def test_a_ledger_keeps_comparisons_and_refuses_another_schema(tmp_path: Path) -
     path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 3'))
     with pytest.raises(EvaluationError, match=r"not a ledger this version reads: schema_version"):
         Ledger.read(path)
+
+
+def test_texts_are_compared_each_for_itself_and_corrected_together() -> None:
+    rng = np.random.default_rng(3)
+    nll, noise = rng.normal(3, 0.4, 30), rng.normal(0, 0.01, (2, 30))
+    zero = [0.0] * 30
+
+    def row(shift: float) -> Evaluated:
+        """Worse by ``shift`` on the second text only, whose windows are other ones and fewer."""
+        easy = MeasuredText(
+            metrics={"ppl": _metric(1.0, text="easy")},
+            windows={"ppl": (nll + noise[0] * (shift > 0)).tolist()},
+        )
+        hard = _on_text((nll[:20] + 1 + shift + noise[1][:20]).tolist(), zero[:20])
+        return Evaluated(texts={"easy": easy, "hard": hard})
+
+    rows = {"reference": row(0.0), "v": row(0.05)}
+    found = compare(rows, tolerance=1.0)
+    assert [(c.measure, c.text, c.n) for c in found] == [("ppl", "easy", 30), ("ppl", "hard", 20)]
+    easy, hard = found
+    assert hard.drift == pytest.approx(100 * math.expm1(0.05))
+    assert (easy.verdict, hard.verdict) == ("equivalent", "worse")
+    # Two pairs of one measure: Holm doubles the smaller p.
+    assert hard.p_adjusted == pytest.approx(2 * hard.p)
+    (alone,) = compare({n: Evaluated(texts={"easy": r.texts["easy"]}) for n, r in rows.items()}, 1)
+    assert easy.p == pytest.approx(alone.p)
+    groups = Compared(rows, found).groups
+    assert groups == {
+        ("ppl", "easy"): [["reference", "v"]],
+        ("ppl", "hard"): [["reference"], ["v"]],
+    }
+
+
+def test_a_row_that_lacks_a_text_is_compared_on_the_others() -> None:
+    both = Evaluated(texts={"a": _on_text([1.0, 2.0], [0, 0]), "b": _on_text([1.0], [0])})
+    found = compare({"reference": both, "v": _text([1.0, 2.1], [0.1, 0.1])}, tolerance=1.0)
+    assert [(c.measure, c.text) for c in found] == [("ppl", "a")]

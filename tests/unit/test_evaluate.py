@@ -237,3 +237,34 @@ def test_results_of_two_protocols_are_not_compared() -> None:
         require_comparable("ppl", metric(context=512), metric(context=2048))
     with pytest.raises(EvaluationError, match="bos: None and 1"):
         require_comparable("ppl", metric(), metric(bos=1))
+
+
+def test_several_texts_are_measured_as_each_alone_and_by_one_start(
+    source: Checkpoint, other: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    draws = torch.randint(VOCABULARY, (2, 300), generator=generator).tolist()
+    texts = {"a": windows(draws[0], context=64), "b": windows(draws[1], context=64, limit=2)}
+    alone = {}
+    for name, cut in texts.items():
+        plan = EvaluationPlan(source.tokenizer, 2048, {name: cut})
+        alone |= evaluate(other, Reference.of_texts(source, plan.texts, cache), plan).texts
+    starts = []
+    scorer = Transformers.scorer
+
+    def noted(self: Transformers, model: Checkpoint, context: int) -> Scorer:
+        starts.append(model.id)
+        return scorer(self, model, context)
+
+    monkeypatch.setattr(Transformers, "scorer", noted)
+    plan = EvaluationPlan(source.tokenizer, 2048, texts)
+    references = Reference.of_texts(source, texts, cache)
+    together = evaluate(other, references, plan)
+    assert together.texts == alone
+    assert starts == [other.id]
+    assert together.metrics == {}
+    assert [one.metrics["ppl"].n for one in together.texts.values()] == [4 * 31, 2 * 31]
+    a, b = (one.metrics["kld_mean"] for one in together.texts.values())
+    assert (a.protocol["text"], b.protocol["text"]) == ("a", "b")
+    with pytest.raises(EvaluationError, match="text_sha256"):
+        require_comparable("kld_mean", a, b)

@@ -9,11 +9,14 @@ import pytest
 
 from quantkit.errors import EvaluationError, RecipeError
 from quantkit.ledger import Failure, Ledger, OnText, Row
+from quantkit.ledger.drift import Comparison
 from quantkit.ledger.load import Slo
-from quantkit.recommend import Recommendation, Wants, by_default, recommend
+from quantkit.recommend import Nearness, Recommendation, Wants, by_default, recommend
 from quantkit.recommend.interval import Interval, of_repetitions
+from quantkit.report.prose import plain
+from quantkit.report.recommendation import advice
 from tests import ledgers, loads
-from tests.ledger_rows import DOCS, LLAMACPP, VLLM, with_metrics
+from tests.ledger_rows import CODE, DOCS, LLAMACPP, VLLM, with_metrics
 
 MB = 10**6
 
@@ -300,3 +303,68 @@ def test_intervals_of_repetitions() -> None:
     assert not of_repetitions([100.0]).overlaps(of_repetitions([89.9]))
     ratio = Interval(100.0, 90.0, 110.0).over(Interval(50.0, 40.0, 60.0))
     assert (ratio.value, ratio.low, ratio.high) == (2.0, 1.5, 2.75)
+
+
+def on_code(row: Row, kld: float, error: float = 0.0001) -> Row:
+    """The row, with this divergence on a second text."""
+    mean = row.texts[DOCS].metrics["kld_mean"].model_copy(update={"value": kld, "stderr": error})
+    return row.model_copy(update={"texts": row.texts | {CODE: OnText(metrics={"kld_mean": mean})}})
+
+
+def of_two_texts(*rows: Row) -> Ledger:
+    """Without paired tests: intervals decide."""
+    found = ledger(*rows)
+    texts = [found.texts[0], found.texts[0].model_copy(update={"name": CODE})]
+    return found.model_copy(update={"texts": texts, "comparisons": []})
+
+
+def test_the_limit_on_drift_holds_on_the_worst_text_unless_the_mean_is_asked_for() -> None:
+    """On average 0.045 nats, which the default limit of 0.05 allows; on code 0.08."""
+    uneven = on_code(row("fast", 0.01, steady(200.0)), 0.08)
+    even = on_code(row("near", 0.001, steady(100.0)), 0.04)
+    made = of_two_texts(uneven, even)
+    found = recommend(made)
+    assert picked(found) == "near"
+    (check,) = next(one for one in found.assessed if one.candidate.row.id == "fast").checks
+    assert (check.state, check.text, check.said) == (
+        "excluded", CODE, "KL divergence on stdlib:code",
+    )  # fmt: skip
+    said = advice(made, found)
+    assert plain(said.limits).startswith("KL divergence on the worst text at most 0.0500 nats")
+    assert "KL divergence on stdlib:code 0.0800 nats" in plain(said.excluded[0])
+    assert picked(recommend(made, Wants(drift="mean"))) == "fast"
+    (check,) = recommend(made, Wants(drift="mean")).assessed[0].checks
+    assert check.measured is not None
+    assert check.measured.value == pytest.approx((0.01 + 0.08) / 2)
+    # Of two independent errors of 0.0001 each.
+    half = 1.959964 * 0.0001 * 2**0.5 / 2
+    assert check.measured.high - check.measured.value == pytest.approx(half)
+    assert check.said == "KL divergence on average over the texts"
+
+
+def test_what_may_exceed_the_limit_on_any_text_is_not_known_to_meet_it() -> None:
+    """The worst value is clear, and another text's interval reaches over the limit."""
+    one = on_code(row("one", 0.045, steady(100.0), error=0.0001), 0.04, error=0.01)
+    assert states(recommend(of_two_texts(one)), "one") == {"max-kld": "undecided"}
+
+
+def test_nearness_goes_by_the_paired_test_on_ones_own_worst_text() -> None:
+    """Intervals of the two overlap on each text; only the paired tests tell them apart."""
+    a, b = (on_code(row(name, 0.02, steady(100.0), error=0.01), 0.03, error=0.01) for name in "ab")
+    made = of_two_texts(a, b)
+    assert not Nearness(made).nearer(a, b)
+
+    def pair(text: str, drift: float, p: float) -> Comparison:
+        like = next(c for c in ledgers.quickstart().comparisons if c.measure == "kld_mean")
+        update = {"text": text, "a": "a", "b": "b", "drift": drift, "p_adjusted": p}
+        return like.model_copy(update=update)
+
+    code = made.model_copy(update={"comparisons": [pair(DOCS, -1, 0.5), pair(CODE, 0.001, 0.01)]})
+    assert Nearness(code).nearer(a, b)
+    assert not Nearness(code).nearer(b, a)
+    # On the mean it must be nearer on every text.
+    assert not Nearness(code, "mean").nearer(a, b)
+    both = [pair(DOCS, 0.001, 0.01), pair(CODE, 0.001, 0.01)]
+    assert Nearness(made.model_copy(update={"comparisons": both}), "mean").nearer(a, b)
+    other = made.model_copy(update={"comparisons": [pair(DOCS, 0.001, 0.01), pair(CODE, 1, 0.5)]})
+    assert not Nearness(other).nearer(a, b)

@@ -5,12 +5,14 @@ import math
 
 from quantkit.ledger import Ledger
 from quantkit.ledger.drift import SubjectDrift
+from quantkit.report import texts
 from quantkit.report.cautions import cautions
+from quantkit.report.charts import drift_chart
 from quantkit.report.drifts import profiles, verdicts
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.method import measured
 from quantkit.report.prose import Name, listing, plain
-from quantkit.report.table import table
+from quantkit.report.table import by_text, everything, table
 from quantkit.variant import KindRecord
 from tests import ledger_rows, ledgers
 
@@ -215,3 +217,83 @@ def test_measured_puts_equal_protocols_together() -> None:
 def test_listing() -> None:
     assert plain(listing(["a"])) == "a"
     assert listing(["a", "b", "c"]) == (Name("a"), ", ", Name("b"), " and ", Name("c"))
+
+
+def test_several_texts_name_the_worst_and_mark_what_is_like_the_calibration() -> None:
+    ledger = ledgers.two_texts()
+    found = said(ledger)
+    assert (
+        "gptq-w4g64 0.07760 ± 0.00095 nats on average, worst 0.1164 ± 0.0018 on stdlib:code;"
+        in (found["Drift on 2 texts"])
+    )
+    assert found["Drift on 2 texts"].endswith("pydoc:evaluation is like the calibration.")
+    # 0.0388 on the calibration's own kind and 0.1164 on code: another order on each.
+    alike = found["KL divergence on pydoc:evaluation, like the calibration"]
+    assert alike.index("gptq-w4g64") < alike.index("awq-w4g64")
+    code = found["KL divergence on stdlib:code"]
+    assert code.index("awq-w4g64") < code.index("gptq-w4g64")
+    assert "gptq-w4g64 (+10.8 %)" in found["Perplexity on stdlib:code"]
+    nearest = headlines(ledger)[0]
+    assert plain(nearest.answer) == "gguf-Q8_0"
+    assert "nats on average, worst 0.001222 ± 0.000026 on stdlib:code" in plain(nearest.evidence)
+    assert "the drift on stdlib:code is free of it" in warned(ledger)
+    assert "of one kind" not in warned(ledger)
+
+
+def test_the_table_of_several_texts_has_their_mean_and_the_worst() -> None:
+    ledger = ledgers.two_texts()
+    group = "Drift on 2 texts"
+    assert column(ledger, group, "KLD, mean of texts")[4] == "0.07760"  # (0.0388 + 0.1164) / 2
+    assert column(ledger, group, "KLD, worst text")[4:] == ["0.1164", "0.03950"]
+    assert column(ledger, group, "perplexity, worst")[4] == "+10.8 %"
+    whole = by_text(ledger)
+    assert whole is not None
+    assert [title for title, _ in whole.groups] == [
+        "pydoc:evaluation, like the calibration", "stdlib:code",
+    ]  # fmt: skip
+    assert by_text(ledgers.quickstart()) is None
+    names, rows = everything(ledger)
+    assert names.count("stdlib:code kld_mean") == names.count("pydoc:evaluation kld_mean") == 1
+    (gptq,) = (cells for id_, cells in rows if id_ == "gptq-w4g64")
+    assert gptq[names.index("stdlib:code kld_mean")].text == "0.1164"
+
+
+def test_each_text_has_verdicts_and_a_profile() -> None:
+    ledger = ledgers.two_texts()
+    assert [one.title for one in verdicts(ledger)] == [
+        "Perplexity on pydoc:evaluation, like the calibration", "Perplexity on stdlib:code", "MMLU",
+    ]  # fmt: skip
+    assert [one.text for one in profiles(ledger)] == ["pydoc:evaluation", "stdlib:code"]
+
+
+def test_the_chart_of_several_texts_has_a_line_for_each_in_a_row() -> None:
+    chart = drift_chart(ledgers.two_texts())
+    assert chart is not None
+    divergence = chart.panels[0]
+    means = [mark for mark in divergence.marks if mark.kind == "mean"]
+    assert [mark.series for mark in means] == [0, 1] * 5
+    row = means[6:8]  # gptq: three times as far on code, on the same scale
+    assert row[0].x < row[1].x
+    assert row[0].y < row[1].y
+    assert all(mark.span and mark.span[0] < mark.x < mark.span[1] for mark in means)
+    assert row[1].words.endswith("on stdlib:code")
+    assert [text for *_, text in chart.key[3:]] == [
+        "pydoc:evaluation, like the calibration", "stdlib:code",
+    ]  # fmt: skip
+    mmlu = chart.panels[-1]  # of no text: in the middle of its row
+    assert {mark.series for mark in mmlu.marks} == {0}
+    assert mmlu.marks[0].y == chart.names[0].y
+
+
+def test_the_mark_says_how_much_of_a_mix_is_alike() -> None:
+    ledger = ledgers.two_texts()
+    assert ledger.calibration is not None
+    kinds = [
+        KindRecord(kind=name, dataset=name, revision=None, share=share, samples=samples)
+        for name, share, samples in (("stdlib:calibration", 0.25, 8), ("packages:web", 0.75, 24))
+    ]
+    record = ledger.calibration.model_copy(update={"dataset": "mix", "kinds": kinds})
+    ledger = ledger.model_copy(update={"calibration": record})
+    assert texts.title(ledger, "stdlib:code") == "stdlib:code, like 25 % of the calibration"
+    assert texts.title(ledger, "pydoc:evaluation") == "pydoc:evaluation"
+    assert "8 of stdlib:code's own dataset" in warned(ledger)
