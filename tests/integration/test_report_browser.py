@@ -81,7 +81,7 @@ def test_it_asks_for_nothing_complains_of_nothing_and_has_every_row(
     assert asked == [(tmp_path / "report.html").as_uri()]
     assert tab.complaints == []
     seen = tab.run(
-        "[...document.querySelectorAll('.variants tbody th code')].map(e => e.textContent)"
+        "[...document.querySelectorAll('#table .variants tbody th code')].map(e => e.textContent)"
     )
     assert seen == [row.id for row in ledger.variants]
     samples = tab.run("[...document.querySelectorAll('blockquote')].map(e => e.textContent)")
