@@ -229,10 +229,6 @@ def _without(seen: str, text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip() not in known)
 
 
-EVALUATED = ("pydoc:evaluation", "stdlib:code")
-"""Those of them that are for evaluation, and come from what is installed."""
-
-
 def _installed(kind: str) -> Text:
     from quantkit import installed_texts
 
