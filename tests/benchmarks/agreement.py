@@ -203,12 +203,9 @@ def timed(
     for scheme, variant in variants.items():
 
         def measure(one: Variant = variant) -> float:
-            return (
-                evaluate(one, Reference.of_texts(source, plan.texts, cache), plan)
-                .texts["text"]
-                .metrics["ppl"]
-                .value
-            )
+            references = Reference.of_texts(source, plan.texts, cache)
+            (found,) = evaluate(one, references, plan).texts.values()
+            return found.metrics["ppl"].value
 
         steps.of(f"quantkit: {scheme}", measure)
     yield f"\nreference: {size / 2**20:.0f} MiB\n"

@@ -17,7 +17,7 @@ UNDERWAY = Underway("gptq-w4g64: bench", 11, 20, ("gptq-w4g64", "awq-w4g64"), 25
 
 def _growing() -> list[Ledger]:
     """A run's ledger at its start, when its GGUF variants were evaluated, and near its end."""
-    whole = ledgers.quickstart()
+    whole = ledgers.two_texts()
 
     def bare(row: Row) -> Row:
         return Row(id=row.id, spec=row.spec, path=row.path)
@@ -26,14 +26,14 @@ def _growing() -> list[Ledger]:
     early = {"bench": [], "sample": None}
     evaluated = [own, *variants[:3]]
     return [
-        whole.model_copy(update={"variants": rows, "text": text, "comparisons": []})
-        for rows, text in (
-            ([bare(row) for row in whole.variants], None),
+        whole.model_copy(update={"variants": rows, "texts": texts, "comparisons": []})
+        for rows, texts in (
+            ([bare(row) for row in whole.variants], []),
             (
                 [*(one.model_copy(update=early) for one in evaluated), *map(bare, variants[3:])],
-                whole.text,
+                whole.texts,
             ),
-            ([own, *variants[:4], bare(variants[4])], whole.text),
+            ([own, *variants[:4], bare(variants[4])], whole.texts),
         )
     ]
 
