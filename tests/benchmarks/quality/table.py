@@ -28,7 +28,7 @@ def tables(records: list[Record]) -> Iterator[str]:
             if (record.model, record.scored) == (model, scored)
             and record.calibration in ("", calibration)
         ]
-        rows.sort(key=lambda r: (METHODS[r.method].grid is None, r.scheme, order.index(r.method)))
+        rows.sort(key=lambda r: (*_scheme(r), order.index(r.method)))
         yield f"**{model}**, calibrated on {calibration}; scored: {scored}\n"
         yield _line(HEAD) + _line(["---"] * len(HEAD)) + "".join(_row(r, rows) for r in rows)
         yield _by_text(rows)
@@ -40,6 +40,12 @@ def ratio(scores: Scores, rounding: Scores) -> tuple[float, float]:
     residuals = [a - over * b for a, b in zip(scores.kld, rounding.kld, strict=True)]
     error = stdev(residuals) / math.sqrt(len(residuals)) if len(residuals) > 1 else math.nan
     return over, error / fmean(rounding.kld)
+
+
+def _scheme(record: Record) -> tuple[bool, int]:
+    """llama.cpp's types last, the others by their group size."""
+    size = record.scheme.rpartition("g")[2]
+    return METHODS[record.method].grid is None, int(size) if size.isdigit() else 0
 
 
 def _row(record: Record, rows: list[Record]) -> str:
