@@ -83,10 +83,10 @@ def run_course(
         waiting = tuple(dict.fromkeys(one.row for one in ahead))
         left = pace.seconds(ahead)
         underway = Underway(str(step), index, len(steps), waiting, left)
-        say(f"[{index + 1}/{len(steps)}] {step} (about {roughly(left)} left)")
-        _try(publish, underway)
-        started = clock()
         try:
+            say(f"[{index + 1}/{len(steps)}] {step} (about {roughly(left)} left)")
+            _try(publish, underway)
+            started = clock()
             step.work()
         except BaseException:
             _try(publish, replace(underway, ended=True))

@@ -83,6 +83,19 @@ def test_what_ends_a_run_is_told_and_passed_on() -> None:
     ]  # fmt: skip
 
 
+def test_an_interrupt_while_the_report_is_written_is_told_too() -> None:
+    told: list[Underway] = []
+
+    def publish(underway: Underway) -> None:
+        told.append(underway)
+        if not underway.ended:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_course([Step("a", "convert", 1, nothing)], publish)
+    assert [one.ended for one in told] == [False, True]
+
+
 def test_a_report_that_cannot_be_written_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     done: list[int] = []
 
