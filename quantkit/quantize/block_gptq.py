@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from quantkit.decoder.expert_names import SHARING_INPUT, expert_of, is_routed
 from quantkit.quantize.gptq import DAMP_PERCENT, Kernels, Solved, gptq, refit
 from quantkit.quantize.inputs import (
     InputStatistics,
+    Reached,
     add_correction,
     add_gram,
     dead_channels,
     empty_gram,
-    reach,
 )
 from quantkit.quantize.learned import Start, learn
+from quantkit.quantize.passes import Passes
 from quantkit.quantize.rounding import (
     Integers,
     QuantizedBlock,
@@ -52,10 +52,20 @@ class BlockGPTQ:
         original = _sharing_weights(block.module)
         starts: dict[str, Start] = {}
         notes: list[str] = []
-        for names in _sharing_inputs(block):
-            solved = self._solve(block, original, names)
-            notes += self._notes(f"{block.name}.{names[0]}", solved)
-            starts |= _take(block.module, names, solved)
+        shared = _sharing_inputs(block)
+        at = [names[0] for names in shared], STREAMS
+        with (
+            Passes(block.module, block.inputs, block.run_batch, *at) as now,
+            Passes(original, block.source, block.run_batch, *at) as before,
+        ):
+            for names in shared:
+                reached = now.reach(names[0]), before.reach(names[0])
+                weights = _stacked(original, names)
+                solved = self._solve(block, weights, names, zip(*reached, strict=True))
+                notes += self._notes(f"{block.name}.{names[0]}", solved)
+                starts |= _take(block.module, names, solved)
+            if is_source:
+                before.finish()
         unseen: set[str] = set()
         for names, hessian in _routed(block):
             solved = self._gptq(block, names, _stacked(block.module, names), hessian)
@@ -65,11 +75,10 @@ class BlockGPTQ:
                 notes += self._notes(f"{block.name}.{names[0]}", solved)
             starts |= _take(block.module, names, solved)
         notes += unseen_note(block, unseen)
-        # As an attempt that goes on does it, for the same bits.
-        exact = original if is_source else block.blocks.load(block.index)
-        target = block.advance_source(exact)
+        if not is_source:  # as an attempt that goes on does it, for the same bits
+            block.advance_source(block.blocks.load(block.index))
         if self._iters:
-            learned = learn(block, target, starts, self._iters)
+            learned = learn(block, block.source, starts, self._iters)
             return QuantizedBlock(learned.integers, tuple(notes))
         return QuantizedBlock({name: s.integers for name, s in starts.items()}, tuple(notes))
 
@@ -83,14 +92,19 @@ class BlockGPTQ:
             found[name] = plain(weight.float(), scheme.bits, size, self._dtype)
         return found
 
-    def _solve(self, block: StreamedBlock, original: nn.Module, names: list[str]) -> Solved:
-        """Linears with one input have one Hessian: they are solved stacked."""
-        name = names[0]
-        weights = _stacked(original, names)
+    def _solve(
+        self,
+        block: StreamedBlock,
+        weights: torch.Tensor,
+        names: list[str],
+        pairs: Iterable[tuple[Reached, Reached]],
+    ) -> Solved:
+        """Linears with one input have one Hessian: they are solved stacked.
+
+        ``pairs``: what they are given now, and in the source, batch by batch.
+        """
         hessian = lost = behind = torch.empty(0)
-        for number, (now, before) in enumerate(zip(block.inputs, block.source, strict=True)):
-            given = reach(block.module, name, STREAMS.get(name), partial(block.run_batch, now))
-            exact = reach(original, name, STREAMS.get(name), partial(block.run_batch, before))
+        for number, (given, exact) in enumerate(pairs):
             with stage("hessian"):
                 if number == 0:
                     hessian, lost = empty_gram(given.inputs), empty_gram(given.inputs)
