@@ -35,6 +35,7 @@ test: vllm
 	@command -v chromium >/dev/null || \
 		echo "no chromium: the report's browser tests are skipped (Debian: apt-get install chromium)"
 	$(BIN)/python -m pytest tests
+	@$(MAKE) --no-print-directory docs
 
 test-unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical
