@@ -34,7 +34,8 @@ test: vllm
 	$(BIN)/python -m tests.fetch_llama_cpp
 	@command -v chromium >/dev/null || \
 		echo "no chromium: the report's browser tests are skipped (Debian: apt-get install chromium)"
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical
+	$(BIN)/python -m pytest tests/integration
 	@$(MAKE) --no-print-directory docs
 
 test-unit: setup

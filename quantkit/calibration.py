@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _DAY = datetime(2026, 1, 1)
 """What templates are told that today is: tomorrow's calibration is of the same tokens."""
 _HELD_OUT = 2
-"""Windows of each kind that quantizers do not see."""
+"""Windows of each kind, at most, that quantizers do not see but are judged on."""
+_SHORTEST = 64
+"""Tokens of one of these."""
 _CHARACTERS = 16
 """More than a token has in any ordinary text."""
 
@@ -129,6 +131,7 @@ def calibrate(
     for part in judges.parts if judges else ():
         if part.text not in mix.texts and part.kind not in held_out:
             held_out[part.kind] = _first_windows(part.text, tokenizer, sequence_length)
+    held_out = _affordable(held_out, samples * sequence_length)
     bos = bos_id(tokenizer)
     if bos is not None:
         for some in (chosen, *held_out.values()):
@@ -148,8 +151,19 @@ def calibrate(
         ),
         place,
         devices.precision(precision, place),
-        {kind: some for kind, some in held_out.items() if len(some)},
+        held_out,
     )
+
+
+def _affordable(held_out: Mapping[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
+    """As much of each kind as makes an eighth of the ``tokens`` to calibrate on, since all of it
+    runs through three models: whole windows, or the beginning of one."""
+    some = {kind: windows for kind, windows in held_out.items() if len(windows)}
+    each = tokens // (8 * max(1, len(some)))
+    return {
+        kind: windows[: max(1, each // windows.shape[1]), : max(_SHORTEST, each)].contiguous()
+        for kind, windows in some.items()
+    }
 
 
 def _first_windows(text: Text, tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:

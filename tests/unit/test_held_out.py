@@ -61,8 +61,21 @@ def test_held_out_windows_are_none_of_the_calibration(windows: Calibration) -> N
     assert set(windows.held_out) == {"numbers", "code"}
     seen = {tuple(row.tolist()) for row in windows.ids}
     for ids in windows.held_out.values():
-        assert ids.shape == (2, 64)
+        assert ids.shape == (1, 64)
         assert not seen & {tuple(row.tolist()) for row in ids}
+
+
+@pytest.mark.parametrize(
+    ("samples", "shape"),
+    [(64, (2, 128)), (40, (2, 128)), (16, (1, 128)), (12, (1, 96)), (4, (1, 64))],
+)
+def test_held_out_windows_are_an_eighth_of_the_tokens(
+    tiny_llama: Path, samples: int, shape: tuple[int, int]
+) -> None:
+    """Two windows of each of two kinds at most, and no fewer than 64 tokens of each."""
+    tokenizer = Checkpoint.open(tiny_llama).tokenizer
+    found = calibrate(_mix(), tokenizer, samples=samples, sequence_length=128, seed=0)
+    assert {ids.shape for ids in found.held_out.values()} == {shape}
 
 
 def test_held_out_windows_change_none_of_one_text(tiny_llama: Path) -> None:
