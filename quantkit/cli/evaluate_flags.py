@@ -58,7 +58,7 @@ show_default="the one that gives full logits for the format",
                 multiple=True,
                 metavar="TEXT",
                 help="Text for perplexity and KL divergence: a name such as "
-"wikitext-2:test or stdlib:code, or a UTF-8 file. May be repeated: each is measured for itself.",
+"wikitext-2:test or stdlib:code, or a UTF-8 file. Each is measured for itself. May be repeated.",
                 show_default="none",
             ),
             click.option(

@@ -203,6 +203,6 @@ def test_a_plan_names_its_engine_or_the_one_that_has_logits(
     assert replace(plan, engine="vllm").engine_of(source).name == "vllm"
     # The reference of GGUF variants that llama.cpp is asked to measure.
     assert replace(plan, engine="llamacpp").engine_of(source).name == "transformers"
-    text = replace(plan, engine="vllm", windows=windows(list(range(64)), 32, None, None))
+    text = replace(plan, engine="vllm", texts={"t": windows(list(range(64)), 32, None, None)})
     with pytest.raises(EvaluationError, match=r"vllm gives no logits .*transformers gives them$"):
         text.engine_of(source)
