@@ -13,7 +13,7 @@ from quantkit.quantize.awq import Grid
 def exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torch.Tensor:
     """The output of ``block``, the first one or a copy of it, in float32 throughout."""
     with torch.no_grad():
-        return torch.cat([block(batch, **blocks.arguments(0)) for batch in hidden])
+        return torch.cat([block(batch, **blocks.arguments(0, batch.shape[1])) for batch in hidden])
 
 
 def rounded(blocks: DecoderBlocks, grid: Grid) -> nn.Module:

@@ -86,7 +86,7 @@ class DecoderBlocks:
                     f"{checkpoint.path}: {name} {list(checkpoint.tensors[name].shape)}: "
                     f"{type(model).__name__} of its config.json has no such tensor"
                 )
-        self._arguments: list[dict[str, Any]] = []
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -130,7 +130,9 @@ class DecoderBlocks:
         hidden = Activations(shape, batch=batch, device=self.device)
         with torch.no_grad():
             decoder(input_ids=ids[:1], use_cache=False)
-            self._arguments = [_to(recorder.arguments, self.device) for recorder in recorders]
+            self._arguments[ids.shape[1]] = [
+                _to(recorder.arguments, self.device) for recorder in recorders
+            ]
             for index, part in enumerate(torch.split(ids, batch)):
                 decoder(input_ids=part, use_cache=False)
                 hidden.replace(index, recorders[0].hidden)
@@ -182,9 +184,10 @@ class DecoderBlocks:
         block.load_state_dict(state, assign=True)
         return block.eval().requires_grad_(False)
 
-    def arguments(self, index: int) -> dict[str, Any]:
-        """What the model passes to block ``index`` besides the activations."""
-        return self._arguments[index]
+    def arguments(self, index: int, length: int) -> dict[str, Any]:
+        """What the model passes to block ``index`` besides activations of ``length`` tokens, as
+        many as windows had that were embedded."""
+        return self._arguments[length][index]
 
     def run(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """The block's output for one batch of activations, both (B, T, hidden) float32 on the
@@ -195,7 +198,9 @@ class DecoderBlocks:
     def compute(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """As ``run``, with gradients where they are enabled."""
         with self.autocast():
-            output: torch.Tensor = block(batch.to(self.wide), **self._arguments[index])
+            output: torch.Tensor = block(
+                batch.to(self.wide), **self.arguments(index, batch.shape[1])
+            )
             return output.float()
 
     def advance(self, index: int, block: nn.Module, hidden: Activations) -> None:

@@ -36,7 +36,7 @@ def test_blocks_in_turn_equal_the_whole_model(model: str, request: pytest.Fixtur
         hidden = torch.cat(list(blocks.embed(IDS)))
         assert torch.equal(hidden, expected[0])
         for index in range(len(blocks) - 1):
-            hidden = blocks.load(index)(hidden, **blocks.arguments(index))
+            hidden = blocks.load(index)(hidden, **blocks.arguments(index, hidden.shape[1]))
             torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-4, atol=1e-4)
 
 

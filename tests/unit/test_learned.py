@@ -53,7 +53,7 @@ def test_a_block_learns_to_give_what_the_source_gives(tiny_llama: Path) -> None:
         total = 0.0
         with torch.no_grad():
             for batch, wanted in zip(block.inputs, block.source or (), strict=True):
-                given = module(batch, **block.blocks.arguments(0))
+                given = module(batch, **block.blocks.arguments(0, batch.shape[1]))
                 total += float((given - wanted).square().mean())
         return total
 
