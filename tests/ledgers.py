@@ -103,7 +103,7 @@ def quickstart() -> Ledger:
 
 
 def swept() -> Ledger:
-    """Six variants and the original, on the engines that take them, at 1 to 32 requests at once."""
+    """Six variants and the reference, on all engines that take them, 1 to 32 requests at once."""
     ledger = quickstart()
     bandwidth = MemoryBandwidth(
         read_bytes_per_s=2.1e10, copy_bytes_per_s=1.9e10, triad_bytes_per_s=2.0e10, threads=2,

@@ -113,7 +113,7 @@ def goodput(engine: str, rate: float, above: float | None, slo: Slo = SLO) -> Go
 
 
 def swept() -> list[Row]:
-    """Original and six variants on two engines, as a GPU-less server would measure them: llama.cpp
+    """Reference and six variants on two engines, as a GPU-less server would measure them: llama.cpp
     is the faster for one request and levels off soon, vLLM goes on."""
     return [
         _on(ledger_rows.reference(), (VLLM, 27.9, 14.0, 2_310_000_000)),

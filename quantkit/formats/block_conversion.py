@@ -187,8 +187,10 @@ def _advance_held_out(
     """Send held-out text through a block that computes with what was written."""
     if not held_out:
         return {}
-    original = block.blocks.load(block.index)
-    return held_out.advance(block.index, original, quantize.rounded(block, original), block.module)
+    source_block = block.blocks.load(block.index)
+    return held_out.advance(
+        block.index, source_block, quantize.rounded(block, source_block), block.module
+    )
 
 
 class _Finished(BaseModel):

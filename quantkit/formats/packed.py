@@ -99,7 +99,7 @@ def refuse_packed(spec: object, checkpoint: Checkpoint) -> None:
     if found := Quantization.of(checkpoint.path):
         raise ConversionError(
             f"{spec}: {checkpoint.id} is quantized already ({found.config['quant_method']}); "
-            "convert the original weights"
+            "convert the unquantized weights"
         )
 
 

@@ -103,10 +103,10 @@ def search_scales(
     output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ).
     """
     readers = [block.get_submodule(name) for name in family.readers]
-    originals = [linear_weight(block, name) for name in family.readers]
+    floats = [linear_weight(block, name) for name in family.readers]
     fold = fold_channels(block, family)
     strength = fold.reduce(mean_abs)
-    relative = fold.reduce(_relative_weight(originals, grid.group_size))
+    relative = fold.reduce(_relative_weight(floats, grid.group_size))
     judge = block.get_submodule(family.judge) if family.judge else None
     wanted = run(judge) if run and judge is not None else None
 
@@ -121,16 +121,16 @@ def search_scales(
         scale = fold.expand(scale / (scale.max() * scale.min()).sqrt())
         if wanted is None or run is None or judge is None:
             error = 0.0
-            for weight in originals:
+            for weight in floats:
                 lost = weight - rounded(weight, scale)
                 error += float((lost @ hessian).mul_(lost).sum())
         else:
-            for reader, weight in zip(readers, originals, strict=True):
+            for reader, weight in zip(readers, floats, strict=True):
                 reader.weight.data = rounded(weight, scale)
             error = float((run(judge) - wanted).square_().mean())
         if error < best:
             best, chosen = error, scale
-    for reader, weight in zip(readers, originals, strict=True):
+    for reader, weight in zip(readers, floats, strict=True):
         reader.weight.data = weight
     return chosen
 

@@ -49,18 +49,18 @@ class BlockGPTQ:
     def __call__(self, block: StreamedBlock, *, is_source: bool = True) -> QuantizedBlock:
         """The integers of a block's linears. ``is_source``: whether it is the source's to the
         bit, not only what it computes."""
-        original = _sharing_weights(block.module)
+        source_block = _sharing_weights(block.module)
         starts: dict[str, Start] = {}
         notes: list[str] = []
         shared = _sharing_inputs(block)
         at = [names[0] for names in shared], STREAMS
         with (
             Passes(block.module, block.inputs, block.run_batch, *at) as now,
-            Passes(original, block.source, block.run_batch, *at) as before,
+            Passes(source_block, block.source, block.run_batch, *at) as before,
         ):
             for names in shared:
                 reached = now.reach(names[0]), before.reach(names[0])
-                weights = _stacked(original, names)
+                weights = _stacked(source_block, names)
                 solved = self._solve(block, weights, names, zip(*reached, strict=True))
                 notes += self._notes(f"{block.name}.{names[0]}", solved)
                 starts |= _take(block.module, names, solved)

@@ -48,22 +48,21 @@ class HeldOut:
     def advance(
         self,
         index: int,
-        original: nn.Module,
+        source_block: nn.Module,
         rounding: Mapping[str, Integers],
         quantized: nn.Module,
     ) -> dict[str, Deviation]:
         """Send all through block ``index``: the deviation of ``quantized``, by kind.
 
-        ``original``: the block as the source has it; it computes with the weights of ``rounding``
-        afterwards.
+        ``source_block`` has the source's weights, and those of ``rounding`` afterwards.
         """
         blocks = self._blocks
         given = torch.cat(list(self._quantized))
-        exact = torch.cat([blocks.run(index, original, batch) for batch in self._quantized])
-        blocks.advance(index, original, self._source)
+        exact = torch.cat([blocks.run(index, source_block, batch) for batch in self._quantized])
+        blocks.advance(index, source_block, self._source)
         blocks.advance(index, quantized, self._quantized)
-        give(original, rounding)
-        blocks.advance(index, original, self._rounded)
+        give(source_block, rounding)
+        blocks.advance(index, source_block, self._rounded)
         found = torch.cat(list(self._quantized))
         return {
             kind: deviation(found[windows], exact[windows], given[windows])

@@ -33,10 +33,10 @@ class StreamedBlock:
         """As the checkpoint calls it: ``model.layers.3``."""
         return self.blocks.prefix(self.index).removesuffix(".")
 
-    def advance_source(self, original: nn.Module) -> Activations:
-        """Let the float block, which ``original`` is, turn ``source`` into its outputs there: what
-        this block should give, and the next one's source. A quantizer does this once."""
-        self.blocks.advance(self.index, original, self.source)
+    def advance_source(self, source_block: nn.Module) -> Activations:
+        """Let ``source_block``, the float block, turn ``source`` into its outputs there: what this
+        block should give, and the next one's source. A quantizer does this once."""
+        self.blocks.advance(self.index, source_block, self.source)
         return self.source
 
     def run(self) -> None:

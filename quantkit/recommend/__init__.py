@@ -1,9 +1,9 @@
 """What to ship: the variant and engine that a ledger speaks for, and what it cannot decide.
 
-The rule. Of all whole variants, the original among them, on every engine that served them: those
+The rule. Of all whole variants, the reference among them, on every engine that served them: those
 that meet every limit beyond the noise; of these the one with the most output tokens per second at
 the highest concurrency; of several that the repetitions cannot tell apart there, the one nearest to
-the original; of several that the windows of text cannot tell apart, the one that takes the least
+the reference; of several that the windows of text cannot tell apart, the one that takes the least
 memory. Of several texts, a variant counts by the one on which it drifted most.
 """
 

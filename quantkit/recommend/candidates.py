@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def divergence(self) -> Interval | None:
-        """KL divergence from the original, nats, over the texts as ``drift`` says; None where it
+        """KL divergence from the reference, nats, over the texts as ``drift`` says; None where it
         was not measured."""
         return divergence(self.row, self.drift)
 
@@ -104,7 +104,7 @@ def throughput(bench: Delivered) -> Interval:
 
 
 def candidates(ledger: Ledger, drift: Drift = "worst") -> list[Candidate]:
-    """Each whole row on each engine that served it, the original among them.
+    """Each whole row on each engine that served it, the reference among them.
 
     A row whose bench failed is whole: what was measured before counts, on each engine.
     """

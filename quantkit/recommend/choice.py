@@ -15,7 +15,7 @@ from quantkit.recommend.nearness import Nearness
 
 Reason = Literal["only", "throughput", "drift", "memory", "nothing"]
 """What decided: it alone meets all; it is faster than all others; of those as fast, it is nearer
-to the original than all others; of those as near, it takes the least memory; nothing did, and its
+to the reference than all others; of those as near, it takes the least memory; nothing did, and its
 median is the highest."""
 
 

@@ -29,7 +29,7 @@ class Interval:
 
     @classmethod
     def exactly(cls, value: float) -> Interval:
-        """A value that has no error, such as the original's drift from itself."""
+        """A value that has no error, such as the reference's drift from itself."""
         return cls(value, value, value)
 
     @property

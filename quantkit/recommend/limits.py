@@ -172,7 +172,7 @@ def _drop(ledger: Ledger, measure: str, points: float) -> Limit:
     }
 
     def lost(candidate: Candidate) -> Interval | None:
-        """Points below the original, with the interval of the paired test."""
+        """Points below the reference, with the interval of the paired test."""
         if candidate.row.id == REFERENCE:
             return Interval.exactly(0.0)
         one = pairs.get(candidate.row.id)

@@ -1,4 +1,4 @@
-"""How far a row is from the original over all texts, and which of two is nearer."""
+"""How far a row is from the reference over all texts, and which of two is nearer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Drift = Literal["worst", "mean"]
 
 
 def divergences(texts: Mapping[str, OnText]) -> dict[str, Metric]:
-    """Mean KL divergence from the original on each text; empty where any is not a number."""
+    """Mean KL divergence from the reference on each text; empty where any is not a number."""
     found = {text: one.metrics["kld_mean"] for text, one in texts.items()
              if "kld_mean" in one.metrics}  # fmt: skip
     return found if all(math.isfinite(one.value) for one in found.values()) else {}
@@ -54,7 +54,7 @@ def mean(metrics: Collection[Metric]) -> tuple[float, float | None]:
 
 
 class Nearness:
-    """Which of two rows is nearer to the original, as far as a ledger can tell."""
+    """Which of two rows is nearer to the reference, as far as a ledger can tell."""
 
     def __init__(self, ledger: Ledger, drift: Drift = "worst") -> None:
         self._drift = drift

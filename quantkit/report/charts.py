@@ -53,7 +53,7 @@ def drift_chart(ledger: Ledger) -> Panels | None:
         ),
         Measure(
             "Perplexity drift",
-            ("percent", "0 = the original"),
+            ("percent", "0 = the reference"),
             on_texts(lambda row, text: _drift(row, ledger, "ppl", text)),
             around,
             line_at=0.0,
@@ -69,7 +69,7 @@ def drift_chart(ledger: Ledger) -> Panels | None:
     measures += [
         Measure(
             f"{task_title(name)} drift",
-            ("points", "0 = the original"),
+            ("points", "0 = the reference"),
             [_drift(row, ledger, name) for row in rows],
             around,
             line_at=0.0,

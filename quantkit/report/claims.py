@@ -65,7 +65,7 @@ class Claims:
 
 
 def claims(ledger: Ledger) -> Claims | None:
-    """None where neither two engines nor a 4-bit variant beside the original were benched."""
+    """None where neither two engines nor a 4-bit variant beside the reference were benched."""
     served = candidates(ledger)
     levels = concurrencies(ledger)
     races = [race for race in _races(served, levels) if race.ratios]
@@ -81,12 +81,12 @@ def claims(ledger: Ledger) -> Claims | None:
 def _races(served: Sequence[Candidate], levels: Sequence[int]) -> list[Race]:
     first, second = ([one for one in served if one.engine == name] for name in (_FIRST, _SECOND))
     both = [(a, b) for a in first for b in second if a.row.id == b.row.id]
-    original = [_fastest(_unquantized(ones), levels) for ones in (first, second)]
+    reference = [_fastest(_unquantized(ones), levels) for ones in (first, second)]
     races = []
-    if original[0] and original[1]:
+    if reference[0] and reference[1]:
         races.append(
             _race(
-                "The original, unquantized", [(original[0], original[1])], levels,
+                "The reference, unquantized", [(reference[0], reference[1])], levels,
                 "The weights are the same; their formats and the engines' arithmetic are not.",
             )
         )  # fmt: skip
@@ -227,7 +227,7 @@ def _int4(
 ) -> Int4:
     here = [other for other in _unquantized(served) if other.engine == one.engine]
     base = _fastest(here, levels)
-    original = next((row for row in ledger.variants if row.id == REFERENCE), None)
+    reference = next((row for row in ledger.variants if row.id == REFERENCE), None)
     compared = [against_reference(ledger, one.row, name) for name in tasks]
     return Int4(
         one.row.id,
@@ -235,7 +235,7 @@ def _int4(
         base.row.id if base else NOTHING,
         [
             *(_against(one, base, level) for level in levels),
-            _share(one.row.bytes, original.bytes if original else None),
+            _share(one.row.bytes, reference.bytes if reference else None),
             _share(one.memory.value, base.memory.value if base else None),
             _cell(one.divergence, number),
             *(Cell(said(c), interval_of(c)) if c else Cell(NOTHING) for c in compared),
@@ -271,5 +271,5 @@ def conclusion(found: Claims) -> Prose:
         "GPU or version. Each engine ran with the settings that Method shows.",
     )
     if all(one.base == NOTHING for one in found.int4) and found.int4:
-        text += (" No engine of a 4-bit variant served the original, so its gain is not known.",)
+        text += (" No engine of a 4-bit variant served the reference, so its gain is not known.",)
     return text

@@ -231,7 +231,7 @@ def _groups(ledger: Ledger, name: str, text: str | None) -> Prose:
     """Who can be told from whom, from the lowest value up."""
     groups = tiers(ledger, name, text)
     if len(groups) == 1:
-        return ("The data tell none of them from another, the original included.",)
+        return ("The data tell none of them from another, the reference included.",)
     said: Prose = ("The data tell these groups apart, from the lowest value up: ",)
     for index, group in enumerate(groups):
         said += ("; " if index else "", *listing(group))

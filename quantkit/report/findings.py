@@ -48,7 +48,7 @@ def compared(ledger: Ledger) -> Prose:
         "1 quantized variant of " if len(made) == 1 else f"{len(made)} quantized variants of ",
         Name(ledger.source.id),
         f" ({count(ledger.source.parameters)} parameters), ",
-        "compared with the unquantized original (",
+        "compared with the unquantized reference (",
         Name(ledger.reference.spec),
         ")",
         *((", and served by ", *listing(used)) if used else ()),
@@ -57,7 +57,7 @@ def compared(ledger: Ledger) -> Prose:
 
 
 def headlines(ledger: Ledger) -> list[Headline]:
-    """Nearest to the original, smallest, fastest: ties inside the noise are named together."""
+    """Nearest to the reference, smallest, fastest: ties inside the noise are named together."""
     found = [_nearest(ledger), _smallest(ledger), _fastest(ledger)]
     return [headline for headline in found if headline]
 
@@ -94,7 +94,7 @@ def _nearest(ledger: Ledger) -> Headline | None:
         return None
     ids = groups[0]
     return Headline(
-        "Nearest to the original",
+        "Nearest to the reference",
         listing(ids),
         (
             "KL divergence ",
@@ -116,7 +116,7 @@ def _nearest_of_several(ledger: Ledger) -> Headline | None:
     evidence: Prose = ("KL divergence ", *_mean_and_worst(rows[ids[0]]))
     if len(ids) > 1:
         evidence += ("; not told apart",)
-    return Headline("Nearest to the original", listing(ids), evidence)
+    return Headline("Nearest to the reference", listing(ids), evidence)
 
 
 def _over_texts(ledger: Ledger) -> Finding | None:
@@ -160,7 +160,7 @@ def _smallest(ledger: Ledger) -> Headline | None:
     evidence = size(least)
     if ledger.reference.bytes:
         share = 100 * least / ledger.reference.bytes
-        evidence += f", {number(share, 2)} % of the original's {size(ledger.reference.bytes)}"
+        evidence += f", {number(share, 2)} % of the reference's {size(ledger.reference.bytes)}"
     return Headline("Smallest on disk", listing(ids), (evidence,))
 
 
@@ -203,7 +203,7 @@ def _accuracy(ledger: Ledger, name: str) -> Finding | None:
         finding.about,
         (
             *finding.text,
-            " The original itself cannot be told from guessing here, so this says little about "
+            " The reference itself cannot be told from guessing here, so this says little about "
             "what quantization does.",
         ),
     )
@@ -221,11 +221,11 @@ def _against_reference(ledger: Ledger, name: str, text: str | None, title: str) 
     first = found[0]
     sentences: list[Prose] = []
     for verdict, words in (
-        ("worse", "Worse than the original: "),
-        ("better", "Better than the original: "),
+        ("worse", "Worse than the reference: "),
+        ("better", "Better than the reference: "),
         (
             "equivalent",
-            f"Equivalent to the original, within ±{first.tolerance:g} {UNITS[first.unit]}: ",
+            f"Equivalent to the reference, within ±{first.tolerance:g} {UNITS[first.unit]}: ",
         ),
         ("undecided", "Undecided: "),
     ):
@@ -262,8 +262,8 @@ def _throughput(ledger: Ledger, concurrency: int) -> Finding | None:
     text: Prose = (*_on_engines(best), f": {span(best[0].throughput)} output tokens/s")
     if len(best) > 1:
         text += (" at the most; their intervals overlap, so not ranked",)
-    originals = [one for one in everyone if one.row is ledger.reference]
-    slowest = min(originals, key=lambda one: one.throughput.value, default=None)
+    references = [one for one in everyone if one.row is ledger.reference]
+    slowest = min(references, key=lambda one: one.throughput.value, default=None)
     if slowest and slowest not in best and slowest.throughput.value > 0:
         times = best[0].throughput.over(slowest.throughput)
         text += (f". That is {span(times, _times)} times the ", *_on_engines([slowest]))

@@ -56,7 +56,7 @@ def comparable(a: Metric | None, b: Metric | None) -> bool:
 def against_reference(
     ledger: Ledger, row: Row, measure: str, text: str | None = None
 ) -> Comparison | None:
-    """The row against the original; None where the two were not or may not be compared."""
+    """The row against the reference; None where the two were not or may not be compared."""
     if not comparable(row.metric(measure, text), ledger.reference.metric(measure, text)):
         return None
     wanted = (measure, text, REFERENCE, row.id)

@@ -17,7 +17,7 @@ COLUMNS = (
     "first difference",
     "KLD, nats",
     "tokens",
-    "original's tokens",
+    "reference's tokens",
     "cut off",
 )
 """What ``Line.cells`` hold."""
@@ -51,11 +51,11 @@ def answers(ledger: Ledger) -> list[Answers]:
 
 
 def finding(ledger: Ledger) -> list[Finding]:
-    """How many answers are the original's; nothing where there were no prompts."""
+    """How many answers are the reference's; nothing where there were no prompts."""
     found = [(row.id, row.prompts.overall) for row in ledger.variants if row.prompts]
     if not found:
         return []
-    text: Prose = (f"The original's answer to {found[0][1].n:,} prompts, token by token: ",)
+    text: Prose = (f"The reference's answer to {found[0][1].n:,} prompts, token by token: ",)
     for index, (id_, one) in enumerate(found):
         share = _share(one.exact_match, one.exact_match_stderr)
         text += (", " if index else "", Name(id_), f" ({share})")

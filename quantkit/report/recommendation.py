@@ -21,10 +21,10 @@ from quantkit.report.format import milliseconds, number, signed, size, span
 from quantkit.report.prose import Name, Prose
 
 RULE = (
-    "The rule: of all variants, the original among them, on every engine that served them, those "
+    "The rule: of all variants, the reference among them, on every engine that served them, those "
     "that meet every limit beyond the noise; of these the one with the most output tokens per "
     "second at the highest concurrency; of those that repetitions cannot tell apart there, the one "
-    "nearest to the original; of those as near, the one that takes the least memory. Of several "
+    "nearest to the reference; of those as near, the one that takes the least memory. Of several "
     "texts, each variant counts by the one on which it drifted most."
 )
 NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
@@ -115,9 +115,9 @@ def _why(found: Recommendation) -> Prose:
         *listing([one.candidate for one in choice.tied]),
     )
     if choice.by == "drift":
-        return (*tied, "; of these it is the nearest to the original.")
+        return (*tied, "; of these it is the nearest to the reference.")
     if choice.by == "memory":
-        return (*tied, "; of those as near to the original it takes the least memory.")
+        return (*tied, "; of those as near to the reference it takes the least memory.")
     return (*tied, "; nor does drift or memory decide: it has the higher median.")
 
 
@@ -154,9 +154,9 @@ def _change(one: Interval, other: Interval) -> str:
 
 def _nearer(found: Recommendation, a: Candidate, b: Candidate) -> str:
     if found.nearness.nearer(b.row, a.row):
-        return "nearer to the original"
+        return "nearer to the reference"
     nearer = found.nearness.nearer(a.row, b.row)
-    return "farther from the original" if nearer else "not told apart"
+    return "farther from the reference" if nearer else "not told apart"
 
 
 def _on(candidate: Candidate, unit: str = "") -> str:

@@ -219,7 +219,7 @@ def _stands(one: Placed) -> str:
 def _says(placed: Sequence[Placed]) -> Prose:
     text: Prose = ()
     for standing, before, after in (
-        ("front", "No other is both faster and nearer to the original than ", ". "),
+        ("front", "No other is both faster and nearer to the reference than ", ". "),
         ("undecided", "Inside the noise, so on the front or just behind it: ", ". "),
         ("dominated", "Beaten in both, beyond the noise: ", ". "),
     ):

@@ -19,7 +19,7 @@ from quantkit.serve.config import GatewayConfig, load_config, of_command_line
 from quantkit.variant import open_model
 
 BEST, FAST, RECOMMENDED = "best", "fast", "recommended"
-"""Other names of the variants of a run: nearest to the original, most tokens a second, and what
+"""Other names of the variants of a run: nearest to the reference, most tokens a second, and what
 ``quantkit recommend`` says without any limit of its own."""
 
 
@@ -109,7 +109,7 @@ def recommended(ledger: Ledger) -> Candidate | None:
 
 
 def best_and_fast(ledger: Ledger) -> dict[str, Row]:
-    """``best``: the variant nearest to the original; ``fast``: that with the most tokens a second
+    """``best``: the variant nearest to the reference; ``fast``: that with the most tokens a second
     at the highest concurrency; as far as they were measured."""
     rows = [row for row in ledger.variants[1:] if row.failed is None]
     near = [(drift.value, row) for row in rows if (drift := divergence(row))]
@@ -128,7 +128,7 @@ def best_and_fast(ledger: Ledger) -> dict[str, Row]:
 
 
 def _of_run(directory: Path, ledger: Ledger, pick: Candidate | None) -> dict[str, str]:
-    """Paths by id; the original's own where it is the pick."""
+    """Paths by id; the reference's own where it is the pick."""
     made = [row for row in ledger.variants[1:] if row.failed is None]
     if not made:
         raise RecipeError(f"{directory}: no variant of this run is whole")

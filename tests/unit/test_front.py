@@ -78,8 +78,8 @@ def _random_ledger(rng: random.Random) -> ledgers.Ledger:
                 }
             )
         )
-    original = found.variants[0].model_copy(update={"bench": []})
-    return found.model_copy(update={"variants": [original, *rows], "comparisons": []})
+    reference = found.variants[0].model_copy(update={"bench": []})
+    return found.model_copy(update={"variants": [reference, *rows], "comparisons": []})
 
 
 def test_one_variant_on_two_engines_has_one_drift() -> None:

@@ -39,10 +39,10 @@ def row(
 
 
 def ledger(*rows: Row) -> Ledger:
-    """The original, which was not benched, and these variants."""
+    """The reference, which was not benched, and these variants."""
     found = ledgers.quickstart()
-    original = found.variants[0].model_copy(update={"bench": []})
-    return ledgers.with_pairs(found.model_copy(update={"variants": [original, *rows]}))
+    reference = found.variants[0].model_copy(update={"bench": []})
+    return ledgers.with_pairs(found.model_copy(update={"variants": [reference, *rows]}))
 
 
 def steady(rate: float) -> list[float]:
@@ -196,10 +196,12 @@ def test_nothing_fits_and_what_would_have_to_give() -> None:
     assert (binding.limit.bound, binding.pick.candidate.row.id) == (200 * MB, "small")
 
 
-def test_the_original_is_a_candidate_with_no_drift() -> None:
+def test_the_reference_is_a_candidate_with_no_drift() -> None:
     found = ledgers.quickstart()
-    original = found.variants[0].model_copy(update={"bench": [loads.bench(VLLM, 4, steady(500.0))]})
-    made = ledgers.with_pairs(found.model_copy(update={"variants": [original, FAST]}))
+    reference = found.variants[0].model_copy(
+        update={"bench": [loads.bench(VLLM, 4, steady(500.0))]}
+    )
+    made = ledgers.with_pairs(found.model_copy(update={"variants": [reference, FAST]}))
     assert picked(recommend(made, Wants(max_kld=0.0))) == "reference"
 
 
@@ -264,8 +266,8 @@ def test_limits_on_what_the_run_did_not_measure_are_refused() -> None:
     ppl = {DOCS: OnText(metrics={"ppl": FAST.texts[DOCS].metrics["ppl"]})}
     bare = [one.model_copy(update={"texts": ppl, "metrics": {}}) for one in (FAST, NEAR)]
     found = ledgers.quickstart()
-    original = found.variants[0].model_copy(update={"texts": {}, "metrics": {}, "bench": []})
-    made = found.model_copy(update={"variants": [original, *bare], "comparisons": []})
+    reference = found.variants[0].model_copy(update={"texts": {}, "metrics": {}, "bench": []})
+    made = found.model_copy(update={"variants": [reference, *bare], "comparisons": []})
     assert picked(recommend(made)) == "fast"  # and no limit on drift, for there is none to know
     assert recommend(made).limits == ()
     for wants in (Wants(max_kld=0.1), Wants(max_drop=1.0)):

@@ -34,9 +34,9 @@ def column(ledger: Ledger, group: str, title: str) -> list[str]:
 def test_headlines_of_the_demo() -> None:
     found = headlines(ledgers.quickstart())
     answers = {one.question: (plain(one.answer), plain(one.evidence)) for one in found}
-    assert answers["Nearest to the original"][0] == "gguf-Q8_0"
+    assert answers["Nearest to the reference"][0] == "gguf-Q8_0"
     # 91,727,904 of 269,060,552 bytes are 34.1 %.
-    assert answers["Smallest on disk"] == ("gguf-Q4_0", "91.7 MB, 34 % of the original's 269 MB")
+    assert answers["Smallest on disk"] == ("gguf-Q4_0", "91.7 MB, 34 % of the reference's 269 MB")
     # 131.4 and 139.2, 6 % to each side: neither is called faster than the other.
     fastest = answers["Fastest with 4 requests at a time"]
     assert fastest[0] == "gguf-Q4_0 and gguf-Q4_K_M on llamacpp"
@@ -52,8 +52,8 @@ def test_divergence_ranks_only_what_the_windows_tell_apart() -> None:
 
 def test_perplexity_names_who_is_worse_and_who_is_equivalent() -> None:
     assert said(ledgers.quickstart())["Perplexity"] == (
-        "Worse than the original: gguf-Q4_K_M (+2.57 %), gguf-Q4_0 (+12.5 %), gptq-w4g64 "
-        "(+3.47 %), awq-w4g64 (+3.63 %). Equivalent to the original, within ±1 %: gguf-Q8_0 "
+        "Worse than the reference: gguf-Q4_K_M (+2.57 %), gguf-Q4_0 (+12.5 %), gptq-w4g64 "
+        "(+3.47 %), awq-w4g64 (+3.63 %). Equivalent to the reference, within ±1 %: gguf-Q8_0 "
         "(+0.04 %)."
     )
 

@@ -47,7 +47,7 @@ def test_the_recommendation_in_words() -> None:
         "It is faster than all others that meet the limits, beyond the noise."
     )
     assert plain(found.runner_up).startswith("gguf-Q8_0 on llamacpp: 143 instead of 159 tokens/s")
-    assert "0.000940 instead of 0.0241 nats (nearer to the original)" in plain(found.runner_up)
+    assert "0.000940 instead of 0.0241 nats (nearer to the reference)" in plain(found.runner_up)
     assert said(found.binds).splitlines() == [
         "max-memory raised from 1.00 GB to 2.15 GB (2.1 times as much) would make it gptq-w4g64 on "
         "vllm with 192 tokens/s.",
@@ -88,14 +88,14 @@ def test_the_race_of_two_engines_by_hand() -> None:
         gguf_F16=[made_up.bench("llamacpp 1", n, [r] * 3) for n, r in ((1, 60.0), (8, 100.0))],
         gguf_Q8_0=[made_up.bench("llamacpp 1", n, [r] * 3) for n, r in ((1, 90.0), (8, 160.0))],
     )
-    original, best = checked(ledger).races
-    assert original.title == "The original, unquantized"
+    reference, best = checked(ledger).races
+    assert reference.title == "The reference, unquantized"
     # 30 / 60 and 150 / 100; 4 % / (2 - 4 %) = 2.04 % to each side of both.
-    assert [(level, ratio.value) for level, ratio, *_ in original.ratios] == [(1, 0.5), (8, 1.5)]
+    assert [(level, ratio.value) for level, ratio, *_ in reference.ratios] == [(1, 0.5), (8, 1.5)]
     low, high = (1 - 0.04 / 1.96) / (1 + 0.04 / 1.96), (1 + 0.04 / 1.96) / (1 - 0.04 / 1.96)
-    assert original.ratios[1][1].low == pytest.approx(1.5 * low)
-    assert original.ratios[1][1].high == pytest.approx(1.5 * high)
-    assert plain(original.says) == (
+    assert reference.ratios[1][1].low == pytest.approx(1.5 * low)
+    assert reference.ratios[1][1].high == pytest.approx(1.5 * high)
+    assert plain(reference.says) == (
         "vLLM is 0.50 (0.48 to 0.52) times as fast as llama.cpp with 1 request at a time, 1.50 "
         "(1.44 to 1.56) with 8; the lead changes between 1 and 8 requests at a time."
     )
@@ -115,7 +115,7 @@ def test_what_the_data_cannot_tell_apart_is_no_lead() -> None:
 
 def test_the_same_file_on_both_engines_is_a_race_of_its_own() -> None:
     titles = [race.title for race in checked(ledgers.swept()).races]
-    assert titles == ["The original, unquantized", "gguf-Q8_0", "The fastest variant of each"]
+    assert titles == ["The reference, unquantized", "gguf-Q8_0", "The fastest variant of each"]
 
 
 def test_int4_is_set_against_the_unquantized_on_the_same_engine() -> None:
@@ -174,7 +174,7 @@ def test_curves_are_drawn_of_a_sweep_only() -> None:
 def test_the_picture_says_who_is_on_the_front() -> None:
     chart = next(one for one in tradeoffs(ledgers.swept()) if one.concurrency == 32)
     assert plain(chart.says) == (
-        "No other is both faster and nearer to the original than reference on vllm. Inside the "
+        "No other is both faster and nearer to the reference than reference on vllm. Inside the "
         "noise, so on the front or just behind it: gptq-w4g64 on vllm and awq-w4g64 on vllm. "
         "Beaten in both, beyond the noise: gguf-F16 on llamacpp, gguf-Q8_0 on llamacpp, gguf-Q8_0 "
         "on vllm, gguf-Q4_K_M on llamacpp and gguf-Q4_0 on llamacpp. "

@@ -26,7 +26,7 @@ def test_a_line_for_all_prompts_and_one_for_each_category() -> None:
 def test_the_finding_names_every_share() -> None:
     (found,) = finding(ledgers.quickstart())
     assert plain(found.text).startswith(
-        "The original's answer to 40 prompts, token by token: gguf-Q8_0 (92.5 ± 4.2 %), gguf"
+        "The reference's answer to 40 prompts, token by token: gguf-Q8_0 (92.5 ± 4.2 %), gguf"
     )
     assert finding(ledgers.unmeasured()) == []
 
@@ -46,7 +46,7 @@ def test_without_a_difference_there_is_no_error_and_no_pair() -> None:
     assert [line.cells[1] for line in found.lines] == ["100 %"]
     assert found.lines[0].cells[3] == "–"
     page = html(ledgers.with_row(ledger, 1, prompts=alike))
-    assert "answers every prompt with the original's text" in page
+    assert "answers every prompt with the reference's text" in page
 
 
 def test_only_what_differs_is_marked() -> None:
