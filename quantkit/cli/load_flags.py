@@ -242,6 +242,17 @@ def wants(command: Command) -> Command:
     """What ``quantkit recommend`` is asked for."""
     return in_order(
         cloup.option_group(
+            "For whom",
+            click.option(
+                "--for",
+                "profile",
+                type=click.Choice(["laptop", "server", "quality"]),
+                help="What comes first: little memory (laptop), goodput or throughput under load "
+                "(server), or little drift (quality).",
+                show_default="laptop; server for what was measured on a GPU",
+            ),
+        ),
+        cloup.option_group(
             "Limits",
             click.option(
                 "--max-memory",
@@ -254,7 +265,8 @@ def wants(command: Command) -> Command:
                 type=click.FloatRange(0),
                 metavar="NATS",
                 help="Largest mean KL divergence, in nats per token.",
-                show_default="0.05, unless --max-drop is given",
+                show_default="what 10 (laptop), 5 (server) or 1 (quality) times the run's "
+                "tolerance in perplexity comes to; none with --max-drop",
             ),
             click.option(
                 "--drift",
@@ -292,7 +304,7 @@ def wants(command: Command) -> Command:
                 type=click.IntRange(1),
                 metavar="N",
                 help="Requests at the same time at which throughput counts.",
-                show_default="the most in the run",
+                show_default="the most in the run; the fewest for a laptop",
             ),
             click.option(
                 "--engine",

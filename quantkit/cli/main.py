@@ -205,18 +205,18 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def recommend(directory: Path, as_json: bool, **options: Any) -> None:
     """Say which variant of a run to ship, and why.
 
-    Considers every variant on every engine that served it, the reference too. Of those that meet
-    all limits beyond the noise it takes the one with the most output tokens per second at the
-    highest concurrency; of those that cannot be told apart there, the nearest to the reference; of
-    those as near, the one that takes the least memory. It also says what the runner-up would cost,
-    which limit binds, and what the data cannot decide. Exit code 1 where none meets the limits.
+    Considers every quantized variant on every engine that served it. Of those that meet all limits
+    beyond the noise it takes the best by what --for puts first; what the data cannot tell apart
+    there is decided by what comes next. The reference is recommended only where no quantized
+    variant meets the limits. It also says what the runner-up would cost, which limit binds, and
+    what the data cannot decide. Exit code 1 where nothing meets the limits.
 
-    Example:  quantkit recommend runs/mine --max-memory 6GiB --max-kld 0.05
+    Example:  quantkit recommend runs/mine --for laptop --max-memory 6GiB
     """
     from quantkit.recommend import command, show
 
-    ledger, found = command.run(directory, **options)
-    show.recommendation(ledger, found, as_json)
+    ledger, found, profiles = command.run(directory, **options)
+    show.recommendation(ledger, found, profiles, as_json)
     if found.pick is None:
         sys.exit(1)
 

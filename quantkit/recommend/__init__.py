@@ -1,10 +1,11 @@
 """What to ship: the variant and engine that a ledger speaks for, and what it cannot decide.
 
-The rule. Of all whole variants, the reference among them, on every engine that served them: those
-that meet every limit beyond the noise; of these the one with the most output tokens per second at
-the highest concurrency; of several that the repetitions cannot tell apart there, the one nearest to
-the reference; of several that the windows of text cannot tell apart, the one that takes the least
-memory. Of several texts, a variant counts by the one on which it drifted most.
+The rule. Of all whole quantized variants, on every engine that served them, those that meet every
+limit beyond the noise; of these the best by what the profile puts first: the least memory on a
+laptop, the most goodput or throughput on a server, the least drift where quality is all. What the
+data cannot tell apart is decided by what comes next (``choice.CRITERIA``). The reference is taken
+only where no quantized variant meets the limits. Of several texts, a variant counts by the one on
+which it drifted most.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from dataclasses import dataclass, replace
 
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
 from quantkit.ledger import REFERENCE, Ledger
+from quantkit.ledger.load import Slo
 from quantkit.recommend.candidates import Candidate, candidates
 from quantkit.recommend.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommend.interval import Interval
-from quantkit.recommend.limits import MAX_KLD, Check, Limit, Wants, limits, said
+from quantkit.recommend.limits import ACCEPTED, Check, Limit, Profile, Wants, limits, said
 from quantkit.recommend.nearness import Drift, Nearness
 
 __all__ = [
-    "MAX_KLD", "Assessed", "Candidate", "Check", "Drift", "Interval", "Limit", "Loosened",
-    "Missing", "Nearness", "Reason", "Recommendation", "Wants", "by_default", "candidates",
-    "recommend", "said",
+    "ACCEPTED", "PROFILES", "Assessed", "Candidate", "Check", "Drift", "Interval", "Limit",
+    "Loosened", "Missing", "Nearness", "Profile", "Reason", "Recommendation", "Wants", "by_default",
+    "candidates", "profiles", "recommend", "said",
 ]  # fmt: skip
+
+PROFILES: tuple[Profile, ...] = ("laptop", "server", "quality")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Missing:
 class Recommendation:
     """What to ship under ``limits``, at ``concurrency`` requests at a time."""
 
+    profile: Profile
     concurrency: int
     limits: tuple[Limit, ...]
     assessed: tuple[Assessed, ...]
@@ -77,25 +82,35 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
             "nothing to recommend: what the variants lost was not measured; give the run `evaluate`"
         )
     served = _on_engine(served, wants.engine)
-    concurrency = _concurrency(served, wants.concurrency)
-    bounds = limits(ledger, wants, concurrency)
-    assessed = [Assessed.of(one, bounds, concurrency) for one in served]
+    profile = wants.profile or ("server" if ledger.environment.gpu else "laptop")
+    concurrency = _concurrency(served, wants.concurrency, profile)
+    bounds = limits(ledger, wants, profile, concurrency)
+    slo = _objective(served)
+    assessed = [Assessed.of(one, bounds, concurrency, slo) for one in served]
     nearness = Nearness(ledger, wants.drift)
-    choice = choose(assessed, nearness)
+    choice = choose(assessed, nearness, profile)
     others = [one for one in assessed if not choice or one is not choice.pick]
-    second = choose(others, nearness)
+    second = choose(others, nearness, profile)
+    if choice and second and choice.quantized and not second.quantized:
+        second = None
     return Recommendation(
+        profile=profile,
         concurrency=concurrency,
         limits=tuple(bounds),
         assessed=tuple(assessed),
         choice=choice,
         runner_up=second.pick if second else None,
-        loosened=tuple(loosened(assessed, bounds, nearness)),
-        open=tuple(_open(assessed, nearness)),
+        loosened=tuple(loosened(assessed, bounds, nearness, profile)),
+        open=tuple(_open(assessed, nearness, profile)),
         missing=tuple(_missing(ledger, assessed, concurrency)),
         nearness=nearness,
         drift=wants.drift,
     )
+
+
+def profiles(ledger: Ledger, wants: Wants | None = None) -> list[Recommendation]:
+    """For each profile, with these limits; as ``recommend``."""
+    return [recommend(ledger, replace(wants or Wants(), profile=one)) for one in PROFILES]
 
 
 def by_default(ledger: Ledger) -> Recommendation | None:
@@ -115,10 +130,17 @@ def _on_engine(served: list[Candidate], engine: str | None) -> list[Candidate]:
     return [one for one in served if engine in (None, one.engine)]
 
 
-def _concurrency(served: Sequence[Candidate], wanted: int | None) -> int:
+def _objective(served: Sequence[Candidate]) -> Slo | None:
+    """The one that goodput was searched for."""
+    found = {found.slo.model_dump_json(): found.slo for one in served for found in one.goodputs}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _concurrency(served: Sequence[Candidate], wanted: int | None, profile: Profile) -> int:
+    """The highest level of the run; on a laptop the lowest: one person asks there."""
     levels = sorted({bench.concurrency for one in served for bench in one.benches})
     if wanted is None:
-        return levels[-1]
+        return levels[0 if profile == "laptop" else -1]
     if wanted not in levels:
         raise RecipeError(
             f"concurrency {wanted}: this run benched {', '.join(map(str, levels))} requests at a "
@@ -127,14 +149,16 @@ def _concurrency(served: Sequence[Candidate], wanted: int | None) -> int:
     return wanted
 
 
-def _open(assessed: Sequence[Assessed], nearness: Nearness) -> list[Assessed]:
+def _open(assessed: Sequence[Assessed], nearness: Nearness, profile: Profile) -> list[Assessed]:
     """Each taken as meeting what is undecided for it, the others as they are."""
     found = []
     for one in assessed:
         if not one.open:
             continue
         then = choose(
-            [replace(one, checks=()) if other is one else other for other in assessed], nearness
+            [replace(one, checks=()) if other is one else other for other in assessed],
+            nearness,
+            profile,
         )
         if then and then.pick.candidate is one.candidate:
             found.append(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +14,7 @@ from quantkit.recommend.interval import Interval, of_repetitions
 from quantkit.recommend.nearness import Drift, divergence, worst_text
 
 T = TypeVar("T", Bench, Goodput)
+_UNQUANTIZED = re.compile(r"(gguf|safetensors):(f32|f16|bf16)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Candidate:
     def key(self) -> tuple[str, str]:
         """What tells it from all others."""
         return self.row.id, self.engine
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are not the source's own, in whatever format."""
+        return not _UNQUANTIZED.fullmatch(self.row.spec)
 
     @property
     def judged(self) -> bool:

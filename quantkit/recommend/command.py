@@ -8,19 +8,21 @@ from typing import Any
 from quantkit.errors import RecipeError
 from quantkit.ledger import Ledger
 from quantkit.ledger.load import Slo
-from quantkit.recommend import Recommendation, Wants, recommend
+from quantkit.recommend import Recommendation, Wants, profiles, recommend
 from quantkit.run import LEDGER
 from quantkit.serve.config import parse_size
 
 
 def run(
     directory: Path, *, max_memory: str | None, slo: str | None, **options: Any
-) -> tuple[Ledger, Recommendation]:
-    """What a run's ledger speaks for; ``options`` are the other fields of ``Wants``."""
+) -> tuple[Ledger, Recommendation, list[Recommendation]]:
+    """What a run's ledger speaks for, and for each profile; ``options``: other fields of
+    ``Wants``."""
     try:
         memory = None if max_memory is None else parse_size(max_memory)
     except ValueError as error:
         raise RecipeError(f"--max-memory: {error}") from error
     ledger = Ledger.read(directory / LEDGER)
     objective = None if slo is None else Slo.parse(slo)
-    return ledger, recommend(ledger, Wants(max_memory=memory, slo=objective, **options))
+    wants = Wants(max_memory=memory, slo=objective, **options)
+    return ledger, recommend(ledger, wants), profiles(ledger, wants)

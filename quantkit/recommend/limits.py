@@ -14,9 +14,14 @@ from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
 from quantkit.recommend.nearness import Drift
 
-MAX_KLD = 0.05
-"""Nats per token where nothing is said of quality. In llama.cpp's table for Llama 3 8B it lies
-between Q4_K_M (0.031), which people ship without a thought, and Q4_0 (0.072)."""
+Profile = Literal["laptop", "server", "quality"]
+"""What comes first: little memory, much throughput, or little drift."""
+ACCEPTED: dict[Profile, float] = {"laptop": 10.0, "server": 5.0, "quality": 1.0}
+"""How many times the tolerance a variant may lose where nothing is said of quality. The tolerance,
+in percent of perplexity, is the run's own: what counts as equal."""
+
+DEFAULT_TOLERANCE = 1.0
+"""Percent, as in recipes, where the ledger has no pair that was tested."""
 
 State = Literal["met", "excluded", "undecided", "unknown"]
 
@@ -36,6 +41,8 @@ class Wants:
     slo: Slo | None = None
     concurrency: int | None = None
     engine: str | None = None
+    profile: Profile | None = None
+    """None: ``laptop`` for what was measured without a GPU, else ``server``."""
     drift: Drift = "worst"
     """What ``max_kld`` is of, where there are several texts."""
 
@@ -58,6 +65,8 @@ class Limit:
     """Of several texts, which: ``on the worst text``."""
     text: Callable[[Candidate], str | None] = lambda _: None
     """Which that is, of a candidate."""
+    because: str = ""
+    """Where a default comes from."""
 
     @property
     def said(self) -> str:
@@ -106,8 +115,8 @@ class Check:
         return bound if math.isfinite(bound) else None
 
 
-def limits(ledger: Ledger, wants: Wants, concurrency: int) -> list[Limit]:
-    """Every bound that ``wants`` sets, and ``MAX_KLD`` where none is on quality.
+def limits(ledger: Ledger, wants: Wants, profile: Profile, concurrency: int) -> list[Limit]:
+    """Every bound that ``wants`` sets, and the profile's own where none is on quality.
 
     Raise RecipeError for one on something that no row of the ledger has.
     """
@@ -116,7 +125,7 @@ def limits(ledger: Ledger, wants: Wants, concurrency: int) -> list[Limit]:
         found.append(
             Limit("max-memory", "memory", "bytes", wants.max_memory, lambda one: one.memory)
         )
-    found += _quality(ledger, wants)
+    found += _quality(ledger, wants, profile)
     if wants.min_goodput is not None:
         slo = wants.slo or _slo_of(ledger)
         found.append(
@@ -136,12 +145,14 @@ def said(slo: Slo) -> str:
     return ", ".join(f"{name} ≤ {value:g} ms" for name, value in given if value is not None)
 
 
-def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
+def _quality(ledger: Ledger, wants: Wants, profile: Profile) -> list[Limit]:
     found = []
     has_divergence = any(row.by_text("kld_mean") for row in ledger.variants[1:])
-    bound = wants.max_kld
+    bound, because = wants.max_kld, ""
     if bound is None and wants.max_drop is None and has_divergence:
-        bound = MAX_KLD
+        percent = ACCEPTED[profile] * _tolerance(ledger)
+        # On text that the reference itself would write, D nats raise perplexity by exp(D).
+        bound, because = math.log1p(percent / 100), f"{percent:g} % more perplexity"
     if bound is not None:
         if not has_divergence:
             raise RecipeError("max-kld: this run measured no KL divergence; it needs a text")
@@ -152,6 +163,7 @@ def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
             bound,
             lambda one: one.divergence,
             is_default=wants.max_kld is None,
+            because=because,
             text=lambda one: one.worst_text,
         )
         over = {"worst": "on the worst text", "mean": "on average over the texts"}[wants.drift]
@@ -162,6 +174,12 @@ def _quality(ledger: Ledger, wants: Wants) -> list[Limit]:
             raise RecipeError("max-drop: this run asked no questions; it needs evaluate.tasks")
         found += [_drop(ledger, name, wants.max_drop) for name in sorted(names)]
     return found
+
+
+def _tolerance(ledger: Ledger) -> float:
+    """Of perplexity, in percent, as the run's pairs were tested."""
+    found = [one.tolerance for one in ledger.comparisons if one.measure == "ppl" and one.tolerance]
+    return found[0] if found else DEFAULT_TOLERANCE
 
 
 def _drop(ledger: Ledger, measure: str, points: float) -> Limit:

@@ -58,12 +58,17 @@ class Nearness:
 
     def __init__(self, ledger: Ledger, drift: Drift = "worst") -> None:
         self._drift = drift
+        self._equivalent = _equivalent(ledger)
         self._pairs: dict[tuple[str, str, str | None], float] = {}
         for one in ledger.comparisons:
             if one.measure == "kld_mean":
                 gap = one.drift if one.apart else 0.0
                 self._pairs[one.a, one.b, one.text] = gap
                 self._pairs[one.b, one.a, one.text] = -gap
+
+    def better(self, a: Row, b: Row) -> bool:
+        """Whether ``a`` is nearer, and the two are not both equivalent to the reference."""
+        return self.nearer(a, b) and not {a.id, b.id} <= self._equivalent
 
     def nearer(self, a: Row, b: Row) -> bool:
         """Whether the divergence of ``a`` is smaller beyond doubt.
@@ -82,3 +87,11 @@ class Nearness:
             return False
         one, other = divergence(a, self._drift), divergence(b, self._drift)
         return bool(one and other and one.high < other.low)
+
+
+def _equivalent(ledger: Ledger) -> set[str]:
+    """Whose perplexity is equivalent to the reference's, within the run's tolerance, on every
+    text."""
+    pairs = [one for one in ledger.comparisons if one.measure == "ppl" and one.a == REFERENCE]
+    unlike = {one.b for one in pairs if one.verdict != "equivalent"}
+    return {one.b for one in pairs} - unlike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,18 +13,23 @@ from quantkit.ledger import Ledger
 from quantkit.recommend import Assessed, Check, Interval, Limit, Recommendation
 from quantkit.report.format import NOTHING, size, span
 from quantkit.report.prose import plain
-from quantkit.report.recommendation import Advice, advice
+from quantkit.report.recommendation import PROFILES, Advice, advice, picks
 
 
-def recommendation(ledger: Ledger, found: Recommendation, as_json: bool) -> None:
-    """What to ship, the runner-up, what binds, what is open; then everything that was served."""
+def recommendation(
+    ledger: Ledger, found: Recommendation, profiles: Sequence[Recommendation], as_json: bool
+) -> None:
+    """What to ship, by each profile, the runner-up, what binds, what is open; then everything that
+    was served."""
     said = advice(ledger, found)
     if as_json:
-        print_json(_as_json(found, said))
+        picks_of = {one.profile: _candidate(one.pick) if one.pick else None for one in profiles}
+        print_json({**_as_json(found, said), "profiles": picks_of})
         return
-    click.echo(plain(said.ship))
+    click.echo(f"For {PROFILES[found.profile][0]}: {plain(said.ship)}")
     for title, sentences in (
-        ("", [said.numbers, said.why]),
+        ("", [said.why, said.numbers]),
+        ("by profile", [(f"{one.profile}: ", *one.ship) for one in picks(profiles)]),
         ("runner-up", [said.runner_up]),
         ("limits", [said.limits, *said.binds]),
         ("undecided", said.undecided),
@@ -67,6 +73,7 @@ def _table(found: Recommendation) -> None:
 def _as_json(found: Recommendation, said: Advice) -> dict[str, Any]:
     """The same; numbers in full, in the units that their keys name or their limit has."""
     return {
+        "profile": found.profile,
         "pick": _candidate(found.pick) if found.pick else None,
         "decided_by": found.choice.by if found.choice else None,
         "runner_up": _candidate(found.runner_up) if found.runner_up else None,

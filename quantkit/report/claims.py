@@ -25,7 +25,6 @@ from quantkit.report.table import Cell, concurrencies, shown, task_title
 
 NAMES = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
 _FIRST, _SECOND = "vllm", "llamacpp"
-_UNQUANTIZED = re.compile(r"(gguf|safetensors):(f32|f16|bf16)", re.IGNORECASE)
 _FOUR_BITS = re.compile(r"[\w-]+:w4g.*|gguf:(Q4_|IQ4_).*", re.IGNORECASE)
 
 
@@ -108,7 +107,7 @@ def _races(served: Sequence[Candidate], levels: Sequence[int]) -> list[Race]:
 
 
 def _unquantized(ones: Sequence[Candidate]) -> list[Candidate]:
-    return [one for one in ones if _UNQUANTIZED.fullmatch(one.row.spec)]
+    return [one for one in ones if not one.quantized]
 
 
 def _fastest(ones: Sequence[Candidate], levels: Sequence[int]) -> Candidate | None:

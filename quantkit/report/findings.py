@@ -171,11 +171,12 @@ def _fastest(ledger: Ledger) -> Headline | None:
     best = fastest(served(ledger, concurrency))
     if not best:
         return None
-    evidence = f"{span(best[0].throughput)} output tokens/s"
-    if len(best) > 1:
-        rates = " and ".join(span(one.throughput) for one in best)
-        evidence = f"{rates} output tokens/s; their intervals overlap, so not ranked"
-    return Headline(f"Fastest with {load(concurrency)}", _on_engines(best), (evidence,))
+    evidence: Prose = (f"{span(best[0].throughput)} output tokens/s",)
+    if len(best) == 2:
+        evidence += ("; ", *_on_engines(best[1:]), " cannot be told from it")
+    elif len(best) > 2:
+        evidence += (f"; {len(best) - 1} others cannot be told from it",)
+    return Headline(f"Fastest with {load(concurrency)}", _on_engines(best[:1]), evidence)
 
 
 def _divergence(ledger: Ledger, text: str, title: str) -> Finding | None:

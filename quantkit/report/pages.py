@@ -15,21 +15,22 @@ from markupsafe import Markup
 from quantkit import __version__
 from quantkit.course import Underway, roughly
 from quantkit.ledger import Ledger
-from quantkit.recommend import Recommendation, by_default
+from quantkit.recommend import Recommendation, by_default, profiles
 from quantkit.report import format as text
 from quantkit.report import texts
 from quantkit.report.cautions import cautions
 from quantkit.report.charts import drift_chart, serving_chart
 from quantkit.report.claims import claims, conclusion
 from quantkit.report.curves import curves
-from quantkit.report.drifts import profiles, verdicts, worst
+from quantkit.report.drifts import profiles as drift_profiles
+from quantkit.report.drifts import verdicts, worst
 from quantkit.report.efficiency import efficiency_chart, loads
 from quantkit.report.findings import compared, findings, headlines
 from quantkit.report.markdown import block, cell, code, escape, grid, prose
 from quantkit.report.method import measured, pairs, recipe_text
 from quantkit.report.prompts import COLUMNS, answers, finding
 from quantkit.report.prose import Name, listing
-from quantkit.report.recommendation import RULE, advice
+from quantkit.report.recommendation import PROFILES, RULE, advice, picks
 from quantkit.report.split import losses
 from quantkit.report.table import by_text, engines, everything, table
 from quantkit.report.times import times
@@ -45,13 +46,18 @@ def html(ledger: Ledger, underway: Underway | None = None) -> str:
     found = by_default(ledger)
     # A page that may run only this one script runs none that a hostile string brings along.
     script = _packaged("report.js")
+    drawn = tradeoffs(ledger, found)
+    levels = [chart.concurrency for chart in drawn]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.get_template("report.html.j2").render(
         _content(ledger, found),
         style=Markup(_packaged("report.css")),
         script=Markup(script),
         script_digest=digest,
-        tradeoffs=tradeoffs(ledger, found),
+        tradeoffs=drawn,
+        in_view=found.concurrency
+        if found and found.concurrency in levels
+        else max(levels, default=0),
         curves=curves(ledger, found),
         efficiency_chart=efficiency_chart(ledger),
         drift_chart=drift_chart(ledger),
@@ -90,6 +96,8 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "version": __version__,
         "compared": compared(ledger),
         "advice": advice(ledger, found) if found else None,
+        "picks": picks(profiles(ledger)) if found else [],
+        "whom": PROFILES[found.profile][0] if found else "",
         "rule": RULE,
         "claims": checked,
         "conclusion": conclusion(checked) if checked else (),
@@ -102,7 +110,7 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "everything": everything(ledger),
         "verdicts": verdicts(ledger),
         "losses": losses(ledger),
-        "profiles": profiles(ledger),
+        "profiles": drift_profiles(ledger),
         "worst": worst,
         "answers": answers(ledger),
         "answer_columns": COLUMNS,

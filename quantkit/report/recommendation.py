@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.ledger import Ledger
+from quantkit.ledger import REFERENCE, Ledger
 from quantkit.recommend import (
+    ACCEPTED,
     Assessed,
     Candidate,
     Check,
     Interval,
     Limit,
     Loosened,
+    Profile,
     Recommendation,
     said,
 )
@@ -21,12 +23,29 @@ from quantkit.report.format import milliseconds, number, signed, size, span
 from quantkit.report.prose import Name, Prose
 
 RULE = (
-    "The rule: of all variants, the reference among them, on every engine that served them, those "
-    "that meet every limit beyond the noise; of these the one with the most output tokens per "
-    "second at the highest concurrency; of those that repetitions cannot tell apart there, the one "
-    "nearest to the reference; of those as near, the one that takes the least memory. Of several "
-    "texts, each variant counts by the one on which it drifted most."
+    "The rule: of all quantized variants, on every engine that served them, those that meet every "
+    "limit beyond the noise; of these the best by what the profile puts first; what the data "
+    "cannot tell apart there is decided by what it puts next. The reference is recommended only "
+    "where no quantized variant meets the limits. Of several texts, each variant counts by the one "
+    "on which it drifted most."
 )
+PROFILES: dict[Profile, tuple[str, str]] = {
+    "laptop": (
+        "a laptop",
+        "the least memory; then the most tokens per second with one request at a time",
+    ),
+    "server": (
+        "a server",
+        "the most goodput at the objective or, where none was set, the most tokens per second with "
+        "the most requests at a time; then the least memory",
+    ),
+    "quality": (
+        "quality",
+        "the least drift, where all that are equivalent to the reference count as equal; then the "
+        "least memory",
+    ),
+}
+"""For whom, and what comes first."""
 NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
 
 
@@ -50,8 +69,8 @@ def advice(ledger: Ledger, found: Recommendation) -> Advice:
     """What a recommendation says."""
     pick = found.pick
     return Advice(
-        ship=("Ship ", *on_engine(pick.candidate), ".") if pick else NOTHING_FITS,
-        numbers=(*_numbers(pick, found.concurrency), ".") if pick else (),
+        ship=_ship(found),
+        numbers=(*_numbers(ledger, pick, found.concurrency), ".") if pick else (),
         why=_why(found),
         runner_up=_runner_up(found),
         limits=_limits(found),
@@ -59,6 +78,22 @@ def advice(ledger: Ledger, found: Recommendation) -> Advice:
         undecided=_undecided(ledger, found),
         excluded=[_excluded(one) for one in found.assessed if _failed(one)],
         missing=[(Name(one.id), f" {one.reason}.") for one in found.missing],
+    )
+
+
+def _ship(found: Recommendation) -> Prose:
+    choice = found.choice
+    if choice is None:
+        return NOTHING_FITS
+    if choice.quantized:
+        return "Ship ", *on_engine(choice.pick.candidate), "."
+    any_made = any(one.candidate.quantized for one in found.assessed)
+    return (
+        "Ship ",
+        *on_engine(choice.pick.candidate),
+        ": no quantized variant is known to be within the limits."
+        if any_made
+        else ": no quantized variant was benched.",
     )
 
 
@@ -76,7 +111,7 @@ def listing(ones: Sequence[Candidate]) -> Prose:
     return text
 
 
-def _numbers(one: Assessed, concurrency: int) -> Prose:
+def _numbers(ledger: Ledger, one: Assessed, concurrency: int) -> Prose:
     candidate = one.candidate
     requests = "request" if concurrency == 1 else "requests"
     parts = []
@@ -86,6 +121,8 @@ def _numbers(one: Assessed, concurrency: int) -> Prose:
         )
     if candidate.divergence:
         parts.append(f"KL divergence {span(candidate.divergence)} nats{_on(candidate)}")
+    if perplexity := _perplexity(ledger, candidate.row.id):
+        parts.append(perplexity)
     parts += [
         f"{check.said} {_span(check)}"
         for check in one.checks
@@ -98,8 +135,22 @@ def _numbers(one: Assessed, concurrency: int) -> Prose:
         ]
     weights = candidate.row.bytes
     of_weights = f", {size(weights)} of it weights" if weights else ""
+    if weights and ledger.reference.bytes and candidate.quantized:
+        share = number(100 * weights / ledger.reference.bytes, 2)
+        of_weights += f" ({share} % of the reference's {size(ledger.reference.bytes)})"
     parts.append(f"{size(round(candidate.memory.value))} of memory at peak{of_weights}")
     return ("; ".join(parts),)
+
+
+def _perplexity(ledger: Ledger, id_: str) -> str | None:
+    """How much higher it is than the reference's, on the text where it rose most."""
+    pairs = [one for one in ledger.comparisons
+             if (one.measure, one.a, one.b) == ("ppl", REFERENCE, id_)]  # fmt: skip
+    if not pairs:
+        return None
+    worst = max(pairs, key=lambda one: one.drift)
+    on = f" on {worst.text}" if len(pairs) > 1 else ""
+    return f"perplexity {signed(worst.drift, 1)} %{on}"
 
 
 def _why(found: Recommendation) -> Prose:
@@ -107,18 +158,23 @@ def _why(found: Recommendation) -> Prose:
     if choice is None:
         return ()
     if choice.by == "only":
-        return ("It alone is known to meet every limit." if found.limits else "It stands alone.",)
-    if choice.by == "throughput":
-        return ("It is faster than all others that meet the limits, beyond the noise.",)
-    tied: Prose = (
-        "In throughput it cannot be told from ",
+        others = "It alone" if choice.quantized else "Of the others it alone"
+        return (f"{others} is known to meet every limit." if found.limits else "It stands alone.",)
+    reason = {
+        "memory": "it takes the least memory",
+        "throughput": "it is the fastest, beyond the noise",
+        "goodput": "it serves the most requests within the objective",
+        "drift": "it is the nearest to the reference",
+        "nothing": "it has the highest median throughput, and nothing else decides",
+    }[choice.by]
+    if not choice.before:
+        return (f"Of those within the limits {reason}.",)
+    alike = " and ".join(choice.before)
+    return (
+        f"In {alike} it cannot be told from ",
         *listing([one.candidate for one in choice.tied]),
+        f"; of these {reason}.",
     )
-    if choice.by == "drift":
-        return (*tied, "; of these it is the nearest to the reference.")
-    if choice.by == "memory":
-        return (*tied, "; of those as near to the reference it takes the least memory.")
-    return (*tied, "; nor does drift or memory decide: it has the higher median.")
 
 
 def _runner_up(found: Recommendation) -> Prose:
@@ -167,7 +223,7 @@ def _on(candidate: Candidate, unit: str = "") -> str:
 def _limits(found: Recommendation) -> Prose:
     """What was asked for."""
     said = [
-        f"{one.said} {bound(one)}" + (" (the default)" if one.is_default else "")
+        f"{one.said} {bound(one)}" + (f" (the default: {one.because})" if one.is_default else "")
         for one in found.limits
     ]
     return (f"{'; '.join(said)}." if said else "none.",)
@@ -214,9 +270,6 @@ def _undecided(ledger: Ledger, found: Recommendation) -> list[Prose]:
         if parts:
             end = "; if it does, it is the one to ship." if one in found.open else "."
             text.append(("Whether ", *on_engine(one.candidate), " meets the limit: ", *parts, end))
-    if found.choice and found.choice.tied:
-        tied = listing([one.candidate for one in (found.choice.pick, *found.choice.tied)])
-        text.append(("Which is the fastest of ", *tied, ": their intervals overlap."))
     client_bound = [
         one.candidate
         for one in found.assessed
@@ -280,3 +333,44 @@ def value(limit: Limit, measured: float) -> str:
     if limit.unit == "points":
         return f"{number(measured)} points"
     return f"{number(measured)} {limit.unit}"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What one profile recommends, as a row of a small table; a cell is empty where it has none."""
+
+    profile: Profile
+    title: str
+    rule: str
+    ship: Prose
+    memory: str
+    throughput: str
+    drift: str
+    why: Prose
+
+
+def picks(found: Sequence[Recommendation]) -> list[Pick]:
+    """A row for each profile."""
+    rows = []
+    for one in found:
+        title, rule = PROFILES[one.profile]
+        rule += f"; up to {ACCEPTED[one.profile]:g} times the tolerance in perplexity"
+        pick = one.pick
+        requests = "request" if one.concurrency == 1 else "requests"
+        rows.append(
+            Pick(
+                one.profile,
+                title,
+                rule,
+                on_engine(pick.candidate) if pick else ("nothing",),
+                size(round(pick.candidate.memory.value)) if pick else "",
+                f"{number(pick.throughput.value)} with {one.concurrency} {requests}"
+                if pick and pick.throughput
+                else "",
+                f"{number(drift.value)} nats"
+                if pick and (drift := pick.candidate.divergence)
+                else "",
+                _why(one) if pick else NOTHING_FITS,
+            )
+        )
+    return rows

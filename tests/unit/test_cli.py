@@ -79,15 +79,21 @@ def test_recommend_prints_and_exits_by_whether_anything_fits(tmp_path: Path) -> 
     ended = quantkit("recommend", tmp_path)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
-    assert lines[0] == "Ship gptq-w4g64 on vllm."
+    assert lines[0] == "For a laptop: Ship gguf-Q4_K_M on llamacpp."
+    ended = quantkit("recommend", tmp_path, "--for", "server")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "For a server: Ship gptq-w4g64 on vllm."
     assert any(
         line.startswith("runner-up  awq-w4g64 on vllm: 319 instead of 329") for line in lines
     )
 
-    ended = quantkit("recommend", tmp_path, "--max-memory", "1GB", "--min-goodput", "1.5", "--json")
+    limits = ["--max-memory", "1GB", "--max-kld", "0.05", "--min-goodput", "1.5"]
+    ended = quantkit("recommend", tmp_path, "--for", "server", *limits, "--json")
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert found["pick"]["variant"] == "gguf-Q4_K_M"
+    assert list(found["profiles"]) == ["laptop", "server", "quality"]
     # 66.1 tokens/s x 3 x 32 / 34
     assert found["pick"]["output_tokens_per_s"]["value"] == pytest.approx(186.64, abs=0.01)
     assert [one["limit"] for one in found["binding"]] == ["max-memory", "max-kld"]
@@ -95,7 +101,7 @@ def test_recommend_prints_and_exits_by_whether_anything_fits(tmp_path: Path) -> 
 
     ended = quantkit("recommend", tmp_path, "--max-memory", "100MB")
     assert ended.returncode == 1
-    assert ended.stdout.startswith("Nothing can be recommended")
+    assert ended.stdout.startswith("For a laptop: Nothing can be recommended")
     _fails(2, "--slo 'ttft=5': .*expected ttft_ms=500", "recommend", tmp_path, "--slo", "ttft=5")
     _fails(2, "--max-memory: expected a size", "recommend", tmp_path, "--max-memory", "much")
     _fails(2, "no such file", "recommend", tmp_path / "none")

@@ -13,7 +13,7 @@ from quantkit.recommend import recommend
 from quantkit.serve.arguments import of_pairs, words
 from quantkit.serve.command import ServeCommand, best_and_fast, gateway_config, run
 from quantkit.serve.config import GatewayConfig, load_config, parse_size
-from tests.ledger_rows import DOCS
+from tests.ledger_rows import DOCS, with_metrics
 from tests.ledgers import quickstart, swept, with_row
 
 FILE = """\
@@ -195,15 +195,15 @@ def test_names_of_a_run() -> None:
 def test_a_run_serves_what_is_recommended_on_its_engine(tmp_path: Path) -> None:
     pick = recommend(swept()).pick
     assert pick is not None
-    assert pick.candidate.key == ("gptq-w4g64", "vllm")
+    assert pick.candidate.key == ("gguf-Q4_K_M", "llamacpp")
     swept().write(tmp_path / "ledger.json")
     for row in swept().variants[1:]:
         variant(tmp_path / "variants", row.id)
     config = gateway_config(ServeCommand(from_run=tmp_path))
     assert config.aliases == {
-        "recommended": "gptq-w4g64", "best": "gguf-F16", "fast": "gptq-w4g64",
+        "recommended": "gguf-Q4_K_M", "best": "gguf-F16", "fast": "gptq-w4g64",
     }  # fmt: skip
-    assert config.backends["gptq-w4g64"].engine == "vllm"
+    assert config.backends["gguf-Q4_K_M"].engine == "llamacpp"
     assert set(config.models) == {row.id for row in swept().variants[1:]}
     # What the command line says of engines holds for all.
     assert gateway_config(
@@ -211,13 +211,13 @@ def test_a_run_serves_what_is_recommended_on_its_engine(tmp_path: Path) -> None:
     ).backends["gptq-w4g64"].engine == "llamacpp"  # fmt: skip
 
 
-def test_a_run_serves_the_original_only_where_that_is_recommended(tmp_path: Path) -> None:
+def test_a_run_serves_the_reference_only_where_that_is_recommended(tmp_path: Path) -> None:
     source = Path(variant(tmp_path, "source"))
     found = with_row(swept(), 0, path=str(source))
-    rows = [row if row.id == "reference" else row.model_copy(update={"bench": row.bench[:1]})
+    far = found.variants[1].texts[DOCS].metrics["kld_mean"].model_copy(update={"value": 1.0})
+    rows = [row if row.id == "reference" else with_metrics(row, kld_mean=far)
             for row in found.variants]  # fmt: skip
-    recipe = found.recipe | {"bench": {"concurrency": [1, 32]}}
-    found = found.model_copy(update={"variants": rows, "recipe": recipe})
+    found = found.model_copy(update={"variants": rows})
     found.write(tmp_path / "ledger.json")
     for row in found.variants[1:]:
         variant(tmp_path / "variants", row.id)

@@ -14,7 +14,7 @@ from quantkit.cli.main import cli
 from quantkit.devices import AUTO
 from quantkit.formats.linear_options import CLOSED_FORM, ITERS
 from quantkit.recipe import BenchSection, CalibrationSection, EvaluateSection
-from quantkit.recommend.limits import MAX_KLD
+from quantkit.recommend import ACCEPTED
 from quantkit.serve.config import Backend, GatewayConfig
 
 
@@ -126,7 +126,12 @@ def _stated(verb: str, flag: str) -> str:
         ("bench", "--repetitions", BenchSection().repetitions),
         ("bench", "--prompt-tokens", BenchSection().lengths[0]),
         ("bench", "--output-tokens", BenchSection().lengths[1]),
-        ("recommend", "--max-kld", f"{MAX_KLD}, unless --max-drop is given"),
+        (
+            "recommend",
+            "--max-kld",
+            "what {laptop:g} (laptop), {server:g} (server) or {quality:g} (quality) times the "
+            "run's tolerance in perplexity comes to; none with --max-drop".format(**ACCEPTED),
+        ),
         ("serve", "--host", GatewayConfig.model_fields["host"].default),
         ("serve", "--port", GatewayConfig.model_fields["port"].default),
         ("serve", "--slots", Backend.model_fields["slots"].default),

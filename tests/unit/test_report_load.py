@@ -35,16 +35,19 @@ def with_benches(ledger: Ledger, **benches: list[made_up.Bench]) -> Ledger:
 
 def test_the_recommendation_in_words() -> None:
     ledger = ledgers.swept()
-    found = advice(ledger, recommend(ledger, Wants(max_memory=10**9, concurrency=8)))
+    found = advice(
+        ledger,
+        recommend(ledger, Wants(profile="server", max_memory=10**9, max_kld=0.05, concurrency=8)),
+    )
     assert plain(found.ship) == "Ship gguf-Q4_K_M on llamacpp."
     # 66.1 x 3 x 8 / 10 = 158.6, 2 % to each side.
     assert plain(found.numbers) == (
         "159 (155 to 162) output tokens/s with 8 requests at a time; KL divergence 0.0241 (0.0233 "
-        "to 0.0249) nats; goodput 1.65 requests/s at TTFT ≤ 500 ms, ITL ≤ 50 ms; 472 MB of memory "
-        "at peak, 105 MB of it weights."
+        "to 0.0249) nats; perplexity +2.6 %; goodput 1.65 requests/s at TTFT ≤ 500 ms, ITL ≤ 50 "
+        "ms; 472 MB of memory at peak, 105 MB of it weights (39 % of the reference's 269 MB)."
     )
     assert plain(found.why) == (
-        "It is faster than all others that meet the limits, beyond the noise."
+        "Of those within the limits it serves the most requests within the objective."
     )
     assert plain(found.runner_up).startswith("gguf-Q8_0 on llamacpp: 143 instead of 159 tokens/s")
     assert "0.000940 instead of 0.0241 nats (nearer to the reference)" in plain(found.runner_up)
@@ -59,9 +62,9 @@ def test_the_recommendation_in_words() -> None:
 
 def test_what_is_undecided_is_said() -> None:
     ledger = ledgers.swept()
-    found = advice(ledger, recommend(ledger, Wants(max_kld=0.0390)))
+    found = advice(ledger, recommend(ledger, Wants(profile="server", max_kld=0.0390)))
     undecided = said(found.undecided)
-    assert plain(found.ship) == "Ship reference on vllm."
+    assert plain(found.ship) == "Ship gguf-Q4_K_M on llamacpp."
     assert (
         "Whether gptq-w4g64 on vllm meets the limit: KL divergence 0.0388 nats (0.0376 to 0.0400), "
         "at most 0.0390 nats; if it does, it is the one to ship." in undecided
@@ -159,7 +162,7 @@ def test_labels_of_curves_keep_their_order_and_their_distance() -> None:
 
 def test_curves_are_drawn_of_a_sweep_only() -> None:
     assert curves(ledgers.quickstart()) is None
-    chart = curves(ledgers.swept(), recommend(ledgers.swept()))
+    chart = curves(ledgers.swept(), recommend(ledgers.swept(), Wants(profile="server")))
     assert chart is not None
     assert [curve.id for curve in chart.curves if curve.recommended] == ["gptq-w4g64"]
     assert all(len(curve.stops) == 6 for curve in chart.curves)
