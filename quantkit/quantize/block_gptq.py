@@ -191,7 +191,7 @@ def _take(module: nn.Module, names: Sequence[str], solved: Solved) -> dict[str, 
         linear: Any = module.get_submodule(name)
         rows = slice(start, start + linear.out_features)
         integers = solved.integers.rows(rows.start, rows.stop)
-        taken[name] = Start(solved.compensated[rows], integers)
+        taken[name] = Start(solved.wanted[rows], integers)
         rounded = integers.dequantize().to(linear.weight.dtype)
         linear.weight = nn.Parameter(rounded, requires_grad=False)
         start = rows.stop

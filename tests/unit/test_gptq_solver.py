@@ -59,8 +59,9 @@ def test_integers_equal_those_of_the_algorithm_written_out(
     weights, x = _problem(12, 96, dead=dead)
     hessian = x.T @ x
     solved = gptq(
-        weights, hessian, bits=4, group_size=group_size, dtype=torch.float32, symmetric=symmetric
-    )
+        weights, hessian, bits=4, group_size=group_size, dtype=torch.float32, symmetric=symmetric,
+        passes=0,
+    )  # fmt: skip
     order = group_order(hessian.diagonal(), group_size).tolist()
     assert order != list(range(96))
     assert solved.dead_channels == len(dead)
@@ -70,8 +71,53 @@ def test_integers_equal_those_of_the_algorithm_written_out(
     # float32 against float64: a weight that lies on the edge between two integers may differ.
     assert (integers.codes == expected).float().mean() > 0.99
     scales, zeros = (t.repeat_interleave(group_size, 1) for t in (integers.scales, integers.zeros))
-    rounded = ((solved.compensated / scales).round() + zeros).clamp(0, 15)
+    rounded = ((solved.wanted / scales).round() + zeros).clamp(0, 15)
     assert torch.equal(rounded, integers.codes.float())
+
+
+def _objective(x: torch.Tensor, damp: float, lost: torch.Tensor) -> torch.Tensor:
+    """What GPTQ minimizes, of each row."""
+    H = x.double().T @ x.double()
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = H.diagonal()[~dead].mean()
+    H += torch.eye(len(H)) * damp * H.diagonal().mean()
+    return torch.einsum("oi,ij,oj->o", lost.double(), H, lost.double())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [16, 32, 96])
+def test_descent_sets_each_integer_to_the_best_of_all(group_size: int, symmetric: bool) -> None:
+    weights, x = _problem(6, 96, dead=(3, 70))
+    given = weights, x.T @ x
+    options = {"bits": 4, "group_size": group_size, "dtype": torch.float32, "symmetric": symmetric}
+    before = gptq(*given, **options, passes=0)
+    after = gptq(*given, **options, passes=2)
+    scales, zeros = before.integers.scales, before.integers.zeros
+    assert torch.equal(after.integers.scales, scales)
+    codes = before.integers.codes.clone()
+    for _ in range(2):
+        for column in group_order(given[1].diagonal(), group_size).tolist():
+            tried = []
+            for code in range(16):
+                codes[:, column] = code
+                lost = weights - Integers(codes, scales, zeros).dequantize()
+                tried.append(_objective(x, before.damp_percent, lost))
+            codes[:, column] = torch.stack(tried).argmin(0)
+    assert (after.integers.codes == codes).float().mean() > 0.99
+    assert not torch.equal(after.integers.codes, before.integers.codes)
+
+
+def test_descent_makes_no_row_worse() -> None:
+    weights, x = _problem(64, 256)
+    options = {"bits": 4, "group_size": 64, "dtype": torch.bfloat16}
+    losses = []
+    for passes in (0, 1, 2):
+        solved = gptq(weights, x.T @ x, **options, passes=passes)
+        lost = weights - solved.integers.dequantize()
+        losses.append(_objective(x, solved.damp_percent, lost))
+    assert (losses[1] <= losses[0] * (1 + 1e-6)).all()
+    assert (losses[2] <= losses[1] * (1 + 1e-6)).all()
+    assert losses[2].sum() < 0.98 * losses[0].sum()
 
 
 @pytest.mark.parametrize("group_size", [64, 128, 256])
