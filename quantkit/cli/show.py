@@ -28,7 +28,11 @@ _OTHERS = ("mmlu_acc", "prompts_exact_match")
 
 
 def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
-    """A run: one line a variant, and where the report is."""
+    """A run: one line a variant, what to ship, and where the report is."""
+    from quantkit.recommend import by_default, profiles
+    from quantkit.report.prose import plain
+    from quantkit.report.recommendation import picks
+
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
@@ -48,6 +52,10 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
     for row in result.variants:
         if row.failed:
             click.echo(f"{row.id} failed in {row.failed.stage}: {row.failed.error}")
+    if by_default(result):
+        click.echo()
+        for pick in picks(profiles(result)):
+            click.echo(f"for {pick.title + ':':10} ship {plain(pick.ship)}")
     click.echo(f"\nreport: {(directory / 'report.html').absolute()}")
 
 
