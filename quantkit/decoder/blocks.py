@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
+from quantkit.decoder import structure as asking
 from quantkit.decoder.stored_names import StoredNames, is_ignored
 from quantkit.errors import CheckpointError, ConversionError, reading
 from quantkit.hf_config import attention
@@ -87,6 +88,7 @@ class DecoderBlocks:
                     f"{type(model).__name__} of its config.json has no such tensor"
                 )
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._structures: dict[Any, asking.Structure] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -109,6 +111,20 @@ class DecoderBlocks:
             for name, module in self._blocks[index].named_modules()
             if isinstance(module, nn.Linear)
         }
+
+    def structure(self, index: int) -> asking.Structure:
+        """What block ``index`` is made of; asked once for each kind of block, without its
+        weights."""
+        block = self._blocks[index]
+        kind = (
+            tuple((name, type(module)) for name, module in block.named_modules()),
+            tuple((name, tuple(tensor.shape)) for name, tensor in block.state_dict().items()),
+        )
+        if kind not in self._structures:
+            arguments = self._outline()[index]
+            width = self._config.hidden_size
+            self._structures[kind] = asking.ask(copy.deepcopy(block), width, arguments)
+        return self._structures[kind]
 
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
@@ -154,14 +170,7 @@ class DecoderBlocks:
     def _without_blocks(self, part: Any, prefix: str) -> tuple[Any, list[_Recorder]]:
         """The model, or the decoder in it whose names begin with ``prefix``, in float32 on the CPU,
         and what stands in it for the blocks."""
-        recorders = [_Recorder(block) for block in self._blocks]
-        # The copy takes these for copies of the blocks.
-        decoder = copy.deepcopy(part, {id(self._blocks): nn.ModuleList(recorders)})
-        # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
-        for module in decoder.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
-        decoder.apply(decoder._init_weights)
+        decoder, recorders = self._recording(part)
         tied = self._model.all_tied_weights_keys if part is self._model else {}
         state = {
             name: self.checkpoint.read(self._stored(prefix + name)).float()
@@ -172,6 +181,27 @@ class DecoderBlocks:
         state |= {target: state[source] for target, source in tied.items()}
         decoder.load_state_dict(state, assign=True)
         return decoder.eval(), recorders
+
+    def _recording(self, part: Any) -> tuple[Any, list[_Recorder]]:
+        """The model, or the decoder in it, without weights, and what stands in it for blocks."""
+        recorders = [_Recorder(block) for block in self._blocks]
+        # The copy takes these for copies of the blocks.
+        decoder = copy.deepcopy(part, {id(self._blocks): nn.ModuleList(recorders)})
+        # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
+        for module in decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        decoder.apply(decoder._init_weights)
+        return decoder, recorders
+
+    def _outline(self) -> list[dict[str, Any]]:
+        """What the model passes to each block besides activations, of random ones."""
+        decoder, recorders = self._recording(self._decoder)
+        asking.fill(decoder, but=decoder.get_input_embeddings())
+        hidden = torch.zeros(1, asking.TOKENS, self._config.hidden_size, dtype=torch.float64)
+        with torch.no_grad():
+            decoder.eval()(inputs_embeds=hidden, use_cache=False)
+        return [recorder.arguments for recorder in recorders]
 
     def load(self, index: int) -> nn.Module:
         """Block ``index`` on the device, its weights in float32 or, for that precision, float64."""
