@@ -5,9 +5,6 @@ from __future__ import annotations
 ROUTER = "mlp.gate"
 """What gives tokens to experts, by its name in a block: no linear to transformers."""
 
-SHARING_INPUT = (("gate_proj", "up_proj"), ("down_proj",))
-"""The linears of an expert in the order of their calls, those with one input together."""
-
 _EXPERTS = ".experts."
 
 

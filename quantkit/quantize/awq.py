@@ -1,6 +1,6 @@
 """AWQ: scale the channels that matter up before rounding, and back down in what precedes them.
 
-Lin et al. 2023, arXiv 2306.00978. For each family of linears that share an input, the strength α
+Lin et al. 2023, arXiv 2306.00978. For linears that share an input, the strength α
 of the scaling s = a**α / b**(1-α), with a the mean activation and b the mean relative weight of a
 channel, is searched against the output error of the module they belong to.
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quantkit.decoder.structure import Fold, fold_scales
 from quantkit.quantize.block_gptq import BlockGPTQ
-from quantkit.quantize.families import Family, families, fold_channels, fold_scales
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
 from quantkit.quantize.rounding import Integers, QuantizedBlock, plain_asymmetric
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
@@ -65,49 +65,52 @@ class BlockAWQ:
 
     def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module
-        scaled = families(block.linears)
+        scaled = [
+            fold for fold in block.structure.folds if block.linears.keys() >= set(fold.readers)
+        ]
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
-        statistics = InputStatistics(module, [family.given for family in scaled], every)
+        statistics = InputStatistics(module, [fold.given for fold in scaled], every)
         judged = {
-            family.judge: RecordedCalls(module, family.judge, _JUDGED_TOKENS)
-            for family in scaled
-            if family.judge
+            fold.judge: RecordedCalls(module, fold.judge, _JUDGED_TOKENS)
+            for fold in scaled
+            if fold.judge is not None
         }
         block.run()
         statistics.close()
         for calls in judged.values():
             calls.close()
         dtype = next(module.parameters()).dtype
-        for family in scaled:
-            if family.given not in statistics.leader:
+        for fold in scaled:
+            if fold.given not in statistics.leader:
                 continue  # of an expert that saw no token
-            given = statistics.leader[family.given]
+            given = statistics.leader[fold.given]
             dead_channels(statistics.mean_abs[given], f"{block.name}.{given}")
-            run = judged[family.judge].replay(block.blocks.autocast) if family.judge else None
+            judge = judged[fold.judge] if fold.judge is not None else None
+            run = judge.replay(block.blocks.autocast) if judge else None
             hessian = statistics.hessian[given].to(dtype)
-            scale = search_scales(module, family, statistics.mean_abs[given], hessian, run, grid)
-            fold_scales(module, family, scale)
+            scale = search_scales(module, fold, statistics.mean_abs[given], hessian, run, grid)
+            fold_scales(module, fold, scale)
 
 
 def search_scales(
     block: nn.Module,
-    family: Family,
+    fold: Fold,
     mean_abs: torch.Tensor,
     hessian: torch.Tensor,
     run: Callable[[nn.Module], torch.Tensor] | None,
     grid: Grid,
 ) -> torch.Tensor:
-    """The channel scales of the family's input that lose least, (in,) float32.
+    """The channel scales of the readers' input that lose least, (in,) float32.
 
-    ``mean_abs``: (in,) and ``hessian``: (in, in) of the family's input. ``run`` gives the judge's
+    ``mean_abs``: (in,) and ``hessian``: (in, in) of that input. ``run`` gives the judge's
     output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ).
     """
-    readers = [block.get_submodule(name) for name in family.readers]
-    floats = [linear_weight(block, name) for name in family.readers]
-    fold = fold_channels(block, family)
-    strength = fold.reduce(mean_abs)
-    relative = fold.reduce(_relative_weight(floats, grid.group_size))
-    judge = block.get_submodule(family.judge) if family.judge else None
+    readers = [block.get_submodule(name) for name in fold.readers]
+    floats = [linear_weight(block, name) for name in fold.readers]
+    channels = fold.channels
+    strength = channels.reduce(mean_abs)
+    relative = channels.reduce(_relative_weight(floats, grid.group_size))
+    judge = block.get_submodule(fold.judge) if fold.judge is not None else None
     wanted = run(judge) if run and judge is not None else None
 
     def rounded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -118,7 +121,7 @@ def search_scales(
         alpha = step / _ALPHAS
         scale = strength.pow(alpha) / (relative.pow(1 - alpha) + 1e-4) if step else strength * 0 + 1
         scale = scale.clamp(min=1e-4)
-        scale = fold.expand(scale / (scale.max() * scale.min()).sqrt())
+        scale = channels.expand(scale / (scale.max() * scale.min()).sqrt())
         if wanted is None or run is None or judge is None:
             error = 0.0
             for weight in floats:

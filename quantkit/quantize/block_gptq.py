@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantkit.decoder.expert_names import SHARING_INPUT, expert_of, is_routed
+from quantkit.decoder.expert_names import expert_of, is_routed
 from quantkit.quantize.gptq import DAMP_PERCENT, Kernels, Solved, gptq, refit
 from quantkit.quantize.inputs import (
     InputStatistics,
@@ -28,11 +28,9 @@ from quantkit.quantize.rounding import (
     plain_symmetric,
 )
 from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
+from quantkit.spec import GroupScheme
 from quantkit.stopwatch import stage
 
-STREAMS = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
-"""Linears whose output is added to the residual stream, and the module that is given the stream as
-it is before."""
 _HESSIAN_BYTES = 2 << 30
 """Of experts whose inputs are summed at the same time."""
 
@@ -52,8 +50,12 @@ class BlockGPTQ:
         source_block = _sharing_weights(block.module)
         starts: dict[str, Start] = {}
         notes: list[str] = []
-        shared = _sharing_inputs(block)
-        at = [names[0] for names in shared], STREAMS
+        groups = _sharing_inputs(block)
+        shared = [names for names in groups if not is_routed(names[0])]
+        writers = block.structure.writers
+        # Of several with one input each would make up for all that the stream lacks.
+        streams = {one: writers[one] for one, *more in shared if one in writers and not more}
+        at = [names[0] for names in shared], streams
         with (
             Passes(block.module, block.inputs, block.run_batch, *at) as now,
             Passes(source_block, block.source, block.run_batch, *at) as before,
@@ -67,7 +69,8 @@ class BlockGPTQ:
             if is_source:
                 before.finish()
         unseen: set[str] = set()
-        for names, hessian in _routed(block):
+        routed = [names for names in groups if is_routed(names[0])]
+        for names, hessian in _routed(block, routed):
             solved = self._gptq(block, names, _stacked(block.module, names), hessian)
             if hessian is None:
                 unseen.add(expert_of(names[0]))
@@ -154,33 +157,40 @@ def _sharing_weights(module: nn.Module) -> nn.Module:
 
 
 def _sharing_inputs(block: StreamedBlock) -> list[list[str]]:
-    """The linears to quantize that see every token, in the order of their calls, those with one
-    input together."""
-    names = [name for name in block.linears if not is_routed(name)]
-    statistics = InputStatistics(block.module, names)
-    block.blocks.run(block.index, block.module, block.inputs.pick(torch.tensor([0])))
-    statistics.close()
-    return list(statistics.shared().values())
+    """The linears to quantize in the order of their calls, those with one input and one scheme
+    together."""
+    found: list[list[str]] = []
+    for group in block.structure.inputs:
+        alike: dict[GroupScheme, list[str]] = {}
+        for name in group:
+            if name in block.linears:
+                alike.setdefault(block.linears[name], []).append(name)
+        found += alike.values()
+    place = {name: number for number, name in enumerate(block.structure.calls)}
+    return sorted(found, key=lambda names: place[names[0]])
 
 
-def _routed(block: StreamedBlock) -> Iterator[tuple[list[str], torch.Tensor | None]]:
+def _routed(
+    block: StreamedBlock, groups: Sequence[list[str]]
+) -> Iterator[tuple[list[str], torch.Tensor | None]]:
     """Linears of experts that share their input, and the Hessian of it, None where an expert is
     given no token.
 
     Experts work side by side, so the windows run once for all of them, or once for as many as have
     their Hessians in memory; what takes the output of others comes after these were quantized.
     """
-    experts = list(dict.fromkeys(expert_of(name) for name in block.linears if is_routed(name)))
-    for leaves in SHARING_INPUT if experts else ():
-        width = linear_weight(block.module, f"{experts[0]}.{leaves[0]}").shape[1]
+    experts: dict[str, list[list[str]]] = {}
+    for names in groups:
+        experts.setdefault(expert_of(names[0]), []).append(names)
+    for alike in zip(*experts.values(), strict=True):
+        width = linear_weight(block.module, alike[0][0]).shape[1]
         at_once = max(1, _HESSIAN_BYTES // (4 * width * width))
-        for start in range(0, len(experts), at_once):
-            some = experts[start : start + at_once]
-            statistics = InputStatistics(block.module, [f"{one}.{leaves[0]}" for one in some])
+        for start in range(0, len(alike), at_once):
+            some = alike[start : start + at_once]
+            statistics = InputStatistics(block.module, [names[0] for names in some])
             block.run()
             statistics.close()
-            for one in some:
-                names = [f"{one}.{leaf}" for leaf in leaves]
+            for names in some:
                 yield names, statistics.hessian.pop(names[0], None)
 
 

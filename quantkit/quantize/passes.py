@@ -50,10 +50,10 @@ class Passes:
         self._hooks = []
         for linear in linears:
             norm = streams.get(linear)
-            wait = partial(_wait, linear, norm)
+            wait = partial(_wait, linear)
             self._hooks.append(module.get_submodule(linear).register_forward_pre_hook(wait))
             if norm:
-                see = partial(_see, norm)
+                see = partial(_see, linear)
                 self._hooks.append(module.get_submodule(norm).register_forward_pre_hook(see))
 
     def __enter__(self) -> Passes:
@@ -108,7 +108,7 @@ class _Pass(threading.Thread):
         self._output: torch.Tensor | None = None
         self._error: BaseException | None = None
         self.seen: dict[str, torch.Tensor] = {}
-        """What norms were given, (tokens, hidden)."""
+        """By linear, the stream that its output is to be added to, (tokens, hidden)."""
 
     def to(self, linear: str) -> Reached:
         """Go on as far as this linear."""
@@ -164,17 +164,17 @@ class _Stopped(Exception):
     pass
 
 
-def _wait(linear: str, norm: str | None, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _wait(linear: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     thread = threading.current_thread()
     if isinstance(thread, _Pass):
-        stream = thread.seen.pop(norm) if norm else None
+        stream = thread.seen.pop(linear, None)
         thread.wait_at(linear, Reached(_rows(multiplied(inputs[0])), stream))
 
 
-def _see(norm: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _see(linear: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     thread = threading.current_thread()
     if isinstance(thread, _Pass):
-        thread.seen[norm] = _rows(inputs[0])
+        thread.seen[linear] = _rows(inputs[0])
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.expert_names import expert_of, is_routed
+from quantkit.decoder.structure import Structure
 from quantkit.quantize.activations import Activations
 from quantkit.spec import GroupScheme
 
@@ -32,6 +33,11 @@ class StreamedBlock:
     def name(self) -> str:
         """As the checkpoint calls it: ``model.layers.3``."""
         return self.blocks.prefix(self.index).removesuffix(".")
+
+    @property
+    def structure(self) -> Structure:
+        """What the block is made of, found and proved."""
+        return self.blocks.structure(self.index)
 
     def advance_source(self, source_block: nn.Module) -> Activations:
         """Let ``source_block``, the float block, turn ``source`` into its outputs there: what this

@@ -8,9 +8,9 @@ from torch import nn
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.structure import fold_scales
 from quantkit.quantize.activations import Activations
 from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
-from quantkit.quantize.families import families, fold_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import GroupScheme
@@ -36,18 +36,18 @@ def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) ->
     exact(blocks, block, hidden)
     statistics.close()
     changed = 0
-    for family in families(blocks.linears(0)):
-        leader = statistics.leader[family.given]
+    for fold in blocks.structure(0).folds:
+        leader = statistics.leader[fold.given]
         scale = search_scales(
             block,
-            family,
+            fold,
             statistics.mean_abs[leader],
             statistics.hessian[leader].float(),
             None,
             GRID,
         )
         changed += not torch.equal(scale, torch.ones_like(scale))
-        fold_scales(block, family, scale)
+        fold_scales(block, fold, scale)
     after = exact(blocks, block, hidden)
     assert changed == 4
     assert (after - before).abs().max() < 2e-5 * before.abs().max()

@@ -17,13 +17,13 @@ from quantkit.calibration import Calibration, calibrate
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.structure import fold_scales
 from quantkit.engines.transformers.weights import load
 from quantkit.engines.vllm import refused
 from quantkit.errors import IncompatibleVariant, RecipeError
 from quantkit.formats import awq, gptq, load_format
 from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
 from quantkit.quantize.block_gptq import BlockGPTQ
-from quantkit.quantize.families import families, fold_scales
 from quantkit.quantize.gptq import gptq as solve
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
@@ -182,19 +182,19 @@ def test_folding_an_experts_scales_leaves_the_function_and_the_router(source: Ch
     blocks = DecoderBlocks(source)
     hidden, block = blocks.embed(IDS), blocks.load(0)
     before = exact(blocks, block, hidden)
-    mixture = [family for family in families(blocks.linears(0)) if "experts" in family.readers[0]]
+    mixture = [fold for fold in blocks.structure(0).folds if "experts" in fold.readers[0]]
     assert len(mixture) == 1 + 6
-    statistics = InputStatistics(block, [*blocks.linears(0), "mlp"])
+    statistics = InputStatistics(block, [fold.given for fold in mixture])
     exact(blocks, block, hidden)
     statistics.close()
-    for family in mixture:
-        leader = statistics.leader[family.given]
+    for fold in mixture:
+        leader = statistics.leader[fold.given]
         hessian = statistics.hessian[leader].float()
         size = statistics.mean_abs[leader]
-        scale = search_scales(block, family, size, hessian, None, GRID)
-        if len(family.readers) > 1:
+        scale = search_scales(block, fold, size, hessian, None, GRID)
+        if len(fold.readers) > 1:
             scale = torch.linspace(0.5, 2, len(scale))
-        fold_scales(block, family, scale)
+        fold_scales(block, fold, scale)
     assert (exact(blocks, block, hidden) - before).abs().max() < 2e-5 * before.abs().max()
 
 
