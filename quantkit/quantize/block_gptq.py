@@ -119,6 +119,7 @@ class BlockGPTQ:
         lacking = (weights.to(lost.dtype) @ lost).add_(behind)
         del lost, behind
         weights = refit(weights, hessian, lacking, block.inputs.tokens)
+        del lacking
         return self._gptq(block, names, weights, hessian)
 
     def _gptq(

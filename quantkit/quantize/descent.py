@@ -29,16 +29,16 @@ def descend(
 
     Columns lie as rows: ``weights`` and ``codes`` (uint8) are (in, out), ``scales`` and ``zeros``
     (groups, out), ``hessian`` (in, in) float32, damped. ``step`` is ``descend_columns``. Returns
-    the codes, and what each was rounded from in the last of the ``passes``, (in, out) float32.
+    the codes, and what each was rounded from in the last of the ``passes``, (in, out) float32, in
+    the memory of ``weights``.
     """
     columns, groups = len(weights), len(scales)
     size = columns // groups
     lazy = min(size, _LAZY_COLUMNS)
-    codes, wanted = codes.clone(), torch.empty_like(weights)
-    steps, shifts = (part.repeat_interleave(size, 0) for part in (scales, zeros))
-    values = (codes - shifts) * steps
-    del steps, shifts
-    slope = hessian @ (weights - values)
+    codes, values = codes.clone(), codes.float()
+    values.view(groups, size, -1).sub_(zeros[:, None]).mul_(scales[:, None])
+    slope = hessian @ weights.sub_(values)
+    wanted = weights
     for _ in range(passes):
         for start in range(0, columns, lazy):
             part = slice(start, start + lazy)

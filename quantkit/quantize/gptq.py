@@ -93,8 +93,7 @@ def gptq(
     importance = importance[order].float()
 
     # Columns lie as rows, so that what belongs to one column is contiguous.
-    target = weights.T.index_select(0, order).float()
-    W = target.clone()
+    W = weights.T.index_select(0, order).float()
     columns, rows = W.shape
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=W.device)
     scales = W.new_empty(columns // group_size, rows)
@@ -120,10 +119,11 @@ def gptq(
 
     del inverse
     if passes:
+        del W
         H = _permuted(hessian, diagonal + damping * diagonal.mean(), order).float()
         codes, W = descend(
-            target, H, codes, scales, zeros, top=(1 << bits) - 1, passes=passes,
-            step=kernels.descend_columns,
+            weights.T.index_select(0, order).float(), H, codes, scales, zeros,
+            top=(1 << bits) - 1, passes=passes, step=kernels.descend_columns,
         )  # fmt: skip
     back = order.argsort()
     groups = (order[::group_size] // group_size).argsort()
