@@ -301,6 +301,7 @@ def _describe(
         bits_per_weight_quantized=converted.bits_per_weight_quantized,
         convert=cost,
         blocks=list(converted.blocks),
+        structure=list(converted.structure),
         held_out=converted.held_out,
         proof=proof,
         override_kv=override_kv,

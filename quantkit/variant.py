@@ -114,6 +114,29 @@ class BlockRecord(_Record):
     held_out: dict[str, DeviationRecord] = Field(default_factory=dict)
 
 
+class FoldRecord(_Record):
+    """A norm or linear that can take a scale from ``readers``; ``offset`` is what a norm adds to
+    its weight."""
+
+    smooth: str
+    readers: list[str]
+    offset: float
+
+
+class StructureRecord(_Record):
+    """What decoder blocks are made of, found and proved on them, by names in a block; ``*`` is
+    each expert."""
+
+    blocks: list[int]
+    inputs: list[list[str]]
+    """Linears with one input."""
+    writers: list[str]
+    """Linears that add to the residual stream."""
+    folds: list[FoldRecord]
+    unfolded: dict[str, str]
+    """Linears from which nothing takes a scale, and why."""
+
+
 class LossRecord(_Record):
     """As ``quantkit.quantize.held_out.Loss``: mean KL divergence from the source, nats."""
 
@@ -139,6 +162,8 @@ class Manifest(_Record):
     convert: ConvertCost
     blocks: list[BlockRecord] = Field(default_factory=list)
     """Decoder blocks in their order, where one after another was quantized."""
+    structure: list[StructureRecord] = Field(default_factory=list)
+    """By kind of block, where blocks were asked."""
     held_out: dict[str, LossRecord] = Field(default_factory=dict)
     """By kind of text that it was not calibrated on, beside rounding to nearest."""
     proof: dict[str, ProofRecord] = Field(default_factory=dict)

@@ -5,45 +5,37 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
 from quantkit.decoder import structure as asking
 from quantkit.decoder.stored_names import StoredNames, is_ignored
-from quantkit.errors import CheckpointError, ConversionError, reading
+from quantkit.errors import (
+    CheckpointError,
+    ConversionError,
+    QuantkitError,
+    first_line,
+    reading,
+)
 from quantkit.hf_config import attention
 from quantkit.quantize.activations import Activations
 from quantkit.stopwatch import stage
-
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Olmo2ForCausalLM",
-    "GraniteForCausalLM",
-    "Phi3ForCausalLM",
-    "StableLmForCausalLM",
-    "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "DeepseekV2ForCausalLM",
-)
-"""Decoders of which one block after another computes what transformers' whole model does."""
 
 _BATCH_TOKENS = 4096
 
 
 class DecoderBlocks:
     """The decoder of a checkpoint as a sequence of blocks that are loaded one by one.
+
+    Raise ConversionError where transformers has no causal language model of that name, or none
+    that has a list of blocks. ``decoder/proof.py`` says whether these compute what it does.
 
     Blocks compute in ``precision``; where that is bfloat16, only matrix products do (autocast), and
     all else in float32. The activations between blocks are float32.
@@ -55,11 +47,6 @@ class DecoderBlocks:
         device: torch.device | str = "cpu",
         precision: torch.dtype = torch.float32,
     ) -> None:
-        if checkpoint.architecture not in ARCHITECTURES:
-            raise ConversionError(
-                f"{checkpoint.id}: the blocks of {checkpoint.architecture} cannot be streamed; "
-                f"those of {', '.join(ARCHITECTURES)} can"
-            )
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.precision = precision
@@ -67,11 +54,7 @@ class DecoderBlocks:
         model = self._model = _skeleton(checkpoint)
         self._config = model.config
         self._decoder = model.base_model
-        name, self._blocks = next(
-            (name, child)
-            for name, child in self._decoder.named_children()
-            if isinstance(child, nn.ModuleList)
-        )
+        name, self._blocks = _list_of_blocks(checkpoint, self._decoder)
         self._base = f"{model.base_model_prefix}."
         self._stored = StoredNames.of(model, checkpoint.tensors)
         self._place = f"{self._base}{name}."
@@ -88,7 +71,7 @@ class DecoderBlocks:
                     f"{type(model).__name__} of its config.json has no such tensor"
                 )
         self._arguments: dict[int, list[dict[str, Any]]] = {}
-        self._structures: dict[Any, asking.Structure] = {}
+        self._structures = _structures(checkpoint)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -121,9 +104,10 @@ class DecoderBlocks:
             tuple((name, tuple(tensor.shape)) for name, tensor in block.state_dict().items()),
         )
         if kind not in self._structures:
-            arguments = self._outline()[index]
-            width = self._config.hidden_size
-            self._structures[kind] = asking.ask(copy.deepcopy(block), width, arguments)
+            with self._running_apart():
+                arguments = self._outline()[index]
+                width = self._config.hidden_size
+                self._structures[kind] = asking.ask(copy.deepcopy(block), width, arguments)
         return self._structures[kind]
 
     def tensors_outside(self) -> Iterator[str]:
@@ -167,6 +151,19 @@ class DecoderBlocks:
 
         return logits
 
+    @contextmanager
+    def _running_apart(self) -> Iterator[None]:
+        """Turn what a block raises that is run without the model into a ConversionError."""
+        try:
+            yield
+        except QuantkitError:
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"{self.checkpoint.id}: the blocks of {self.checkpoint.architecture} cannot be run "
+                f"one by one: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
     def _without_blocks(self, part: Any, prefix: str) -> tuple[Any, list[_Recorder]]:
         """The model, or the decoder in it whose names begin with ``prefix``, in float32 on the CPU,
         and what stands in it for the blocks."""
@@ -197,10 +194,13 @@ class DecoderBlocks:
     def _outline(self) -> list[dict[str, Any]]:
         """What the model passes to each block besides activations, of random ones."""
         decoder, recorders = self._recording(self._decoder)
-        asking.fill(decoder, but=decoder.get_input_embeddings())
-        hidden = torch.zeros(1, asking.TOKENS, self._config.hidden_size, dtype=torch.float64)
+        embedding = decoder.get_input_embeddings()
+        asking.fill(decoder, but=embedding)
+        ids = torch.zeros(1, asking.TOKENS, dtype=torch.long)
+        hidden = torch.zeros(*ids.shape, self._config.hidden_size, dtype=torch.float64)
+        embedding.forward = lambda _: hidden
         with torch.no_grad():
-            decoder.eval()(inputs_embeds=hidden, use_cache=False)
+            decoder.eval()(input_ids=ids, use_cache=False)
         return [recorder.arguments for recorder in recorders]
 
     def load(self, index: int) -> nn.Module:
@@ -262,10 +262,23 @@ class _Recorder(nn.Module):
         return hidden if self.output is None else self.output
 
 
+@lru_cache(maxsize=1)
+def _structures(_checkpoint: Checkpoint) -> dict[Any, asking.Structure]:
+    """By kind of block, what was found: once for several variants."""
+    return {}
+
+
 def _skeleton(checkpoint: Checkpoint) -> Any:
     """The model as transformers builds it from the configuration, without any weights, and with
     its experts apart."""
     config = checkpoint.hf_config
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ if known else "none"
+    if name != checkpoint.architecture:
+        raise ConversionError(
+            f"{checkpoint.id} is a {checkpoint.architecture}; quantkit reads the blocks of "
+            f"language models alone, of which transformers has for this config.json: {name}"
+        )
     with reading(checkpoint.path / "config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config,
@@ -275,6 +288,17 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
         )
         experts.separate(model)
     return model
+
+
+def _list_of_blocks(checkpoint: Checkpoint, decoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Its name in the decoder, and the list."""
+    for name, child in decoder.named_children():
+        if isinstance(child, nn.ModuleList):
+            return name, child
+    raise ConversionError(
+        f"{checkpoint.id}: {checkpoint.architecture} has no list of decoder blocks at its top, so "
+        "quantkit cannot read it block by block; use gguf"
+    )
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-ROUTER = "mlp.gate"
-"""What gives tokens to experts, by its name in a block: no linear to transformers."""
+import re
 
 _EXPERTS = ".experts."
 
@@ -22,3 +21,8 @@ def expert_of(linear: str) -> str:
 def mixture_of(linear: str) -> str:
     """The name of all experts of a block, which engines run as one: ``mlp.experts``."""
     return linear.partition(_EXPERTS)[0] + _EXPERTS.removesuffix(".")
+
+
+def every_expert(words: str) -> str:
+    """With ``*`` for the numbers of experts: ``mlp.experts.*.up_proj``."""
+    return re.sub(rf"(?<={re.escape(_EXPERTS)})\d+", "*", words)

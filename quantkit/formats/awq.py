@@ -68,7 +68,7 @@ class AWQ:
 def _asked(spec: Spec) -> IntegerLinears:
     scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
     options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=False)
-    return IntegerLinears(spec, scheme, options, layout)
+    return IntegerLinears(spec, scheme, options, layout, scaled=True)
 
 
 def quantization_config(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.spec import Spec
-from quantkit.variant import BlockRecord, LossRecord, Variant
+from quantkit.variant import BlockRecord, LossRecord, StructureRecord, Variant
 
 if TYPE_CHECKING:
     from quantkit.calibration import Calibration
@@ -48,6 +48,8 @@ class Converted:
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
     """How far each block's output moved, where one after another was quantized."""
+    structure: tuple[StructureRecord, ...] = ()
+    """What the blocks are made of, by kind, where they were asked."""
     held_out: dict[str, LossRecord] = field(default_factory=dict)
     """By kind of text that the quantizer did not see."""
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,9 @@ from torch import nn
 
 from quantkit.calibration import Calibration
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.expert_names import every_expert
 from quantkit.decoder.proof import prove
+from quantkit.decoder.structure import Structure
 from quantkit.devices import peak_bytes
 from quantkit.errors import ConversionError
 from quantkit.files import write_json
@@ -35,7 +37,13 @@ from quantkit.quantize.rounding import Integers, QuantizedBlock
 from quantkit.quantize.streamed import StreamedBlock
 from quantkit.spec import Spec
 from quantkit.stopwatch import Stopwatch, stage
-from quantkit.variant import BlockRecord, DeviationRecord, LossRecord
+from quantkit.variant import (
+    BlockRecord,
+    DeviationRecord,
+    FoldRecord,
+    LossRecord,
+    StructureRecord,
+)
 
 _FINISHED = "finished-blocks.json"
 
@@ -97,10 +105,37 @@ def convert_linears(
             *(note for kind, loss in losses.items() for note in _not_generalized(kind, loss)),
         ),
         blocks=tuple(block.record for block in finished),
+        structure=tuple(_recorded(blocks)),
         held_out={kind: LossRecord(**asdict(loss)) for kind, loss in losses.items()},
         stage_seconds=watch.seconds,
         peak_device_bytes=peak_bytes(device),
     )
+
+
+def _recorded(blocks: DecoderBlocks) -> Iterator[StructureRecord]:
+    """Each structure that blocks have, and which."""
+    kinds: dict[int, tuple[Structure, list[int]]] = {}
+    for index in range(len(blocks)):
+        structure = blocks.structure(index)
+        kinds.setdefault(id(structure), (structure, []))[1].append(index)
+
+    def said(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(every_expert, names)))
+
+    for structure, numbers in kinds.values():
+        folds = dict.fromkeys(
+            (every_expert(fold.smooth), said(fold.readers), fold.offset) for fold in structure.folds
+        )
+        yield StructureRecord(
+            blocks=numbers,
+            inputs=[list(names) for names in dict.fromkeys(map(said, structure.inputs))],
+            writers=list(said(structure.writers)),
+            folds=[
+                FoldRecord(smooth=smooth, readers=list(readers), offset=offset)
+                for smooth, readers, offset in folds
+            ],
+            unfolded={every_expert(n): every_expert(w) for n, w in structure.unfolded.items()},
+        )
 
 
 def _not_generalized(kind: str, loss: Loss) -> Iterator[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.decoder.expert_names import ROUTER
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.base import Plan
 from quantkit.formats.linear_options import LinearOptions
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from quantkit.formats.shards import Entry
     from quantkit.quantize.rounding import Integers
 
-ARCHITECTURES = (
+_SEEN_IN_VLLM = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
@@ -32,7 +31,7 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 )
-"""What the native quantizers make, and vLLM was seen to load."""
+"""Architectures of which vLLM was seen to load what is made here."""
 
 _KERNEL_COLUMNS = 32
 """Output channels that engines' kernels take at a time."""
@@ -65,6 +64,8 @@ class IntegerLinears:
     scheme: GroupScheme
     options: LinearOptions
     layout: Callable[[GroupScheme], LinearLayout]
+    scaled: bool = False
+    """Whether channels are scaled before rounding, and back in what precedes them."""
 
     def schemes(self, linears: Sequence[str]) -> dict[str, GroupScheme]:
         """Those of ``linears``, names in the checkpoint, that are quantized, and how."""
@@ -86,27 +87,30 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
 
     spec = asked.spec
     refuse_packed(spec, checkpoint)
-    if checkpoint.architecture not in ARCHITECTURES:
-        raise ConversionError(
-            f"{spec}: {checkpoint.id} is a {checkpoint.architecture}; the native quantizers know "
-            f"{', '.join(ARCHITECTURES)}; use gguf"
-        )
     blocks = DecoderBlocks(checkpoint)
     linears = linear_names(blocks)
+    if not linears:
+        raise ConversionError(
+            f"{spec}: the blocks of {checkpoint.id} ({checkpoint.architecture}) have no linears "
+            "that quantkit can quantize; use gguf"
+        )
     layouts = asked.layouts(linears)
     for name, layout in layouts.items():
         out_features, in_features = checkpoint.tensors[f"{name}.weight"].shape
         check_shape(spec, layout.scheme, name, in_features, out_features)
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
-    kept = [name for name in linears if name not in layouts]
+    listed = {
+        "linears are not quantized": [name for name in linears if name not in layouts],
+        "tensors are left out, as by transformers": blocks.ignored,
+        **_unproved(blocks, layouts, scaled=asked.scaled),
+    }
     notes = [
         f"{len(names)} {what}: {', '.join(names[:3])}{' …' * (len(names) > 3)}"
-        for what, names in (
-            ("linears are not quantized", kept),
-            ("tensors are left out, as by transformers", blocks.ignored),
-        )
+        for what, names in listed.items()
         if names
     ]
+    if checkpoint.architecture not in _SEEN_IN_VLLM:
+        notes.append(f"vLLM was not yet seen to load {spec.format} of {checkpoint.architecture}")
     return Plan(
         spec,
         total,
@@ -115,6 +119,25 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         notes=tuple(notes),
         options=asked.options.resolved(),
     )
+
+
+def _unproved(
+    blocks: DecoderBlocks, layouts: Collection[str], *, scaled: bool
+) -> dict[str, list[str]]:
+    """What is quantized without a step that its block was not proved to allow: why → names."""
+    found: dict[str, list[str]] = {}
+    for index in range(len(blocks)):
+        structure, stored = blocks.structure(index), blocks.linears(index)
+        for name, why in structure.unfolded.items() if scaled else ():
+            if stored[name] in layouts:
+                found.setdefault(f"linears are not scaled ({why})", []).append(stored[name])
+        if not structure.writers:
+            found.setdefault(
+                "blocks have no linear that adds to the residual stream as it is, to make up for "
+                "what the stream lacks",
+                [],
+            ).append(blocks.prefix(index).removesuffix("."))
+    return found
 
 
 def entries(
@@ -145,13 +168,16 @@ def linear_names(blocks: DecoderBlocks) -> list[str]:
 
 
 def router_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of what gives tokens to experts: linears to an engine, which has to
-    be told that they are not quantized."""
+    """Names in the checkpoint of what gives tokens to experts: matrices that are linears to an
+    engine, though not to transformers, so that it has to be told that they are not quantized."""
+    tensors = blocks.checkpoint.tensors
     return [
         stored.removesuffix(".weight")
         for index in range(len(blocks))
         for name, stored in blocks.stored(index).items()
-        if name == f"{ROUTER}.weight"
+        if name.endswith(".weight")
+        and name.removesuffix(".weight") not in blocks.linears(index)
+        and len(tensors[stored].shape) == 2
     ]
 
 

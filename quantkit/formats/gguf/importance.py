@@ -46,15 +46,15 @@ def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMa
 
 
 def check_computable(checkpoint: Checkpoint) -> None:
-    """Raise ConversionError for an architecture whose blocks quantkit cannot run."""
-    from quantkit.decoder.blocks import ARCHITECTURES
+    """Raise ConversionError for a model whose blocks quantkit cannot run."""
+    from quantkit.decoder.blocks import DecoderBlocks
 
-    if checkpoint.architecture not in ARCHITECTURES:
+    try:
+        DecoderBlocks(checkpoint)
+    except ConversionError as error:
         raise ConversionError(
-            f"{checkpoint.id}: quantkit computes importance matrices for "
-            f"{', '.join(ARCHITECTURES)}, not for {checkpoint.architecture}; bring a file "
-            f"(--imatrix): {HOW_TO_MAKE}"
-        )
+            f"{error}; or bring an importance matrix (--imatrix): {HOW_TO_MAKE}"
+        ) from error
 
 
 def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
