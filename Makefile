@@ -32,6 +32,7 @@ demo: vllm
 test: vllm
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m tests.fetch_llama_cpp
+	$(BIN)/python -m tests.fetch_axe
 	@command -v chromium >/dev/null || \
 		echo "no chromium: the report's browser tests are skipped (Debian: apt-get install chromium)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical

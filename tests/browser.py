@@ -104,8 +104,10 @@ class Page:
             self._receive(deadline)
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression, as JSON."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression, as JSON; of a promise, what it comes to."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 

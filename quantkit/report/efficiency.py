@@ -12,7 +12,7 @@ from quantkit.recommend.candidates import throughput
 from quantkit.report.format import NOTHING, duration, milliseconds, number, size, span
 from quantkit.report.panels import Measure, Panels, Reading, lay_out
 from quantkit.report.scales import from_zero
-from quantkit.report.table import concurrencies
+from quantkit.report.table import Cell, concurrencies
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Loads:
     """Every load of every variant and its goodputs: titles of the columns, and a row each."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+    rows: tuple[tuple[str, str, tuple[Cell, ...]], ...]
     """Id, engine, cells."""
 
 
@@ -87,11 +87,11 @@ def loads(ledger: Ledger) -> Loads:
             *((one.engine, _goodput_cells(one)) for one in row.goodput),
         )
     ]
-    titles = [title for title in _COLUMNS if any(cells.get(title) for *_, cells in found)]
+    titles = [title for title in _COLUMNS if any(title in cells for *_, cells in found)]
     return Loads(
         tuple(titles),
         tuple(
-            (id_, engine, tuple(cells.get(title) or NOTHING for title in titles))
+            (id_, engine, tuple(cells.get(title, Cell(NOTHING)) for title in titles))
             for id_, engine, cells in found
         ),
     )
@@ -104,44 +104,56 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _delivered(one: Bench | RateBench) -> dict[str, str]:
-    """Texts by column; empty where there is no value."""
+def _delivered(one: Bench | RateBench) -> dict[str, Cell]:
+    """By column; what there is no value for is left out."""
     bandwidth = one.bandwidth if isinstance(one, Bench) else None
     load = (
         _load(one.concurrency)
         if isinstance(one, Bench)
         else f"{number(one.rate_per_s)}/s, {one.arrivals}"
     )
-    return {
-        "load": load,
-        "tokens/s": span(throughput(one)),
-        "requests/s": number(one.request_per_s),
-        "TTFT p50, p95": _both(one.ttft_ms.p50, one.ttft_ms.p95),
-        "ITL p50, p95": _both(one.itl_ms.p50, one.itl_ms.p95),
-        "met the objective": _percent(one.attained),
-        "of bandwidth": _percent(bandwidth.share if bandwidth else None),
-        "while decoding": _percent(bandwidth.decode_share if bandwidth else None),
-        "J/token": _known(one.joules_per_token),
-        "cost of 10⁶ tokens": _known(one.cost_per_million_tokens),
-        "memory": size(one.peak_rss_bytes),
-        "completed": str(one.requests),
-        "failed": str(one.errors or ""),
-        "client": "bottleneck" if one.client_bound else "",
-    }
+    return _known(
+        {
+            "load": (load, None),
+            "tokens/s": (span(throughput(one)), one.output_tokens_per_s),
+            "requests/s": (number(one.request_per_s), one.request_per_s),
+            "TTFT p50, p95": (_both(one.ttft_ms.p50, one.ttft_ms.p95), None),
+            "ITL p50, p95": (_both(one.itl_ms.p50, one.itl_ms.p95), None),
+            "met the objective": _share(one.attained),
+            "of bandwidth": _share(bandwidth.share if bandwidth else None),
+            "while decoding": _share(bandwidth.decode_share if bandwidth else None),
+            "J/token": _number(one.joules_per_token),
+            "cost of 10⁶ tokens": _number(one.cost_per_million_tokens),
+            "memory": (size(one.peak_rss_bytes), one.peak_rss_bytes),
+            "completed": (str(one.requests), one.requests),
+            "failed": (str(one.errors or ""), one.errors),
+            "client": ("bottleneck" if one.client_bound else "", None),
+        }
+    )
 
 
-def _goodput_cells(one: Goodput) -> dict[str, str]:
-    return {
-        "load": f"goodput, {said(one.slo)}",
-        "tokens/s": _known(one.output_tokens_per_s),
-        "requests/s": number(one.rate_per_s),
-        "met the objective": _percent(one.attained),
-        "cost of 10⁶ tokens": _known(one.cost_per_million_tokens),
-    }
+def _goodput_cells(one: Goodput) -> dict[str, Cell]:
+    return _known(
+        {
+            "load": (f"goodput, {said(one.slo)}", None),
+            "tokens/s": _number(one.output_tokens_per_s),
+            "requests/s": (number(one.rate_per_s), one.rate_per_s),
+            "met the objective": _share(one.attained),
+            "cost of 10⁶ tokens": _number(one.cost_per_million_tokens),
+        }
+    )
 
 
-def _known(value: float | None) -> str:
-    return "" if value is None else number(value)
+def _known(texts: dict[str, tuple[str, float | None]]) -> dict[str, Cell]:
+    return {title: Cell(text, sort=value) for title, (text, value) in texts.items() if text}
+
+
+def _number(value: float | None) -> tuple[str, float | None]:
+    return "" if value is None else number(value), value
+
+
+def _share(value: float | None) -> tuple[str, float | None]:
+    return _percent(value), value
 
 
 def _load(concurrency: int) -> str:

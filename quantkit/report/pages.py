@@ -43,6 +43,7 @@ def html(ledger: Ledger, underway: Underway | None = None) -> str:
     While the run is ``underway`` it says so, and reloads itself.
     """
     page = _environment(autoescape=True)
+    page.filters.update(anchor=_anchor)
     found = by_default(ledger)
     # A page that may run only this one script runs none that a hostile string brings along.
     script = _packaged("report.js")
@@ -123,6 +124,11 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "engines": engines,
         "listing": listing,
     }
+
+
+def _anchor(words: str) -> str:
+    """What a link can name a row by: ``row-gguf-Q4_K_M``."""
+    return re.sub(r"[^\w.-]+", "-", words).strip("-")
 
 
 def _packaged(name: str) -> str:

@@ -15,11 +15,13 @@ from quantkit.report.noise import Served, against_reference
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says, a second line in small print, and what it is sorted by."""
+    """What a cell says, a second line in small print, the number that it is sorted by and that a
+    CSV file has, as the ledger has it, and the number's standard error."""
 
     text: str
     detail: str = ""
     sort: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def _mean(row: Row) -> Cell:
     if not metrics:
         return Cell(NOTHING)
     value, error = mean(metrics.values())
-    return Cell(*plus_minus(value, error), value)
+    return Cell(*plus_minus(value, error), value, error)
 
 
 def _worst(row: Row, ledger: Ledger) -> Cell:
@@ -316,7 +318,8 @@ def _metric(metric: Metric | None, *, percent: bool = False) -> Cell:
     value, detail = plus_minus(metric.value * scale, error)
     if percent and not detail:
         value = fixed(metric.value * scale, 1)
-    return Cell(value + (" %" if percent else ""), detail, _sortable(metric.value))
+    text = value + (" %" if percent else "")
+    return Cell(text, detail, _sortable(metric.value), metric.stderr)
 
 
 def _drift(row: Row, ledger: Ledger, name: str, text: str | None = None) -> Cell:

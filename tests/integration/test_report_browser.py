@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator
 from itertools import combinations
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 
 from quantkit import report
+from quantkit.course import Underway
 from quantkit.ledger import Ledger
 from quantkit.recommend.front import front
-from tests import browser, ledgers
+from tests import browser, fetch_axe, ledgers
 from tests.browser import Page
 from tests.ledger_rows import DOCS
 
@@ -288,3 +291,97 @@ def luminance(colour: str) -> float:
 def contrast(a: str, b: str) -> float:
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
+
+
+def rows_of(tab: Page, label: str) -> list[dict[str, str]]:
+    """What the CSV button of a table would save, read back."""
+    text = tab.run(f"csv(document.querySelector('[aria-label=\"{label}\"] table'))")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_files_have_the_ledgers_numbers(tab: Page, tmp_path: Path) -> None:
+    ledger = show(tab, "two_texts", tmp_path)
+    tables = "[...document.querySelectorAll('.scroll')].filter(e => e.querySelector('table'))"
+    assert tab.run(f"{tables}.every(e => e.nextElementSibling.className === 'csv')")
+    found = rows_of(tab, "Table of all variants")
+    assert [one["variant"] for one in found] == [row.id for row in ledger.variants]
+    assert [int(one["Size on disk"]) for one in found] == [row.bytes for row in ledger.variants]
+    every = rows_of(tab, "Every metric")
+    for one, row in zip(every, ledger.variants, strict=True):
+        assert one["variant"] == row.id
+        for text, name, metric in row.all_metrics:
+            title = f"{text} {name}" if text else name
+            assert float(one[title]) == metric.value
+            error = one.get(f"{title}, standard error", "")
+            assert (float(error) if error else None) == metric.stderr
+    loads = rows_of(tab, "Every load")
+    assert [float(one["tokens/s"]) for one in loads] == [
+        bench.output_tokens_per_s for row in ledger.variants for bench in row.bench
+    ]
+
+
+def test_csv_of_hostile_names_is_read_back(tab: Page, tmp_path: Path) -> None:
+    ledger = show(tab, "hostile", tmp_path)
+    found = rows_of(tab, "Table of all variants")
+    assert [one["variant"] for one in found] == [row.id.strip() for row in ledger.variants]
+
+
+def test_each_row_has_a_link_and_is_marked_when_it_is_followed(tab: Page, tmp_path: Path) -> None:
+    ledger = show(tab, "swept", tmp_path)
+    links = tab.run("[...document.querySelectorAll('.permalink')].map(e => e.hash.slice(1))")
+    ids = tab.run("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    assert set(links) <= set(ids)
+    assert {f"row-{row.id}" for row in ledger.variants} <= set(links)
+    load = "load-gguf-Q8_0-vllm-0.32.0-8-at-a-time"
+    assert load in links
+    assert tab.run(f"document.getElementById('{load}').closest('details').open") is False
+    tab.run(f"location.hash = '{load}'")
+    tab.run("new Promise(done => setTimeout(done, 50))")
+    assert tab.run(f"document.getElementById('{load}').closest('details').open") is True
+    paints = "getComputedStyle(document.getElementById('%s').cells[1]).backgroundColor"
+    assert tab.run(paints % load) != tab.run(paints % "load-gguf-Q8_0-vllm-0.32.0-1-at-a-time")
+
+
+@pytest.mark.skipif(not fetch_axe.script().is_file(), reason="python -m tests.fetch_axe first")
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "two_texts", "swept", "hostile", "failed", "underway"]
+)
+def test_axe_finds_no_serious_barrier(
+    tab: Page, name: str, width: int, colours: str, tmp_path: Path
+) -> None:
+    tab.size(width)
+    tab.prefer(colours)
+    try:
+        if name == "underway":
+            going = Underway("gguf-Q8_0: evaluate", 3, 9, ("gptq-w4g64",), 100.0)
+            tab.open(report.write_page(ledgers.without_bench(), tmp_path, going))
+        else:
+            show(tab, name, tmp_path)
+        tab.run("for (const one of document.querySelectorAll('details')) one.open = true")
+        tab.run(fetch_axe.script().read_text(encoding="utf-8"))
+        found = tab.run(
+            "axe.run().then(found => found.violations.map(one => ({id: one.id, "
+            "impact: one.impact, where: one.nodes.slice(0, 3).map(node => node.html)})))"
+        )
+        grave = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert grave == []
+        wide = tab.run("document.documentElement.scrollWidth")
+        assert wide <= width  # tables scroll in their own regions
+    finally:
+        tab.size(1280)
+        tab.prefer("light")
+
+
+def test_axe_would_find_a_barrier(tab: Page, tmp_path: Path) -> None:
+    """The oracle of the test above: it can fail."""
+    if not fetch_axe.script().is_file():
+        pytest.skip("python -m tests.fetch_axe first")
+    path = tmp_path / "bad.html"
+    path.write_text("<html><title>x</title><img src='data:,'><button></button></html>")
+    tab.open(path)
+    tab.run(fetch_axe.script().read_text(encoding="utf-8"))
+    found = tab.run("axe.run().then(found => found.violations.map(one => one.id))")
+    assert {"button-name", "image-alt"} <= set(found)

@@ -111,7 +111,7 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(
     assert Ledger.read(tmp_path / "run" / "ledger.json") == ledger
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(row.id in page for row in ledger.variants)
-    assert 'http-equiv="refresh"' not in page
+    assert 'id="reload"' not in page
     # One start of each server, for load and split.
     said = capsys.readouterr().err
     assert said.count(": starting ") == 4
@@ -197,7 +197,7 @@ def test_exit_codes(tiny_llama: Path, tmp_path: Path) -> None:
     assert "Traceback" not in rest
     page = (out / "report.html").read_text()
     assert "<strong>The run was interrupted</strong> at <code>awq-w4g64: convert</code>" in page
-    assert 'http-equiv="refresh"' not in page
+    assert 'id="reload"' not in page
     ended = subprocess.run(
         [*_command(tiny_llama, out, *words), "--json"], capture_output=True, text=True, check=False
     )

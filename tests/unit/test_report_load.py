@@ -190,8 +190,9 @@ def test_the_picture_says_who_is_on_the_front() -> None:
 def test_every_load_has_a_row_and_only_columns_with_values() -> None:
     found = loads(ledgers.swept())
     assert len(found.rows) == 8 * (6 + 1)  # loads and goodputs
-    assert found.rows[6][2][:3] == ("goodput, TTFT ≤ 500 ms, ITL ≤ 50 ms", "41.6", "0.650")
-    cells = {title: found.rows[0][2][index] for index, title in enumerate(found.columns)}
+    first = [cell.text for cell in found.rows[6][2][:3]]
+    assert first == ["goodput, TTFT ≤ 500 ms, ITL ≤ 50 ms", "41.6", "0.650"]
+    cells = {title: found.rows[0][2][index].text for index, title in enumerate(found.columns)}
     # 0.4 an hour / 27.9 tokens/s / 3600 s x 10^6
     assert cells["cost of 10⁶ tokens"] == "3.98"
     assert "client" in found.columns
@@ -205,8 +206,8 @@ def test_open_loops_have_rows_too() -> None:
     closed = ledger.variants[1].bench[0].model_dump(exclude={"concurrency", "bandwidth"})
     rate = RateBench(**closed | {"attained": 0.97}, arrivals="poisson", rate_per_s=2.5)
     found = loads(ledgers.with_row(ledger, 1, rates=[rate]))
-    (row,) = [cells for *_, cells in found.rows if cells[0] == "2.50/s, poisson"]
-    assert row[found.columns.index("met the objective")] == "97 %"
+    (row,) = [cells for *_, cells in found.rows if cells[0].text == "2.50/s, poisson"]
+    assert row[found.columns.index("met the objective")].text == "97 %"
 
 
 def test_what_was_not_measured_has_no_panel() -> None:

@@ -55,3 +55,59 @@ const reveal = (event) => {
 for (const type of ["pointerover", "focusin"]) document.addEventListener(type, reveal);
 document.addEventListener("focusout", () => { tip.hidden = true; });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+// A table as a CSV file: numbers as the ledger has them, in a column of their own their errors.
+const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const said = (cell) => {
+  const copy = cell.cloneNode(true);
+  for (const part of copy.querySelectorAll(".detail, .permalink")) part.remove();
+  return copy.textContent.trim();
+};
+const csv = (table) => {
+  const heads = [];
+  for (const row of table.tHead.rows) {
+    let at = 0;
+    for (const cell of row.cells) {
+      for (let end = at + cell.colSpan; at < end; at++) heads[at] = `${heads[at] ?? ""} ${said(cell)}`.trim();
+    }
+  }
+  const bodies = [...table.tBodies].flatMap((body) => [...body.rows]);
+  const rows = bodies.filter((row) => row.cells.length === heads.length);
+  const erring = heads.map((_, at) => rows.some((row) => row.cells[at].dataset.error !== undefined));
+  const wide = (values, errors) => values.flatMap((value, at) => (erring[at] ? [value, errors[at]] : [value]));
+  const lines = [wide(heads, heads.map((head) => `${head}, standard error`))];
+  for (const row of rows) {
+    const cells = [...row.cells];
+    lines.push(wide(cells.map((c) => c.dataset.sort ?? said(c)), cells.map((c) => c.dataset.error ?? "")));
+  }
+  return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
+};
+for (const region of document.querySelectorAll(".scroll")) {
+  const table = region.querySelector("table");
+  if (!table) continue;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "csv";
+  button.textContent = "CSV";
+  button.setAttribute("aria-label", `Download as CSV: ${region.getAttribute("aria-label")}`);
+  button.addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([csv(table)], { type: "text/csv" }));
+    link.download = `${region.getAttribute("aria-label").toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  region.after(button);
+}
+// A link to a row that is folded away unfolds it.
+const unfold = () => {
+  const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = row?.closest("details:not([open])");
+  if (!folded) return;
+  folded.open = true;
+  row.scrollIntoView({ block: "center" });
+};
+addEventListener("hashchange", unfold);
+unfold();
+// While the run goes on, the page keeps up with it, for as long as the reader wants that.
+const reload = document.getElementById("reload");
+if (reload) setInterval(() => { if (reload.checked) location.reload(); }, 10000);
