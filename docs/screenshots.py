@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """What a desktop's first screen shows, a phone's, and what a page shows while the run goes on."""
+    """A desktop's first screen, a phone's, and one while the run goes on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--running", type=Path, help="A page that was kept during a run.")
