@@ -104,7 +104,7 @@ class DecoderBlocks:
             tuple((name, tuple(tensor.shape)) for name, tensor in block.state_dict().items()),
         )
         if kind not in self._structures:
-            with self._running_apart():
+            with self.running_apart():
                 arguments = self._outline()[index]
                 width = self._config.hidden_size
                 self._structures[kind] = asking.ask(copy.deepcopy(block), width, arguments)
@@ -152,11 +152,11 @@ class DecoderBlocks:
         return logits
 
     @contextmanager
-    def _running_apart(self) -> Iterator[None]:
+    def running_apart(self) -> Iterator[None]:
         """Turn what a block raises that is run without the model into a ConversionError."""
         try:
             yield
-        except QuantkitError:
+        except (QuantkitError, OSError, MemoryError):
             raise
         except Exception as error:
             raise ConversionError(
@@ -228,10 +228,9 @@ class DecoderBlocks:
     def compute(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """As ``run``, with gradients where they are enabled."""
         with self.autocast():
-            output: torch.Tensor = block(
-                batch.to(self.wide), **self.arguments(index, batch.shape[1])
-            )
-            return output.float()
+            output = block(batch.to(self.wide), **self.arguments(index, batch.shape[1]))
+            hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+            return hidden.float()
 
     def advance(self, index: int, block: nn.Module, hidden: Activations) -> None:
         """Turn the inputs of block ``index`` into its outputs, in their place."""

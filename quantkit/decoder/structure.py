@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from quantkit.decoder.experts import Experts
 from quantkit.errors import ConversionError
 
-TOKENS = 16
+TOKENS = 8
 """How many random tokens a block is asked with."""
 _NEAR = 1e-9
 """Two values in float64 are the same, relative to the largest of their tensor."""
@@ -105,15 +105,19 @@ def fold_scales(block: nn.Module, fold: Fold, scale: torch.Tensor) -> None:
 
 
 def fold_error(
-    block: nn.Module, fold: Fold, hidden: torch.Tensor, arguments: Mapping[str, Any]
+    block: nn.Module,
+    fold: Fold,
+    hidden: torch.Tensor,
+    arguments: Mapping[str, Any],
+    before: torch.Tensor | None = None,
 ) -> float:
     """How far the block's output moves by scales between ½ and 2, relative to its largest value.
 
-    The block is in float64, and afterwards as it was.
+    The block is in float64, and afterwards as it was. ``before``: its output, where that is known.
     """
     width = block.get_parameter(f"{fold.readers[0]}.weight").shape[1]
     scale = fold.channels.expand(_factors(width // fold.channels.copies))
-    before = _run(block, hidden, arguments)
+    before = _run(block, hidden, arguments) if before is None else before
     names = (fold.smooth, *fold.readers, *fold.followers)
     with _copied([block.get_submodule(name) for name in names]):
         fold_scales(block, fold, scale)
@@ -183,7 +187,7 @@ def find(block: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -
         if isinstance(fold, _Refused):
             why |= dict.fromkeys(fold.readers, fold.why)
         elif fold and not set(fold.readers) & {name for one in folds for name in one.readers}:
-            error = fold_error(block, fold, hidden, arguments)
+            error = fold_error(block, fold, hidden, arguments, asked.output)
             if error < _NEAR:
                 folds.append(fold)
             else:
