@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.decoder.proof import prove
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf.architectures import SUPPORTED
 from quantkit.quantize.inputs import InputStatistics
@@ -109,6 +110,13 @@ def test_what_is_no_decoder_of_blocks_is_named(tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match=r"LlamaForSequenceClassification.*LlamaForCausalLM"):
         DecoderBlocks(Checkpoint.open(path))
+
+
+def test_a_model_whose_blocks_do_not_run_apart_is_named(tmp_path: Path) -> None:
+    """Falcon's blocks give tuples, of which its model takes the first."""
+    path = make_checkpoint(tmp_path / "falcon", family="falcon")
+    with pytest.raises(ConversionError, match=r"blocks of FalconForCausalLM cannot be run one by"):
+        prove(Checkpoint.open(path))
 
 
 def test_shapes_that_config_json_does_not_describe_are_refused(

@@ -12,9 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.convert import plan
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.structure import Fold, FoldChannels, Structure, find, fold_error
 from quantkit.errors import ConversionError
+from quantkit.spec import Spec
+from tests.integration.gguf_cases import CASES, make
 from tests.models import make_checkpoint
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -329,3 +332,21 @@ def test_channels_of_repeated_heads() -> None:
     assert channels.expand(torch.arange(8)).tolist() == [0, 1, 2, 3] * 3 + [4, 5, 6, 7] * 3
     assert torch.equal(channels.pick(channels.expand(torch.arange(8.0))), torch.arange(8.0))
     assert channels.reduce(torch.arange(24.0)).tolist() == [4, 5, 6, 7, 16, 17, 18, 19]
+
+
+def test_the_plan_says_what_was_not_proved(tmp_path: Path) -> None:
+    """OLMo 2's norms come after attention and MLP, before their output is added."""
+    source = Checkpoint.open(make(CASES["olmo-2"], tmp_path / "olmo"))
+    blocks = len(DecoderBlocks(source))
+    first = "model.layers.0.self_attn"
+    unscaled = (
+        f"{5 * blocks} linears are not scaled ({NOTHING}): "
+        f"{first}.q_proj, {first}.k_proj, {first}.v_proj …"
+    )
+    alone = (
+        f"{blocks} blocks have no linear that adds to the residual stream as it is, to make up for "
+        "what the stream lacks: model.layers.0, model.layers.1, model.layers.2"
+    )
+    untried = "vLLM was not yet seen to load {} of Olmo2ForCausalLM"
+    assert plan(source, Spec.parse("awq:w4g32")).notes == (unscaled, alone, untried.format("awq"))
+    assert plan(source, Spec.parse("gptq:w4g32")).notes == (alone, untried.format("gptq"))
