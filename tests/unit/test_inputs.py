@@ -233,7 +233,9 @@ def test_what_is_packed_already_is_no_source(
 ) -> None:
     path, _ = auto_gptq(tiny_llama, tmp_path / "theirs")
     for spec in ("gguf:Q8_0", "gptq:w4g64", "awq:w4g64"):
-        assert "is quantized already (gptq); convert the orig" in refused(*convert_to(path, spec))
+        assert "is quantized already (gptq); convert the unquantized" in refused(
+            *convert_to(path, spec)
+        )
 
 
 def test_settings_beside_plain_weights_are_of_no_account(copy: Path, quantkit: Command) -> None:
