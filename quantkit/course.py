@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from quantkit.board import board
 from quantkit.progress import say
 
 _FOUND = 0.05
@@ -78,20 +79,23 @@ def run_course(
     """Do all steps in order; ``publish`` is called before each, and where one raises. What it
     raises itself is told, and the steps go on."""
     pace = Pace()
-    for index, step in enumerate(steps):
-        ahead = steps[index:]
-        waiting = tuple(dict.fromkeys(one.row for one in ahead))
-        left = pace.seconds(ahead)
-        underway = Underway(str(step), index, len(steps), waiting, left)
-        try:
-            say(f"[{index + 1}/{len(steps)}] {step} (about {roughly(left)} left)")
-            _try(publish, underway)
-            started = clock()
-            step.work()
-        except BaseException:
-            _try(publish, replace(underway, ended=True))
-            raise
-        pace.note(step, clock() - started)
+    with board([(step.row, step.stage) for step in steps]) as shown:
+        for index, step in enumerate(steps):
+            ahead = steps[index:]
+            waiting = tuple(dict.fromkeys(one.row for one in ahead))
+            left = pace.seconds(ahead)
+            underway = Underway(str(step), index, len(steps), waiting, left)
+            title = f"[{index + 1}/{len(steps)}] {step} (about {roughly(left)} left)"
+            try:
+                shown.begin((step.row, step.stage), title)
+                _try(publish, underway)
+                started = clock()
+                step.work()
+            except BaseException:
+                _try(publish, replace(underway, ended=True))
+                raise
+            pace.note(step, clock() - started)
+            shown.end((step.row, step.stage))
 
 
 def _try(publish: Callable[[Underway], object], underway: Underway) -> None:

@@ -12,8 +12,8 @@ from quantkit.cli.console import print_json, print_table
 from quantkit.ledger import Ledger
 from quantkit.recommend import Assessed, Check, Interval, Limit, Recommendation
 from quantkit.report.format import NOTHING, size, span
-from quantkit.report.prose import plain
-from quantkit.report.recommendation import PROFILES, Advice, advice, picks
+from quantkit.report.prose import Prose, plain
+from quantkit.report.recommendation import PROFILES, Advice, Pick, advice, picks
 
 
 def recommendation(
@@ -29,7 +29,7 @@ def recommendation(
     click.echo(f"For {PROFILES[found.profile][0]}: {plain(said.ship)}")
     for title, sentences in (
         ("", [said.why, said.numbers]),
-        ("by profile", [(f"{one.profile}: ", *one.ship) for one in picks(profiles)]),
+        ("by profile", [_brief(one) for one in picks(profiles)]),
         ("runner-up", [said.runner_up]),
         ("limits", [said.limits, *said.binds]),
         ("undecided", said.undecided),
@@ -40,6 +40,12 @@ def recommendation(
             click.echo(f"{'' if index else title:11}{plain(sentence)}")
     click.echo()
     _table(found)
+
+
+def _brief(one: Pick) -> Prose:
+    """``laptop: a on llamacpp (194 MB, 50.3 tokens/s with 1 request, 0.0774 nats)``."""
+    numbers = ", ".join(filter(None, (one.memory, one.throughput, one.drift)))
+    return (f"{one.profile}: ", *one.ship, f" ({numbers})" if numbers else "")
 
 
 def _table(found: Recommendation) -> None:

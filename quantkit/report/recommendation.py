@@ -36,8 +36,7 @@ PROFILES: dict[Profile, tuple[str, str]] = {
     ),
     "server": (
         "a server",
-        "the most goodput at the objective or, where none was set, the most tokens per second with "
-        "the most requests at a time; then the least memory",
+        "the most tokens per second with the most requests at a time; then the least memory",
     ),
     "quality": (
         "quality",
@@ -46,6 +45,10 @@ PROFILES: dict[Profile, tuple[str, str]] = {
     ),
 }
 """For whom, and what comes first."""
+_GOODPUT = (
+    "the most goodput at the objective; then the most tokens per second, and the least memory"
+)
+"""For a server, where the run searched for it."""
 NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
 
 
@@ -168,13 +171,22 @@ def _why(found: Recommendation) -> Prose:
         "nothing": "it has the highest median throughput, and nothing else decides",
     }[choice.by]
     if not choice.before:
-        return (f"Of those within the limits {reason}.",)
+        return (f"Of those within {_within(found)} {reason}.",)
     alike = " and ".join(choice.before)
     return (
         f"In {alike} it cannot be told from ",
         *listing([one.candidate for one in choice.tied]),
         f"; of these {reason}.",
     )
+
+
+def _within(found: Recommendation) -> str:
+    """``the limit (KL divergence at most 0.0953 nats, which is 10 % more perplexity)``."""
+    if len(found.limits) != 1:
+        return "the limits"
+    (limit,) = found.limits
+    because = f", which is {limit.because}" if limit.because else ""
+    return f"the limit ({limit.said} {bound(limit)}{because})"
 
 
 def _runner_up(found: Recommendation) -> Prose:
@@ -354,6 +366,8 @@ def picks(found: Sequence[Recommendation]) -> list[Pick]:
     rows = []
     for one in found:
         title, rule = PROFILES[one.profile]
+        if one.profile == "server" and any(other.goodput for other in one.assessed):
+            rule = _GOODPUT
         rule += f"; up to {ACCEPTED[one.profile]:g} times the tolerance in perplexity"
         pick = one.pick
         requests = "request" if one.concurrency == 1 else "requests"
@@ -364,7 +378,7 @@ def picks(found: Sequence[Recommendation]) -> list[Pick]:
                 rule,
                 on_engine(pick.candidate) if pick else ("nothing",),
                 size(round(pick.candidate.memory.value)) if pick else "",
-                f"{number(pick.throughput.value)} with {one.concurrency} {requests}"
+                f"{number(pick.throughput.value)} tokens/s with {one.concurrency} {requests}"
                 if pick and pick.throughput
                 else "",
                 f"{number(drift.value)} nats"

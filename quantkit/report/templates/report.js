@@ -83,7 +83,7 @@ const csv = (table) => {
 };
 for (const region of document.querySelectorAll(".scroll")) {
   const table = region.querySelector("table");
-  if (!table) continue;
+  if (!table || table.className === "picks") continue;
   const button = document.createElement("button");
   button.type = "button";
   button.className = "csv";
