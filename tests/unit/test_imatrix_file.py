@@ -240,7 +240,7 @@ def test_it_is_computed_once_for_the_same_weights_and_tokens(
     assert len(list((tmp_path / "imatrix").iterdir())) == 2
 
 
-def test_an_architecture_whose_blocks_do_not_stream_is_refused(tmp_path: Path) -> None:
+def test_an_architecture_without_names_in_a_gguf_is_refused(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "gemma", family="gemma", head_dim=64)
     with pytest.raises(ConversionError, match=r"not for Gemma.*bring a file \(--imatrix\)"):
         importance.compute(Checkpoint.open(directory), windows(1, 8))

@@ -46,9 +46,15 @@ def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMa
 
 
 def check_computable(checkpoint: Checkpoint) -> None:
-    """Raise ConversionError for a model whose blocks quantkit cannot run."""
+    """Raise ConversionError for a model whose blocks quantkit cannot run, or for whose tensors it
+    has no names in a GGUF."""
     from quantkit.decoder.blocks import DecoderBlocks
 
+    if checkpoint.architecture not in architectures.SUPPORTED:
+        raise ConversionError(
+            f"{checkpoint.id}: quantkit computes importance matrices for what it converts to GGUF "
+            f"itself, not for {checkpoint.architecture}; bring a file (--imatrix): {HOW_TO_MAKE}"
+        )
     try:
         DecoderBlocks(checkpoint)
     except ConversionError as error:
