@@ -59,7 +59,7 @@ def check_computable(checkpoint: Checkpoint) -> None:
         DecoderBlocks(checkpoint)
     except ConversionError as error:
         raise ConversionError(
-            f"{error}; or bring an importance matrix (--imatrix): {HOW_TO_MAKE}"
+            f"{error}; or bring a file (--imatrix): {HOW_TO_MAKE}"
         ) from error
 
 
