@@ -131,6 +131,8 @@ def more(comparison: Comparison) -> str:
         return ""
     if comparison.more is None:
         return f"no number of {items} in reach"
+    if comparison.more == 1:
+        return f"one more {items[:-1]}"
     return f"some {roughly(comparison.more)} more {items}"
 
 

@@ -231,8 +231,9 @@ def _says(placed: Sequence[Placed]) -> Prose:
 
 def _summary(placed: Sequence[Placed], concurrency: int, drift: str) -> str:
     points = "1 point" if len(placed) == 1 else f"{count(len(placed))} points"
+    requests = "1 request" if concurrency == 1 else f"{concurrency} requests"
     return (
         f"{drift[0].upper()}{drift[1:]} (logarithmic) against output tokens per second with "
-        f"{concurrency} concurrent requests; {points}, sized by bytes on disk, with the Pareto "
-        "front. The table has the same numbers."
+        f"{requests} at a time; {points}, sized by bytes on disk, with the Pareto front. The "
+        "table has the same numbers."
     )

@@ -321,6 +321,20 @@ def test_csv_files_have_the_ledgers_numbers(tab: Page, tmp_path: Path) -> None:
     ]
 
 
+def test_csv_has_no_word_of_pictures_and_nothing_where_nothing_was_measured(
+    tab: Page, tmp_path: Path
+) -> None:
+    ledger = show(tab, "failed", tmp_path)
+    found = rows_of(tab, "Table of all variants")
+    (failed,) = [one for one, row in zip(found, ledger.variants, strict=True) if row.failed]
+    assert set(failed.values()) == {failed["variant"], ""}
+    if tab.run("document.querySelector('.times') !== null"):
+        label = tab.run("document.querySelector('.times').closest('.scroll').ariaLabel")
+        assert "prepare:" not in tab.run(
+            f"csv(document.querySelector('[aria-label=\"{label}\"] table'))"
+        )
+
+
 def test_csv_of_hostile_names_is_read_back(tab: Page, tmp_path: Path) -> None:
     ledger = show(tab, "hostile", tmp_path)
     found = rows_of(tab, "Table of all variants")

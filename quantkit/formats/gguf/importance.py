@@ -58,9 +58,7 @@ def check_computable(checkpoint: Checkpoint) -> None:
     try:
         DecoderBlocks(checkpoint)
     except ConversionError as error:
-        raise ConversionError(
-            f"{error}; or bring a file (--imatrix): {HOW_TO_MAKE}"
-        ) from error
+        raise ConversionError(f"{error}; or bring a file (--imatrix): {HOW_TO_MAKE}") from error
 
 
 def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:

@@ -59,8 +59,9 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") ti
 const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 const said = (cell) => {
   const copy = cell.cloneNode(true);
-  for (const part of copy.querySelectorAll(".detail, .permalink")) part.remove();
-  return copy.textContent.trim();
+  for (const part of copy.querySelectorAll(".detail, .permalink, svg")) part.remove();
+  const text = copy.textContent.trim();
+  return text === "–" ? "" : text;
 };
 const csv = (table) => {
   const heads = [];
