@@ -104,7 +104,7 @@ def test_the_tree_in_the_readme_names_what_is_there() -> None:
     tree = README.split("## The repository")[1].split("```")[1]
     named = set(re.findall(r"[\w/]+\.py\b|\b[a-z]+/", tree))
     for name in named - {"quantkit/", "unit/", "integration/", "benchmarks/", "llamacpp/", "gguf/"}:
-        found = [ROOT / name, ROOT / "quantkit" / name]
+        found = [ROOT / name, ROOT / "docs" / name, ROOT / "quantkit" / name]
         found += [p / name for p in (ROOT / "quantkit").iterdir() if p.is_dir()]
         assert any(path.exists() for path in found), name
     top = {p.name for p in (ROOT / "quantkit").iterdir() if p.is_dir() and p.name[0] != "_"}
