@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
 from quantkit.ledger import REFERENCE, Ledger
@@ -19,7 +20,16 @@ from quantkit.ledger.load import Slo
 from quantkit.recommend.candidates import Candidate, candidates
 from quantkit.recommend.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommend.interval import Interval
-from quantkit.recommend.limits import ACCEPTED, Check, Limit, Profile, Wants, limits, said
+from quantkit.recommend.limits import (
+    ACCEPTED,
+    Check,
+    Limit,
+    Profile,
+    Wants,
+    limits,
+    objectives,
+    said,
+)
 from quantkit.recommend.nearness import Drift, Nearness
 
 __all__ = [
@@ -28,7 +38,7 @@ __all__ = [
     "candidates", "profiles", "recommend", "said",
 ]  # fmt: skip
 
-PROFILES: tuple[Profile, ...] = ("laptop", "server", "quality")
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,8 @@ def _on_engine(served: list[Candidate], engine: str | None) -> list[Candidate]:
 
 def _objective(served: Sequence[Candidate]) -> Slo | None:
     """The one that goodput was searched for."""
-    found = {found.slo.model_dump_json(): found.slo for one in served for found in one.goodputs}
-    return next(iter(found.values())) if len(found) == 1 else None
+    found = objectives(good for one in served for good in one.goodputs)
+    return found[0] if len(found) == 1 else None
 
 
 def _concurrency(served: Sequence[Candidate], wanted: int | None, profile: Profile) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from quantkit.errors import RecipeError
 from quantkit.ledger import REFERENCE, Ledger, is_accuracy
-from quantkit.ledger.load import Slo
+from quantkit.ledger.load import Goodput, Slo
 from quantkit.recommend.candidates import Candidate
 from quantkit.recommend.interval import Interval
 from quantkit.recommend.nearness import Drift
@@ -215,12 +215,16 @@ def _latency(concurrency: int, name: str) -> Callable[[Candidate], Interval | No
     return lambda candidate: candidate.latency(concurrency, name)
 
 
+def objectives(goodputs: Iterable[Goodput]) -> list[Slo]:
+    """Those that were searched for, each once."""
+    return list({one.slo.model_dump_json(): one.slo for one in goodputs}.values())
+
+
 def _slo_of(ledger: Ledger) -> Slo:
-    found = {found.slo.model_dump_json(): found.slo for row in ledger.variants
-             for found in row.goodput}  # fmt: skip
+    found = objectives(one for row in ledger.variants for one in row.goodput)
     if len(found) != 1:
         raise RecipeError(
             "min-goodput: say of which objective, with --slo ttft_ms=500,itl_ms=50: "
             f"this run has {len(found) or 'none'}"
         )
-    return next(iter(found.values()))
+    return found[0]
