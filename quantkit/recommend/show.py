@@ -13,7 +13,7 @@ from quantkit.ledger import Ledger
 from quantkit.recommend import Assessed, Check, Interval, Limit, Recommendation
 from quantkit.report.format import NOTHING, size, span
 from quantkit.report.prose import Prose, plain
-from quantkit.report.recommendation import PROFILES, Advice, Pick, advice, picks
+from quantkit.report.recommendation import WHOM, Advice, Pick, advice, picks
 
 
 def recommendation(
@@ -26,7 +26,7 @@ def recommendation(
         picks_of = {one.profile: _candidate(one.pick) if one.pick else None for one in profiles}
         print_json({**_as_json(found, said), "profiles": picks_of})
         return
-    click.echo(f"For {PROFILES[found.profile][0]}: {plain(said.ship)}")
+    click.echo(f"For {WHOM[found.profile]}: {plain(said.ship)}")
     for title, sentences in (
         ("", [said.why, said.numbers]),
         ("by profile", [_brief(one) for one in picks(profiles)]),

@@ -30,7 +30,7 @@ from quantkit.report.markdown import block, cell, code, escape, grid, prose
 from quantkit.report.method import measured, pairs, recipe_text
 from quantkit.report.prompts import COLUMNS, answers, finding
 from quantkit.report.prose import Name, listing
-from quantkit.report.recommendation import PROFILES, RULE, advice, picks
+from quantkit.report.recommendation import RULE, WHOM, advice, picks
 from quantkit.report.split import losses
 from quantkit.report.table import by_text, engines, everything, table
 from quantkit.report.times import times
@@ -98,7 +98,7 @@ def _content(ledger: Ledger, found: Recommendation | None) -> dict[str, Any]:
         "compared": compared(ledger),
         "advice": advice(ledger, found) if found else None,
         "picks": picks(profiles(ledger)) if found else [],
-        "whom": PROFILES[found.profile][0] if found else "",
+        "whom": WHOM[found.profile] if found else "",
         "rule": RULE,
         "claims": checked,
         "conclusion": conclusion(checked) if checked else (),

@@ -29,24 +29,19 @@ RULE = (
     "where no quantized variant meets the limits. Of several texts, each variant counts by the one "
     "on which it drifted most."
 )
-PROFILES: dict[Profile, tuple[str, str]] = {
-    "laptop": (
-        "a laptop",
-        "the least memory; then the most tokens per second with one request at a time",
-    ),
-    "server": (
-        "a server",
-        "the most tokens per second with the most requests at a time; then the least memory",
-    ),
+WHOM: dict[Profile, str] = {"laptop": "a laptop", "server": "a server", "quality": "quality"}
+_RULES: dict[Profile, tuple[str, str]] = {
+    "laptop": ("the least memory", "the most tokens per second with one request at a time"),
+    "server": ("the most tokens per second with the most requests at a time", "the least memory"),
     "quality": (
-        "quality",
-        "the least drift, where all that are equivalent to the reference count as equal; then the "
-        "least memory",
+        "the least drift, where all that are equivalent to the reference count as equal",
+        "the least memory",
     ),
 }
-"""For whom, and what comes first."""
-_GOODPUT = (
-    "the most goodput at the objective; then the most tokens per second, and the least memory"
+"""What comes first, and what then."""
+_BY_GOODPUT = (
+    "the most goodput at the objective",
+    "the most tokens per second, and the least memory",
 )
 """For a server, where the run searched for it."""
 NOTHING_FITS: Prose = ("Nothing can be recommended: no variant is known to meet every limit.",)
@@ -353,7 +348,10 @@ class Pick:
 
     profile: Profile
     title: str
+    first: str
+    """What the profile puts first."""
     rule: str
+    """That, what comes then, and what may be lost."""
     ship: Prose
     memory: str
     throughput: str
@@ -365,17 +363,18 @@ def picks(found: Sequence[Recommendation]) -> list[Pick]:
     """A row for each profile."""
     rows = []
     for one in found:
-        title, rule = PROFILES[one.profile]
+        first, then = _RULES[one.profile]
         if one.profile == "server" and any(other.goodput for other in one.assessed):
-            rule = _GOODPUT
-        rule += f"; up to {ACCEPTED[one.profile]:g} times the tolerance in perplexity"
+            first, then = _BY_GOODPUT
+        accepted = f"up to {ACCEPTED[one.profile]:g} times the tolerance in perplexity"
         pick = one.pick
         requests = "request" if one.concurrency == 1 else "requests"
         rows.append(
             Pick(
                 one.profile,
-                title,
-                rule,
+                WHOM[one.profile],
+                first,
+                f"{first}; then {then}; {accepted}",
                 on_engine(pick.candidate) if pick else ("nothing",),
                 size(round(pick.candidate.memory.value)) if pick else "",
                 f"{number(pick.throughput.value)} tokens/s with {one.concurrency} {requests}"
