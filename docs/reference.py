@@ -20,11 +20,14 @@ from cloup import OptionGroupMixin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from quantkit.benchmark.section import BenchSection
 from quantkit.cli.main import cli
-from quantkit.formats.gguf.options import Options
-from quantkit.formats.linear_options import LinearOptions
+from quantkit.data.section import CalibrationSection
+from quantkit.evaluation.section import EvaluateSection
 from quantkit.ledger.load import Slo
-from quantkit.recipe import BenchSection, CalibrationSection, EvaluateSection, Recipe
+from quantkit.producers.gguf.options import Options
+from quantkit.producers.linear_options import LinearOptions
+from quantkit.runs.recipe import Recipe
 
 COMMAND = "python -m docs.reference"
 _HERE = Path(__file__).parent

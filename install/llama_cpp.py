@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from install.accelerator import cuda_compiler, nvidia_gpu
-from quantkit.home import home
+from quantkit.system.home import home
 
 PACKAGE = "llama-cpp-python"
 TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity",

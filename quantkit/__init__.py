@@ -1,3 +1,5 @@
 """quantkit: from a transformers checkpoint to the quantized variant to ship, with proof."""
 
-__version__ = "0.1.0"
+from quantkit.version import __version__
+
+__all__ = ["__version__"]

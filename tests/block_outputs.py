@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.quantize.activations import Activations
 from quantkit.quantize.awq import Grid
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.threads import spin_briefly
+from quantkit.system.threads import spin_briefly
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 spin_briefly()

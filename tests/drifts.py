@@ -7,8 +7,8 @@ import random
 
 import numpy as np
 
-from quantkit.evaluate.compare import compare
-from quantkit.evaluate.samples import Answers, Evaluated, MeasuredText
+from quantkit.evaluation.compare import compare
+from quantkit.evaluation.samples import Answers, Evaluated, MeasuredText
 from quantkit.ledger import Ledger, OnText, Row
 from quantkit.ledger.drift import Bin, Comparison, Profile, WorstPosition
 

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantkit.files import new_directory
-from quantkit.home import home
+from quantkit.system.files import new_directory
+from quantkit.system.home import home
 
 PACKAGE, VERSION = "axe-playwright-python", "0.1.8"
 

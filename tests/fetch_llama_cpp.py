@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantkit.files import new_directory
-from quantkit.home import home
+from quantkit.system.files import new_directory
+from quantkit.system.home import home
 from quantkit.toolchains import llama_cpp_source
 
 WANTED = (*llama_cpp_source.CONVERTER_FILES, "models/ggml-vocab-")

@@ -30,7 +30,7 @@ from tokenizers import (
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from quantkit.formats.gguf.header import read_header
-from quantkit.formats.gguf.tokenizer import Tokenizer as GGUFTokenizer
+from quantkit.producers.gguf.tokenizer import Tokenizer as GGUFTokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantkit.ledger import Metric, OnText, Row, Sample
 from quantkit.ledger.load import Bench, Percentiles, Reading, Spread
-from quantkit.variant import ConvertCost
+from quantkit.models.variant import ConvertCost
 from tests import answers, drifts
 
 DOCS, CODE = "pydoc:evaluation", "stdlib:code"

@@ -16,7 +16,7 @@ from quantkit.ledger import (
     TextEntry,
 )
 from quantkit.ledger.load import MemoryBandwidth
-from quantkit.variant import CalibrationRecord
+from quantkit.models.variant import CalibrationRecord
 from tests import drifts, loads
 from tests.ledger_rows import CODE, DOCS, drift, metric, reference, row, with_metrics
 

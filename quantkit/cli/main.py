@@ -10,12 +10,13 @@ from typing import Any
 import click
 import cloup
 
-from quantkit import __version__, extras
 from quantkit.cli import evaluate_flags, flags, load_flags
 from quantkit.cli.doctor import doctor
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
-from quantkit.threads import spin_briefly
+from quantkit.system import extras
+from quantkit.system.threads import spin_briefly
+from quantkit.version import __version__
 
 _BEGIN = """\
 quantkit: from a transformers checkpoint to the quantized variant to ship, with proof.
@@ -100,9 +101,9 @@ def run(
 
     Example:  quantkit run quickstart --set source=./my-model --out runs/mine
     """
-    from quantkit import pipeline
     from quantkit.cli import show
-    from quantkit.recipe import load_recipe
+    from quantkit.runs import pipeline
+    from quantkit.runs.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     directory = out or Path("runs") / loaded.name
@@ -124,9 +125,9 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Example:  quantkit plan quickstart --set source=./my-model
     """
-    from quantkit import pipeline
     from quantkit.cli import show
-    from quantkit.recipe import load_recipe
+    from quantkit.runs import pipeline
+    from quantkit.runs.recipe import load_recipe
 
     planned = pipeline.plan(load_recipe(recipe, overrides))
     show.plan(planned, as_json)
@@ -213,10 +214,11 @@ def recommend(directory: Path, as_json: bool, **options: Any) -> None:
 
     Example:  quantkit recommend runs/mine --for laptop --max-memory 6GiB
     """
-    from quantkit.recommend import command, show
+    from quantkit.cli import show_recommendation
+    from quantkit.recommendation import command
 
     ledger, found, profiles = command.run(directory, **options)
-    show.recommendation(ledger, found, profiles, as_json)
+    show_recommendation.recommendation(ledger, found, profiles, as_json)
     if found.pick is None:
         sys.exit(1)
 
@@ -246,9 +248,8 @@ def report(directory: Path) -> None:
 
     Example:  quantkit report runs/quickstart
     """
-    from quantkit import report as reports
-    from quantkit.ledger import Ledger
-    from quantkit.run import LEDGER
+    from quantkit import reports as reports
+    from quantkit.ledger import LEDGER, Ledger
 
     click.echo(reports.write(Ledger.read(directory / LEDGER), directory))
 
@@ -286,8 +287,8 @@ def verify(path: Path, as_json: bool) -> None:
     Example:  quantkit verify variants/gguf-Q4_K_M
     """
     from quantkit.cli import show
-    from quantkit.variant import open_variant
-    from quantkit.variant import verify as find_problems
+    from quantkit.formats.detect import open_variant
+    from quantkit.models.variant import verify as find_problems
 
     problems = find_problems(open_variant(path))
     show.problems(path, problems, as_json)

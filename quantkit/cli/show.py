@@ -13,12 +13,12 @@ from quantkit.cli.console import print_json, print_table, printable
 from quantkit.ledger import REFERENCE, Ledger, Metric, OnText, Row
 
 if TYPE_CHECKING:
-    from quantkit.evaluate.compare import Compared
-    from quantkit.evaluate.samples import Evaluated
+    from quantkit.evaluation.compare import Compared
+    from quantkit.evaluation.samples import Evaluated
     from quantkit.ledger.prompt_drift import PromptDrift
-    from quantkit.pipeline import RunPlan
+    from quantkit.models.variant import Manifest, Variant
+    from quantkit.runs.pipeline import RunPlan
     from quantkit.toolchains import ToolchainStatus
-    from quantkit.variant import Manifest, Variant
 
 _NOTABLE_GAIN = 0.01
 _OF_TEXTS = ("ppl", "kld_mean", "top1_agreement")
@@ -29,9 +29,9 @@ _OTHERS = ("mmlu_acc", "prompts_exact_match")
 
 def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
     """A run: one line a variant, what to ship, and where the report is."""
-    from quantkit.recommend import by_default, profiles
-    from quantkit.report.prose import plain
-    from quantkit.report.recommendation import picks
+    from quantkit.recommendation import by_default, profiles
+    from quantkit.reports.prose import plain
+    from quantkit.reports.recommendation import picks
 
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -210,7 +210,7 @@ def _metrics(title: str, measured: Mapping[str, Mapping[str, Metric]]) -> None:
 
 def _over_texts(measured: Mapping[str, Mapping[str, OnText]]) -> None:
     """The divergence on several texts together, where there is a reference."""
-    from quantkit.recommend.nearness import divergences, mean, worst_text
+    from quantkit.recommendation.nearness import divergences, mean, worst_text
 
     lines = []
     for name, texts in measured.items():
@@ -225,7 +225,7 @@ def _over_texts(measured: Mapping[str, Mapping[str, OnText]]) -> None:
 
 def _verdicts(result: Compared) -> None:
     """A table a measure and text, and what it tells apart."""
-    from quantkit.report.drifts import pairs
+    from quantkit.reports.drifts import pairs
 
     for (measure, text), groups in result.groups.items():
         click.echo()
@@ -318,7 +318,7 @@ def _of_one_text(row: Row) -> list[str]:
 def _mean_and_worst(row: Row) -> list[str]:
     """The divergence over all texts and on the worst, the worst's name, and the perplexity there;
     the source itself has no worst."""
-    from quantkit.recommend.nearness import divergences, mean, worst_text
+    from quantkit.recommendation.nearness import divergences, mean, worst_text
 
     found, worst = divergences(row.texts), worst_text(row.texts)
     if worst is None or row.id == REFERENCE:

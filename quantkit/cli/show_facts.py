@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from quantkit.cli.console import print_json, printable
-from quantkit.report.format import count, number, size
+from quantkit.reports.format import count, number, size
 
 _LISTED = 10
 """Longer lists are cut, unless all is asked for."""

@@ -11,7 +11,7 @@ from quantkit.cli.console import print_json, print_table
 from quantkit.ledger.load import Bench, Delivered, RateBench
 
 if TYPE_CHECKING:
-    from quantkit.bench.measured import BenchResult
+    from quantkit.benchmark.measured import BenchResult
 
 _COLUMNS = (
     "model", "engine", "load", "tok/s", "range", "req/s", "TTFT p50 ms", "p95", "ITL p50 ms", "p95",

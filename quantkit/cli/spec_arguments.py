@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from quantkit.errors import RecipeError
-from quantkit.spec import Spec
+from quantkit.models.spec import Spec
 
 
 def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:

@@ -9,29 +9,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.spec_arguments import by_producer, with_gguf_options, with_integer_options
+from quantkit.data.section import CalibrationSection
 from quantkit.engines import load_engine
 from quantkit.errors import RecipeError
-from quantkit.garbage import keeping_all
-from quantkit.gguf_files import SUFFIX, gguf_at
+from quantkit.evaluation.section import EvaluateSection
+from quantkit.evaluation.tokenizer_match import require_same_tokens
+from quantkit.formats.detect import open_model, open_variant
+from quantkit.formats.gguf.model_file import gguf_at
 from quantkit.ledger import REFERENCE
-from quantkit.progress import say
-from quantkit.recipe import CalibrationSection, EvaluateSection
-from quantkit.same_tokens import require_same_tokens
-from quantkit.spec import Spec
-from quantkit.variant import (
-    MANIFEST,
-    Model,
-    Variant,
-    open_model,
-    open_variant,
-)
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.gguf_files import SUFFIX
+from quantkit.models.spec import Spec
+from quantkit.models.variant import MANIFEST, Model, Variant
+from quantkit.system.garbage import keeping_all
+from quantkit.system.progress import say
 
 if TYPE_CHECKING:
-    from quantkit.bench.measured import BenchResult
-    from quantkit.evaluate.compare import Compared
-    from quantkit.formats.base import Plan
+    from quantkit.benchmark.measured import BenchResult
+    from quantkit.evaluation.compare import Compared
+    from quantkit.producers.base import Plan
 
 
 def convert(
@@ -53,9 +50,9 @@ def convert(
     where not given, ``producer`` who makes the others, ``integers`` what the native ones are told.
     Raise the first error, after all others are made.
     """
-    from quantkit.calibration import calibrate
-    from quantkit.convert import convert_many
-    from quantkit.mix import judges, load_calibration
+    from quantkit.data.calibration import calibrate
+    from quantkit.data.mix import judges, load_calibration
+    from quantkit.producers.convert import convert_many
 
     parsed = [Spec.parse(spec) for spec in dict.fromkeys(specs)]
     parsed = with_integer_options(with_gguf_options(parsed, gguf), integers)
@@ -94,7 +91,7 @@ def _planned(
     allow_requantize: bool,
     allow_tokenizer_differences: bool,
 ) -> tuple[Checkpoint, list[Plan]]:
-    from quantkit.convert import plan
+    from quantkit.producers.convert import plan
 
     source = _open_source(model, allow_requantize)
     threading.Thread(target=_hash, args=(source,), daemon=True).start()
@@ -141,12 +138,13 @@ def evaluate(
 
     ``verdicts``: ``tolerance`` and ``until`` of a recipe's section.
     """
-    from quantkit.evaluate import evaluate as measure
-    from quantkit.evaluate.compare import Compared, compare
-    from quantkit.evaluate.prompt_reference import ReferenceAnswers
-    from quantkit.evaluate.reference import Reference
-    from quantkit.stages import early_stop, evaluation_plan, load_prompts
-    from quantkit.texts import load_texts
+    from quantkit.data.texts import load_texts
+    from quantkit.evaluation.compare import Compared, compare
+    from quantkit.evaluation.evaluate import evaluate as measure
+    from quantkit.evaluation.prompt_file import load_prompts
+    from quantkit.evaluation.prompt_reference import ReferenceAnswers
+    from quantkit.evaluation.reference import Reference
+    from quantkit.runs.stages import early_stop, evaluation_plan
 
     if not texts and prompts is None and not tasks:
         raise RecipeError("nothing to evaluate: give --text, --eval or --prompts, or several")
@@ -207,14 +205,14 @@ def _data(pairs: Sequence[str]) -> dict[str, str]:
 
 def bench(paths: Sequence[str], **options: Any) -> dict[str, BenchResult]:
     """Put each path under the same loads; ``options`` are those of ``section``."""
-    from quantkit.bench.command import run, section
+    from quantkit.benchmark.command import run, section
 
     return run(_named(paths), section(**options))
 
 
 def serve(paths: Sequence[str], **options: Any) -> int:
     """Serve until Ctrl-C; returns the exit code. ``options`` are those of ``ServeCommand``."""
-    from quantkit.serve.command import ServeCommand, run
+    from quantkit.gateway.command import ServeCommand, run
 
     return run(ServeCommand(paths, **options))
 

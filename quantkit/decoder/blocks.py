@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
 from quantkit.decoder import structure as asking
-from quantkit.decoder.stored_names import StoredNames, is_ignored
+from quantkit.decoder.activations import Activations
 from quantkit.errors import (
     CheckpointError,
     ConversionError,
@@ -24,9 +23,10 @@ from quantkit.errors import (
     first_line,
     reading,
 )
-from quantkit.hf_config import attention
-from quantkit.quantize.activations import Activations
-from quantkit.stopwatch import stage
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.hf_config import attention
+from quantkit.models.stored_names import StoredNames, is_ignored
+from quantkit.system.stopwatch import stage
 
 _BATCH_TOKENS = 4096
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
-from quantkit.hf_config import attention, read_config
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.hf_config import attention, read_config
 
 _TOKENS = 64
 _FITS = 1 << 30

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import quantkit
 from quantkit.doctor.engines import CORE, Found, ask_all
 from quantkit.doctor.machine import Machine, look
-from quantkit.engines.vllm.refused import lacks_expert_kernels, lacks_packed_kernels
-from quantkit.extras import PURPOSES, install_command, missing_extras
+from quantkit.engines.vllm.unsupported import lacks_expert_kernels, lacks_packed_kernels
+from quantkit.system.extras import PURPOSES, install_command, missing_extras
 
 _USES = {
     "avx2": "fast kernels of llama.cpp; demanded by vLLM",
@@ -69,7 +68,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at this machine and start every engine once."""
-    checkout = (Path(quantkit.__file__).parents[1] / "Makefile").is_file()
+    checkout = (Path(__file__).parents[2] / "Makefile").is_file()
     return judge(look(), ask_all(), missing_extras(), checkout=checkout)
 
 

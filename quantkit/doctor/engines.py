@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from quantkit import toolchains
-from quantkit.engines.llamacpp.server import find_llama_server
 from quantkit.errors import ToolchainError
 from quantkit.toolchains import own
+from quantkit.toolchains.llama_server import find_llama_server
 
 CORE = ("transformers", "llamacpp", "llama-server")
 """Without these, nothing is made and measured here."""

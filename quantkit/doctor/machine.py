@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from quantkit.environment import cores, cpu_name
-from quantkit.home import home
+from quantkit.system.home import home
+from quantkit.system.machine import cores, cpu_name
 
 _CPU = Path("/proc/cpuinfo")
 _APPLE_SILICON = "asimd asimddp"

@@ -7,19 +7,12 @@ from collections.abc import Callable
 from quantkit import registry
 from quantkit.engines.base import Capabilities, Engine
 from quantkit.errors import IncompatibleVariant
-from quantkit.variant import Model
-
-ENGINES = {
-    "transformers": "quantkit.engines.transformers:Transformers",
-    "llamacpp": "quantkit.engines.llamacpp:LlamaCpp",
-    "vllm": "quantkit.engines.vllm:VLLM",
-}
-"""In the order in which they are asked whether they take a model."""
+from quantkit.models.variant import Model
 
 
 def load_engine(name: str) -> Engine:
     """Raise RecipeError, with the nearest name, where there is no such engine."""
-    engine: Engine = registry.load("engine", name, ENGINES)
+    engine: Engine = registry.load("engine", name)
     return engine
 
 
@@ -36,7 +29,7 @@ def serving_engine(model: Model, name: str | None = None) -> Engine:
 
 
 def _first(model: Model, able: Callable[[Capabilities], bool], what: str) -> Engine:
-    for name in ENGINES:
+    for name in registry.registered("engine"):
         engine = load_engine(name)
         if able(engine.capabilities) and model.format in engine.capabilities.formats:
             return engine

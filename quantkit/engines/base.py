@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from quantkit.errors import EngineError, IncompatibleVariant
-from quantkit.variant import Model
+from quantkit.models.variant import Model
 
 if TYPE_CHECKING:
     import torch
 
-    from quantkit.engines.process import Process
+    from quantkit.engines.process import RunningServer
+    from quantkit.engines.server import ServeOptions, ServerCommand
 
 
 @dataclass(frozen=True)
@@ -31,47 +32,6 @@ class Capabilities:
     serves: bool
     devices: tuple[str, ...]
     sums_choices: bool = True
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How to start a server. ``context`` is tokens per request (None: the model's own maximum),
-    ``slots`` how many requests run at the same time."""
-
-    port: int
-    host: str = "127.0.0.1"
-    api_key: str | None = None
-    context: int | None = None
-    slots: int = 4
-    model_name: str | None = None
-    """Under which name the API offers the model; the model's id where None."""
-    prefix_cache: bool = True
-    """Whether prompts that begin alike share work; off where each must cost the same."""
-    longest: int | None = None
-    """Tokens of a request that comes alone and may be longer than ``context``."""
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """A server that answers, and where."""
-
-    process: Process
-    host: str
-    port: int
-    api_key: str
-    model_name: str
-
-
-@dataclass(frozen=True)
-class ServerCommand:
-    """A server's process: what to execute, and where it says that it is ready."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Added to this process's environment."""
-    ready_path: str = "/health"
-    """Answers 200 once the model is loaded."""
-    start_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +104,7 @@ class Scorer(LanguageModel, Protocol):
 
 
 class Engine(Protocol):
-    """One way to run a model. Register a new one in ``quantkit.engines.ENGINES``."""
+    """One way to run a model. Register a new one in ``quantkit.registry.ENGINES``."""
 
     name: str
     capabilities: Capabilities

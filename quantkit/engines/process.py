@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import psutil
 
-from quantkit.engines.base import ServerCommand
+from quantkit.engines.server import ServerCommand
 from quantkit.errors import EngineError
-from quantkit.memory import PeakMemory
+from quantkit.system.memory import PeakMemory
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SECONDS_TO_STOP = 25.0
@@ -80,6 +80,17 @@ class Process:
     def error(self, what: str) -> EngineError:
         """An EngineError in one line: what happened, the last lines of the log, where it is."""
         return EngineError(f"{self.name} {what}: {last_words(self.log)}; see {self.log}")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers, and where."""
+
+    process: Process
+    host: str
+    port: int
+    api_key: str
+    model_name: str
 
 
 @contextlib.contextmanager

@@ -2,89 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.base import Converted, Plan
-from quantkit.formats.integer_linears import (
-    IntegerLinears,
-    LinearLayout,
-    linear_names,
-    needed,
-    plan_linears,
-    router_names,
-    write_config,
-)
-from quantkit.formats.linear_options import LinearOptions
-from quantkit.formats.packed import Quantization, packed_facts, unpack_linears
-from quantkit.spec import GroupScheme, Spec
-from quantkit.variant import Variant
+from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.packed import Packed, Quantization, unpack_linears
+from quantkit.models.spec import GroupScheme
+from quantkit.models.variant import Variant
 
 if TYPE_CHECKING:
     import torch
-
-    from quantkit.calibration import Calibration
-    from quantkit.quantize.rounding import Integers
 
 BITS = (4,)
 GROUP_SIZES = (32, 64, 128)
 
 
-class AWQ:
-    """``awq:w4g128`` and its like: 4 bits, groups of 32, 64 or 128."""
+class AWQ(Packed):
+    """GEMM files, as AutoAWQ made them standard."""
 
     name = "awq"
-    resumes = True
 
-    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """As ``Format.plan``; the bytes are those of all tensors, exactly."""
-        return plan_linears(checkpoint, _asked(spec))
+    def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
+        """The plain state dict of an AWQ checkpoint, ours or others', weights as (out, in) float32.
 
-    def convert(
-        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
-    ) -> Converted:
-        """As ``Format.convert``; block after block, each on the output of the quantized ones."""
-        from quantkit.decoder.blocks import DecoderBlocks
-        from quantkit.formats.block_conversion import convert_linears
-        from quantkit.quantize.awq import BlockAWQ
-        from quantkit.quantize.gptq import DAMP_PERCENT
-
-        asked, windows = _asked(spec), needed(spec, calibration)
-        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
-        quantize = BlockAWQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
-        write_config(checkpoint, directory, config)
-        return replace(converted, options={**config, "damp_percent": DAMP_PERCENT})
-
-    def inspect(self, variant: Variant) -> dict[str, Any]:
-        """As ``Format.inspect``."""
-        return packed_facts(variant.path)
-
-
-def _asked(spec: Spec) -> IntegerLinears:
-    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=False)
-    return IntegerLinears(spec, scheme, options, layout, scaled=True)
-
-
-def quantization_config(
-    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
-) -> dict[str, Any]:
-    """What transformers, vLLM and AutoAWQ read to load the checkpoint."""
-    schemes = asked.schemes(linears)
-    skipped = [name for name in linears if name not in schemes]
-    return {
-        "quant_method": "awq",
-        "version": "gemm",
-        "bits": asked.scheme.bits,
-        "group_size": asked.scheme.group_size,
-        "zero_point": True,
-        "modules_to_not_convert": [*skipped, *routers] or None,
-    }
+        Raise IncompatibleVariant for bits or a version that cannot be unpacked.
+        """
+        quantization = Quantization.opened(variant.path)
+        quantization.require("bits", *BITS)
+        quantization.require("version", "gemm", "GEMM")
+        quantization.require("data_type", "int")
+        yield from unpack_linears(variant.path, ("qweight", "qzeros", "scales"), (), unpack)
 
 
 def layout(scheme: GroupScheme) -> LinearLayout:
@@ -102,7 +49,7 @@ def layout(scheme: GroupScheme) -> LinearLayout:
 
 
 def pack(integers: Integers) -> dict[str, torch.Tensor]:
-    """The tensors of one linear: qweight, qzeros, scales (DESIGN, section 4)."""
+    """The tensors of one linear: qweight, qzeros, scales."""
     from quantkit.formats.packing import AWQ_ORDER, pack_columns
 
     return {
@@ -120,15 +67,3 @@ def unpack(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) ->
     size = codes.shape[0] // scales.shape[0]
     zeros = unpack_columns(qzeros, BITS[0], AWQ_ORDER).repeat_interleave(size, dim=0)
     return ((codes - zeros) * scales.float().repeat_interleave(size, dim=0)).T.contiguous()
-
-
-def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain state dict of an AWQ checkpoint, ours or others', weights as (out, in) float32.
-
-    Raise IncompatibleVariant for bits or a version that cannot be unpacked.
-    """
-    quantization = Quantization.opened(directory)
-    quantization.require("bits", *BITS)
-    quantization.require("version", "gemm", "GEMM")
-    quantization.require("data_type", "int")
-    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), (), unpack)

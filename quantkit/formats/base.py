@@ -1,113 +1,80 @@
-"""What a format is: say what a conversion would give, make it, describe what is there."""
+"""What a format is: finding what lies on disk, describing it, and giving back plain weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.spec import Spec
-from quantkit.variant import BlockRecord, LossRecord, StructureRecord, Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Model, Variant
 
 if TYPE_CHECKING:
-    from quantkit.calibration import Calibration
+    import torch
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a conversion will give, known before any long work."""
+class Format(Protocol):
+    """One on-disk layout: read, never made. Register a new one in ``quantkit.registry.FORMATS``.
 
-    spec: Spec
-    bytes: int
-    """Bytes of the weight files, exact where the format can know it."""
-    bits_per_weight: float
-    needs_calibration: bool
-    notes: tuple[str, ...] = ()
-    """What the user should know first, for example which tensors fall back to another type."""
-    tokenizer_differences: tuple[str, ...] = ()
-    """How text will be read by other token ids than the source's: to be allowed by the user."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Every option as resolved, as JSON values: with source, scheme and calibration they tell a
-    variant from another one."""
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What a format wrote, for the manifest."""
-
-    bits_per_weight: float
-    """Bytes of all tensors x 8 / number of parameters of the source."""
-    bits_per_weight_quantized: float | None
-    """The same over the quantized linears only."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Every resolved option of the quantizer."""
-    tools: dict[str, str] = field(default_factory=dict)
-    """Name and version of what did the work, besides quantkit."""
-    notes: tuple[str, ...] = ()
-    blocks: tuple[BlockRecord, ...] = ()
-    """How far each block's output moved, where one after another was quantized."""
-    structure: tuple[StructureRecord, ...] = ()
-    """What the blocks are made of, by kind, where they were asked."""
-    held_out: dict[str, LossRecord] = field(default_factory=dict)
-    """By kind of text that the quantizer did not see."""
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
-    peak_device_bytes: int | None = None
-    """The most memory held on the GPU; None where none was used."""
-    peak_rss_bytes: int | None = None
-    """Of the process that did the work, where that was not this one."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Digests of files by name, of those that were hashed on the way."""
-
-
-class Maker(Protocol):
-    """What makes variants of a format: the format itself, or a package (``quantkit.producers``)."""
-
-    resumes: bool
-    """Whether ``convert`` goes on with what an interrupted attempt left in its directory."""
-
-    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """Refuse cheaply what cannot be made, and say what can: reads no tensor data.
-
-        Raise RecipeError for an unknown scheme, ConversionError for a checkpoint that does not
-        fit it, naming the layer.
-        """
-        ...
-
-    def convert(
-        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
-    ) -> Converted:
-        """Write the weights, and the config where the format has one, into ``directory``.
-
-        ``directory`` exists and is temporary; it is empty but for what an interrupted attempt at
-        the same left, where the format ``resumes``. Tokenizer files and the manifest are added by
-        the caller (``quantkit.convert``).
-        """
-        ...
-
-
-class Format(Maker, Protocol):
-    """One on-disk layout. Register a new one in ``quantkit.formats.FORMATS``."""
+    Methods that take a model take a variant of this format, or a checkpoint that is stored in it.
+    """
 
     name: str
 
-    def inspect(self, variant: Variant) -> dict[str, Any]:
-        """Facts about weights of this format on disk, ours or others', as JSON values."""
+    def detect(self, path: Path) -> Variant | None:
+        """What lies at ``path``, without a manifest, where it is of this format.
+
+        Raise CheckpointError where it is damaged, IncompatibleVariant where it is not read.
+        """
+        ...
+
+    def files(self, path: Path, names: Collection[str]) -> tuple[Path, ...]:
+        """Of the files of a variant's directory, by their ``names``, those that an engine is
+        given, the first alone or all parts; empty where engines are given the directory."""
+        ...
+
+    def inspect(self, model: Model) -> dict[str, Any]:
+        """Facts for a reader, as JSON values."""
+        ...
+
+    def context_length(self, model: Model) -> int:
+        """The most tokens that the model was made for; raise CheckpointError where it says none."""
+        ...
+
+    def chat_templates(self, model: Model) -> dict[str, str]:
+        """By name, the templates by which engines render chats; empty where there are none."""
+        ...
+
+    def vocabulary(self, model: Model) -> list[str] | None:
+        """The tokens that the weights' file itself holds; None where they lie beside it."""
+        ...
+
+    def served_bytes(self, model: Model) -> Mapping[str, int]:
+        """Bytes of each tensor, as an engine holds it."""
+        ...
+
+    def experts(self, model: Model) -> tuple[int, int]:
+        """Of a mixture, how many experts there are and how many each token is given; else 0."""
+        ...
+
+    def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
+        """Of all tensors, and of the quantized linears alone where they are named as the source's.
+        Bytes x 8 / weights of ``source``."""
+        ...
+
+    def unpacked(self, variant: Variant, source: Checkpoint) -> Model:
+        """What the reference engine loads to compute with these weights, and with nothing else of
+        the variant's. Raise IncompatibleVariant where it was not made from ``source``."""
         ...
 
 
 @runtime_checkable
-class SharesReading(Protocol):
-    """A format that makes several variants of a source in one pass over its weights."""
+class Dequantizes(Protocol):
+    """A format whose weights are unpacked without the source that they were made from."""
 
-    def convert_many(
-        self,
-        checkpoint: Checkpoint,
-        targets: Mapping[Spec, Path],
-        calibration: Calibration | None,
-    ) -> dict[Spec, Converted | Exception]:
-        """``Format.convert`` for each spec, into its directory. One that fails is given back as
-        its error, what it wrote is left to the caller, and the others go on."""
+    def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
+        """The plain state dict, tensor by tensor; weights as (out, in) float32.
+
+        Raise IncompatibleVariant for what is not unpacked.
+        """
         ...

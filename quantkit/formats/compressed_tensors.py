@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError, IncompatibleVariant, reading
-from quantkit.formats.base import Converted, Plan
-from quantkit.formats.packed import Quantization, packed_facts, unpack_linears
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.errors import IncompatibleVariant, reading
+from quantkit.formats.packed import Packed, Quantization, unpack_linears
+from quantkit.models.variant import Variant
 
 if TYPE_CHECKING:
     import torch
-
-    from quantkit.calibration import Calibration
 
 LAYOUT = "pack-quantized"
 _PARTS = ("weight_packed", "weight_scale", "weight_shape")
@@ -26,33 +20,20 @@ _BITS = (2, 4, 8)
 """Those that divide a word: of others there are files with and without gaps between words."""
 
 
-class CompressedTensors:
-    """Read, evaluated and served, but not made here."""
+class CompressedTensors(Packed):
+    """``pack-quantized`` files of llm-compressor."""
 
     name = "compressed-tensors"
-    resumes = False
 
-    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """Raise ConversionError: this format is only read."""
-        raise ConversionError(
-            f"{spec}: {self.name} is read here, not made ({checkpoint.id}); convert to gptq or "
-            "awq, or name an llm-compressor checkpoint by its `path`"
-        )
+    def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
+        """As ``Format.dequantize``.
 
-    def convert(
-        self,
-        checkpoint: Checkpoint,
-        spec: Spec,
-        calibration: Calibration | None,  # noqa: ARG002
-        directory: Path,  # noqa: ARG002
-    ) -> Converted:
-        """Raise ConversionError, as ``plan``."""
-        self.plan(checkpoint, spec)
-        raise AssertionError("plan raises")
-
-    def inspect(self, variant: Variant) -> dict[str, Any]:
-        """As ``Format.inspect``."""
-        return packed_facts(variant.path)
+        Raise IncompatibleVariant for what is more, or other, than packed integer weights.
+        """
+        quantization = Quantization.opened(variant.path)
+        with reading(quantization.file):
+            check(quantization)
+        yield from unpack_linears(variant.path, _PARTS, _OPTIONAL, unpack)
 
 
 def unpack(
@@ -94,17 +75,6 @@ def unpack(
     )
     weight: torch.Tensor = (codes - zeros[:, group]) * scale[:, group]
     return weight
-
-
-def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain state dict, weights as (out, in) float32.
-
-    Raise IncompatibleVariant for what is more, or other, than packed integer weights.
-    """
-    quantization = Quantization.opened(directory)
-    with reading(quantization.file):
-        check(quantization)
-    yield from unpack_linears(directory, _PARTS, _OPTIONAL, unpack)
 
 
 def check(quantization: Quantization) -> None:

@@ -2,98 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.base import Converted, Plan
-from quantkit.formats.integer_linears import (
-    IntegerLinears,
-    LinearLayout,
-    linear_names,
-    needed,
-    plan_linears,
-    router_names,
-    write_config,
-)
-from quantkit.formats.linear_options import LinearOptions, dynamic
-from quantkit.formats.packed import Quantization, packed_facts, packing, unpack_linears
-from quantkit.spec import GroupScheme, Spec
-from quantkit.variant import Variant
+from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.packed import Packed, Quantization, packing, unpack_linears
+from quantkit.models.spec import GroupScheme
+from quantkit.models.variant import Variant
 
 if TYPE_CHECKING:
     import torch
-
-    from quantkit.calibration import Calibration
-    from quantkit.quantize.rounding import Integers
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128, -1)
 
 
-class GPTQ:
-    """``gptq:w4g128`` and its like: bits 4 or 8, groups of 32, 64, 128 or a whole row (-1)."""
+class GPTQ(Packed):
+    """Version 1 files, as AutoGPTQ made them standard, and others that say how they differ."""
 
     name = "gptq"
-    resumes = True
 
-    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """As ``Format.plan``; the bytes are those of all tensors, exactly."""
-        return plan_linears(checkpoint, _asked(spec))
+    def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
+        """The plain state dict of a GPTQ checkpoint, ours or others', weights as (out, in) float32.
 
-    def convert(
-        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
-    ) -> Converted:
-        """As ``Format.convert``; block after block, each on the output of the quantized ones."""
-        from quantkit.decoder.blocks import DecoderBlocks
-        from quantkit.formats.block_conversion import convert_linears
-        from quantkit.quantize.block_gptq import BlockGPTQ
-
-        asked, windows = _asked(spec), needed(spec, calibration)
-        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
-        quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
-        write_config(checkpoint, directory, config)
-        (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        return replace(converted, options={**config, "act_order": "groups"})
-
-    def inspect(self, variant: Variant) -> dict[str, Any]:
-        """As ``Format.inspect``."""
-        return packed_facts(variant.path)
-
-
-def _asked(spec: Spec) -> IntegerLinears:
-    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=True)
-    return IntegerLinears(spec, scheme, options, layout)
-
-
-def quantization_config(
-    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
-) -> dict[str, Any]:
-    """What transformers, vLLM and GPTQModel read to load the checkpoint."""
-    from quantkit.quantize.gptq import DAMP_PERCENT
-
-    scheme = asked.scheme
-    departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
-    return {
-        "quant_method": "gptq",
-        "checkpoint_format": "gptq",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "sym": True,
-        "desc_act": False,
-        "static_groups": False,
-        "true_sequential": False,
-        "lm_head": False,
-        "damp_percent": DAMP_PERCENT,
-        **({"dynamic": departing} if departing else {}),
-    }
+        Raise IncompatibleVariant for a checkpoint format that cannot be unpacked.
+        """
+        weight = partial(unpack, zero_offset=_zero_offset(Quantization.opened(variant.path)))
+        yield from unpack_linears(variant.path, ("qweight", "qzeros", "scales"), ("g_idx",), weight)
 
 
 def layout(scheme: GroupScheme) -> LinearLayout:
@@ -115,7 +51,7 @@ def layout(scheme: GroupScheme) -> LinearLayout:
 
 
 def pack(integers: Integers, bits: int) -> dict[str, torch.Tensor]:
-    """The tensors of one linear: qweight, qzeros, scales, g_idx (DESIGN, section 4)."""
+    """The tensors of one linear: qweight, qzeros, scales, g_idx."""
     import torch
 
     from quantkit.formats.packing import pack_columns, pack_rows
@@ -159,15 +95,6 @@ def unpack(
         else g_idx.long()
     )
     return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
-
-
-def dequantize(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain state dict of a GPTQ checkpoint, ours or others', weights as (out, in) float32.
-
-    Raise IncompatibleVariant for a checkpoint format that cannot be unpacked.
-    """
-    weight = partial(unpack, zero_offset=_zero_offset(Quantization.opened(directory)))
-    yield from unpack_linears(directory, ("qweight", "qzeros", "scales"), ("g_idx",), weight)
 
 
 def _zero_offset(quantization: Quantization) -> int:

@@ -1,45 +1,49 @@
-"""What GPTQ and AWQ have in common: integer linears in a safetensors checkpoint."""
+"""A linear as integers with a scale per group, and how it lies in a file as several tensors."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.errors import ConversionError, RecipeError
-from quantkit.formats.base import Plan
-from quantkit.formats.linear_options import LinearOptions
-from quantkit.formats.packed import refuse_packed
-from quantkit.spec import GroupScheme, Spec
+from quantkit.models.spec import GroupScheme
 
 if TYPE_CHECKING:
     import torch
 
-    from quantkit.calibration import Calibration
-    from quantkit.decoder.blocks import DecoderBlocks
-    from quantkit.formats.shards import Entry
-    from quantkit.quantize.rounding import Integers
 
-_SEEN_IN_VLLM = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-)
-"""Architectures of which vLLM was seen to load what is made here."""
+@dataclass(frozen=True)
+class Integers:
+    """The weights of one linear as unsigned integers: ``w ≈ (codes - zeros) * scales``.
 
-_KERNEL_COLUMNS = 32
-"""Output channels that engines' kernels take at a time."""
+    ``codes``: (out, in) uint8 in [0, 2**bits); ``scales``: (out, groups) float32, each exactly
+    representable in float16; ``zeros``: (out, groups) int32. Group g holds the input channels
+    [g * group_size, (g + 1) * group_size).
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    @property
+    def group_size(self) -> int:
+        """Input channels that share a scale."""
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def rows(self, start: int, stop: int) -> Integers:
+        """Some of the output channels."""
+        return Integers(self.codes[start:stop], self.scales[start:stop], self.zeros[start:stop])
+
+    def dequantize(self) -> torch.Tensor:
+        """The weights that engines compute with: (out, in) float32."""
+        size = self.group_size
+        zeros = self.zeros.repeat_interleave(size, dim=1)
+        return (self.codes - zeros) * self.scales.repeat_interleave(size, dim=1)
 
 
 @dataclass(frozen=True)
 class LinearLayout:
-    """How one linear of a scheme lies in a file, as several tensors (DESIGN, section 4).
+    """How one linear of a scheme lies in a file, as several tensors.
 
     ``shapes(in, out)``: dtype and shape of each, by the end of its name (``qweight``).
     ``pack(integers)`` gives them, ``unpack(*tensors)`` the (out, in) float32 weight again.
@@ -54,162 +58,3 @@ class LinearLayout:
     def parts(self) -> tuple[str, ...]:
         """The ends of their names."""
         return tuple(self.shapes(128, 128))
-
-
-@dataclass(frozen=True)
-class IntegerLinears:
-    """All that a spec asks for: the scheme, options, and the layout of a linear of any scheme."""
-
-    spec: Spec
-    scheme: GroupScheme
-    options: LinearOptions
-    layout: Callable[[GroupScheme], LinearLayout]
-    scaled: bool = False
-    """Whether channels are scaled before rounding, and back in what precedes them."""
-
-    def schemes(self, linears: Sequence[str]) -> dict[str, GroupScheme]:
-        """Those of ``linears``, names in the checkpoint, that are quantized, and how."""
-        return self.options.schemes(self.spec, self.scheme, linears)
-
-    def layouts(self, linears: Sequence[str]) -> dict[str, LinearLayout]:
-        """How each of these lies in a file."""
-        schemes = self.schemes(linears)
-        made = {scheme: self.layout(scheme) for scheme in schemes.values()}
-        return {name: made[scheme] for name, scheme in schemes.items()}
-
-
-def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
-    """Check every linear against its scheme and sum the bytes; reads no tensor data.
-
-    Raise ConversionError naming the first linear whose shape does not fit.
-    """
-    from quantkit.decoder.blocks import DecoderBlocks
-
-    spec = asked.spec
-    refuse_packed(spec, checkpoint)
-    blocks = DecoderBlocks(checkpoint)
-    linears = linear_names(blocks)
-    if not linears:
-        raise ConversionError(
-            f"{spec}: the blocks of {checkpoint.id} ({checkpoint.architecture}) have no linears "
-            "that quantkit can quantize; use gguf"
-        )
-    layouts = asked.layouts(linears)
-    for name, layout in layouts.items():
-        out_features, in_features = checkpoint.tensors[f"{name}.weight"].shape
-        check_shape(spec, layout.scheme, name, in_features, out_features)
-    total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
-    listed = {
-        "linears are not quantized": [name for name in linears if name not in layouts],
-        "tensors are left out, as by transformers": blocks.ignored,
-        **_unproved(blocks, layouts, scaled=asked.scaled),
-    }
-    notes = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{' …' * (len(names) > 3)}"
-        for what, names in listed.items()
-        if names
-    ]
-    if checkpoint.architecture not in _SEEN_IN_VLLM:
-        notes.append(f"vLLM was not yet seen to load {spec.format} of {checkpoint.architecture}")
-    return Plan(
-        spec,
-        total,
-        total * 8 / checkpoint.parameters,
-        needs_calibration=True,
-        notes=tuple(notes),
-        options=asked.options.resolved(),
-    )
-
-
-def _unproved(
-    blocks: DecoderBlocks, layouts: Collection[str], *, scaled: bool
-) -> dict[str, list[str]]:
-    """What is quantized without a step that its block was not proved to allow: why → names."""
-    found: dict[str, list[str]] = {}
-    for index in range(len(blocks)):
-        structure, stored = blocks.structure(index), blocks.linears(index)
-        for name, why in structure.unfolded.items() if scaled else ():
-            if stored[name] in layouts:
-                found.setdefault(f"linears are not scaled ({why})", []).append(stored[name])
-        if not structure.writers:
-            found.setdefault(
-                "blocks have no linear that adds to the residual stream as it is, to make up for "
-                "what the stream lacks",
-                [],
-            ).append(blocks.prefix(index).removesuffix("."))
-    return found
-
-
-def entries(
-    checkpoint: Checkpoint, blocks: DecoderBlocks, layouts: Mapping[str, LinearLayout]
-) -> list[Entry]:
-    """All tensors of the quantized checkpoint, those outside of the blocks first."""
-    from quantkit.formats.shards import Entry
-
-    def stored(name: str) -> Entry:
-        return Entry(name, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape)
-
-    found = [stored(name) for name in blocks.tensors_outside()]
-    for index in range(len(blocks)):
-        for full in blocks.stored(index).values():
-            linear = full.removesuffix(".weight")
-            if not full.endswith(".weight") or linear not in layouts:
-                found.append(stored(full))
-                continue
-            out_features, in_features = checkpoint.tensors[full].shape
-            shapes = layouts[linear].shapes(in_features, out_features)
-            found += [Entry(f"{linear}.{part}", *described) for part, described in shapes.items()]
-    return found
-
-
-def linear_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of every linear of every block, in order."""
-    return [name for index in range(len(blocks)) for name in blocks.linears(index).values()]
-
-
-def router_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of what gives tokens to experts: matrices that are linears to an
-    engine, though not to transformers, so that it has to be told that they are not quantized."""
-    tensors = blocks.checkpoint.tensors
-    return [
-        stored.removesuffix(".weight")
-        for index in range(len(blocks))
-        for name, stored in blocks.stored(index).items()
-        if name.endswith(".weight")
-        and name.removesuffix(".weight") not in blocks.linears(index)
-        and len(tensors[stored].shape) == 2
-    ]
-
-
-def check_shape(
-    spec: Spec, scheme: GroupScheme, where: str, in_features: int, out_features: int
-) -> None:
-    """Raise ConversionError where the linear's sizes fit no groups, words or kernels."""
-    size = scheme.group_size
-    if size != -1 and in_features % size:
-        fitting = [str(g) for g in (32, 64, 128) if in_features % g == 0]
-        hint = f"use {' or '.join(fitting)}" if fitting else "no group size fits: use gguf"
-        raise ConversionError(
-            f"{spec}: group_size {size} does not divide in_features {in_features} ({where}); {hint}"
-        )
-    for axis, count, unit in (
-        ("in_features", in_features, 32 // scheme.bits),
-        ("out_features", out_features, _KERNEL_COLUMNS),
-    ):
-        if count % unit:
-            raise ConversionError(
-                f"{spec}: {axis} {count} does not divide by {unit} ({where}); use gguf"
-            )
-
-
-def needed(spec: Spec, calibration: Calibration | None) -> Calibration:
-    """The calibration; raise RecipeError where there is none."""
-    if calibration is None:
-        raise RecipeError(f"{spec}: {spec.format} needs calibration text")
-    return calibration
-
-
-def write_config(checkpoint: Checkpoint, directory: Path, quantization: dict[str, Any]) -> None:
-    """The source's config.json with ``quantization_config`` added, nothing else changed."""
-    config = {**checkpoint.config, "quantization_config": quantization}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

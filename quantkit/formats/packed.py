@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint, TensorInfo, tensors_in
 from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant
-from quantkit.json_file import read_object
+from quantkit.formats.safetensors_files import Safetensors, opened
+from quantkit.models.checkpoint import Checkpoint, refuse_adapter
+from quantkit.models.tensors import TensorInfo, tensors_in
+from quantkit.models.variant import SETTINGS, Model, Variant
+from quantkit.system.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +27,8 @@ _METHODS = {
     "intel/auto-round": "auto-round",
 }
 """Values of ``quant_method`` that are read; an AutoRound file is of one of the formats."""
-_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where AutoGPTQ and AutoAWQ wrote their settings before config.json had them, and what they are
-settings of."""
+_BESIDE = dict(zip(SETTINGS, ("gptq", "awq"), strict=True))
+"""What the settings that lie beside config.json are settings of."""
 _AUTOAWQ_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
@@ -106,12 +108,6 @@ def refuse_packed(spec: object, checkpoint: Checkpoint) -> None:
 def packing(config: Mapping[str, Any]) -> str:
     """How AutoRound says that it packed: ``auto_round:auto_gptq``; once as ``backend``."""
     return str(config.get("packing_format") or config.get("backend") or "auto_round:auto_gptq")
-
-
-def settings_files(path: Path) -> list[Path]:
-    """The files beside config.json that say how the weights are packed, where any do."""
-    found = Quantization.of(path)
-    return [found.file] if found and found.is_beside else []
 
 
 def _beside(path: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -206,14 +202,31 @@ def unpack_linears(
             yield name, packed.read(name)
 
 
-def packed_facts(directory: Path) -> dict[str, Any]:
-    """What `inspect` says of a packed checkpoint."""
-    packed = Checkpoint.open(directory)
-    return {
-        "architecture": packed.architecture,
-        "context_length": packed.config.get("max_position_embeddings"),
-        "tensors": len(packed.tensors),
-        "quantized_linears": len(linears_of(packed.tensors)),
-        "bytes": tensor_bytes(packed.tensors.values()),
-        "quantization_config": Quantization.opened(directory).config,
-    }
+class Packed(Safetensors):
+    """What the formats of packed integers have in common; each unpacks its own way."""
+
+    name: str
+
+    def detect(self, path: Path) -> Variant | None:
+        """As ``Format.detect``: by the quantization_config."""
+        refuse_adapter(path)
+        found = Quantization.of(path)
+        if found is None or found.format != self.name:
+            return None
+        return Variant(path.name, path, found.format, found.scheme, None)
+
+    def inspect(self, model: Model) -> dict[str, Any]:
+        """As ``Format.inspect``."""
+        packed = opened(model)
+        return {
+            "architecture": packed.architecture,
+            "context_length": packed.config.get("max_position_embeddings"),
+            "tensors": len(packed.tensors),
+            "quantized_linears": len(linears_of(packed.tensors)),
+            "bytes": tensor_bytes(packed.tensors.values()),
+            "quantization_config": Quantization.opened(model.path).config,
+        }
+
+    def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
+        """As ``Format.bits_per_weight``."""
+        return bits_of(opened(variant).tensors, source)

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from quantkit import dtypes
+from quantkit.models import dtypes
 
 _SHARD_BYTES = 4 << 30
 

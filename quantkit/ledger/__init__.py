@@ -10,15 +10,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import EvaluationError
-from quantkit.files import write_json
 from quantkit.ledger.drift import Comparison, Profile
 from quantkit.ledger.load import Bench, Goodput, MemoryBandwidth, RateBench
 from quantkit.ledger.loss import Loss, NoiseFloor
 from quantkit.ledger.prompt_drift import PromptDrift
-from quantkit.variant import CalibrationRecord, ConvertCost
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import CalibrationRecord, ConvertCost
+from quantkit.system.files import write_json
 
+LEDGER = "ledger.json"
+"""Its name in the directory of a run."""
 REFERENCE = "reference"
 """The id of the first row: the source itself."""
 _ACCURACY = re.compile(r"(?!prompts_).*(_acc|_exact_match(_.+)?)")

@@ -1,6 +1,6 @@
 """Producers: who makes the weights of a format. Looked up by name, imported on first use.
 
-``native`` is the format's own code. The others are packages that run in toolchains of their own.
+``native`` is quantkit's own. The others are packages that run in toolchains of their own.
 """
 
 from __future__ import annotations
@@ -8,26 +8,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantkit import registry
-from quantkit.formats import load_format
+from quantkit.errors import ConversionError
 
 if TYPE_CHECKING:
-    from quantkit.formats.base import Maker
-    from quantkit.spec import Spec
-
-NATIVE = "native"
-PRODUCERS = {
-    "auto-round": "quantkit.producers.packages:AutoRound",
-    "autoawq": "quantkit.producers.packages:AutoAWQ",
-    "auto-gptq": "quantkit.producers.packages:AutoGPTQ",
-}
+    from quantkit.models.spec import Spec
+    from quantkit.producers.base import Producer
 
 
-def load_maker(spec: Spec) -> Maker:
-    """What makes ``spec``: its format, or the package that it names.
+def load_producer(spec: Spec) -> Producer:
+    """What makes ``spec``: quantkit itself, or the package that it names.
 
-    Raise RecipeError, with the nearest name, where there is no such format or producer.
+    Raise ConversionError where quantkit only reads its format.
     """
-    if spec.producer == NATIVE:
-        return load_format(spec.format)
-    package: Maker = registry.load("producer", spec.producer, PRODUCERS)
-    return package
+    producer: Producer
+    if spec.producer != registry.NATIVE:
+        producer = registry.load("producer", spec.producer)
+    elif spec.format in registry.MADE_HERE:
+        producer = registry.instance(registry.MADE_HERE[spec.format])
+    else:
+        raise ConversionError(
+            f"{spec}: {spec.format} is read here, not made; convert to "
+            f"{', '.join(registry.MADE_HERE)}, or name what others made by its `path`"
+        )
+    return producer

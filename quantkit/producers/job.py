@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantkit.engines.process import Process, last_words, launched
 from quantkit.errors import ConversionError
-from quantkit.home import home
-from quantkit.progress import say
+from quantkit.system.home import home
+from quantkit.system.progress import say
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 _SECONDS_BETWEEN_LINES = 30.0

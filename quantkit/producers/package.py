@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ValidationError
 
-from quantkit import toolchains
-from quantkit.checkpoint import Checkpoint, TensorInfo, tensors_in
-from quantkit.environment import gpu
+from quantkit import registry, toolchains
 from quantkit.errors import ConversionError, RecipeError
-from quantkit.formats import load_format
-from quantkit.formats.base import Converted, Plan
 from quantkit.formats.packed import bits_of, linears_of
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme, Spec
+from quantkit.models.tensors import TensorInfo, tensors_in
+from quantkit.producers import load_producer
+from quantkit.producers.base import Converted, Plan
 from quantkit.producers.job import Job, run, write_token_ids
 from quantkit.producers.staging import stage_source, take_over
-from quantkit.spec import GroupScheme, Spec
+from quantkit.system.machine import gpu
 
 if TYPE_CHECKING:
-    from quantkit.calibration import Calibration
+    from quantkit.data.calibration import Calibration
 
 Schemes = tuple[tuple[int, ...], tuple[int, ...]]
 """Bits and group sizes."""
@@ -49,7 +50,7 @@ class Package:
     resumes = False
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """As ``Maker.plan``; the bytes are those that the native quantizer would write.
+        """As ``Producer.plan``; the bytes are those that the native quantizer would write.
 
         Raise ToolchainError where the package is not installed.
         """
@@ -60,13 +61,15 @@ class Package:
                 "leave out `producer`, or use auto-round"
             )
         toolchains.find(self.name)
-        native = load_format(spec.format).plan(checkpoint, replace(spec, options=()))
+        native = load_producer(replace(spec, options=(), producer=registry.NATIVE)).plan(
+            checkpoint, replace(spec, options=())
+        )
         return replace(native, spec=spec, options=options.model_dump())
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
-        """As ``Maker.convert``, in a process of the toolchain.
+        """As ``Producer.convert``, in a process of the toolchain.
 
         Raise ConversionError with the package's own reason, or for what it should not have written.
         """

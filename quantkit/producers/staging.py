@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError
+from quantkit.models.checkpoint import Checkpoint
 
 _ONLY = "model.safetensors"
 

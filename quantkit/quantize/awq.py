@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from quantkit.decoder.structure import Fold, fold_scales
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.block_gptq import BlockGPTQ
 from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
-from quantkit.quantize.rounding import Integers, QuantizedBlock, plain_asymmetric
+from quantkit.quantize.rounding import QuantizedBlock, plain_asymmetric
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
 _ALPHAS = 20

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from quantkit.decoder.expert_names import expert_of, is_routed
+from quantkit.formats.integer_linears import Integers
+from quantkit.models.spec import GroupScheme
 from quantkit.quantize.gptq import DAMP_PERCENT, Kernels, Solved, gptq, refit
 from quantkit.quantize.inputs import (
     InputStatistics,
@@ -21,15 +23,9 @@ from quantkit.quantize.inputs import (
 )
 from quantkit.quantize.learned import Start, learn
 from quantkit.quantize.passes import Passes
-from quantkit.quantize.rounding import (
-    Integers,
-    QuantizedBlock,
-    plain_asymmetric,
-    plain_symmetric,
-)
+from quantkit.quantize.rounding import QuantizedBlock, plain_asymmetric, plain_symmetric
 from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
-from quantkit.spec import GroupScheme
-from quantkit.stopwatch import stage
+from quantkit.system.stopwatch import stage
 
 _HESSIAN_BYTES = 2 << 30
 """Of experts whose inputs are summed at the same time."""

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from quantkit.errors import ConversionError
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.descent import descend, descend_columns
 from quantkit.quantize.inputs import dead_channels
 from quantkit.quantize.replay import replayed
-from quantkit.quantize.rounding import (
-    Integers,
-    asymmetric_scales,
-    symmetric_scales,
-)
+from quantkit.quantize.rounding import asymmetric_scales, symmetric_scales
 
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.deviation import Deviation, deviation
-from quantkit.quantize.rounding import Integers
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from quantkit.decoder.expert_names import is_routed
 from quantkit.errors import ConversionError
-from quantkit.stopwatch import stage
+from quantkit.system.stopwatch import stage
 
 
 class InputStatistics:

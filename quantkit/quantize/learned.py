@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.quantize.activations import Activations
-from quantkit.quantize.rounding import Integers
+from quantkit.decoder.activations import Activations
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.streamed import StreamedBlock
-from quantkit.stopwatch import stage
+from quantkit.system.stopwatch import stage
 
 TRAVEL = 0.1
 """How far an offset can go in all, in steps of the grid: the paths of more are noise, since every

@@ -15,9 +15,9 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from quantkit.quantize.activations import Activations
+from quantkit.decoder.activations import Activations
 from quantkit.quantize.inputs import Reached, multiplied, reach
-from quantkit.stopwatch import stage
+from quantkit.system.stopwatch import stage
 
 WAITING_BYTES = 1 << 30
 """What the passes of one stream may hold while they wait; the windows beyond it run anew."""

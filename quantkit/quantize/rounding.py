@@ -6,34 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Integers:
-    """The weights of one linear as unsigned integers: ``w ≈ (codes - zeros) * scales``.
-
-    ``codes``: (out, in) uint8 in [0, 2**bits); ``scales``: (out, groups) float32, each exactly
-    representable in float16; ``zeros``: (out, groups) int32. Group g holds the input channels
-    [g * group_size, (g + 1) * group_size).
-    """
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    zeros: torch.Tensor
-
-    @property
-    def group_size(self) -> int:
-        """Input channels that share a scale."""
-        return self.codes.shape[1] // self.scales.shape[1]
-
-    def rows(self, start: int, stop: int) -> Integers:
-        """Some of the output channels."""
-        return Integers(self.codes[start:stop], self.scales[start:stop], self.zeros[start:stop])
-
-    def dequantize(self) -> torch.Tensor:
-        """The weights that engines compute with: (out, in) float32."""
-        size = self.group_size
-        zeros = self.zeros.repeat_interleave(size, dim=1)
-        return (self.codes - zeros) * self.scales.repeat_interleave(size, dim=1)
+from quantkit.formats.integer_linears import Integers
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.expert_names import expert_of, is_routed
 from quantkit.decoder.structure import Structure
-from quantkit.quantize.activations import Activations
-from quantkit.spec import GroupScheme
+from quantkit.models.spec import GroupScheme
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quantkit import extras
-from quantkit.environment import gpu
 from quantkit.errors import ToolchainError, did_you_mean
-from quantkit.files import write_json
-from quantkit.home import home
-from quantkit.progress import say
+from quantkit.system import extras
+from quantkit.system.files import write_json
+from quantkit.system.home import home
+from quantkit.system.machine import gpu
+from quantkit.system.progress import say
 from quantkit.toolchains import llama_cpp_source, own
 from quantkit.toolchains.recipes import PURPOSES, RECIPES, Device, Recipe
 
@@ -76,7 +76,7 @@ class ToolchainStatus:
 
 def listing() -> list[ToolchainStatus]:
     """Every engine: what is installed, where, what it is for, and how to get it."""
-    from quantkit.engines.llamacpp.server import HOW_TO_GET, find_llama_server
+    from quantkit.toolchains.llama_server import HOW_TO_GET, find_llama_server
 
     server: Path | None = None
     with contextlib.suppress(ToolchainError):

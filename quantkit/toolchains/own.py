@@ -17,8 +17,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantkit.errors import ToolchainError
-from quantkit.files import write_json
-from quantkit.home import home
+from quantkit.system.files import write_json
+from quantkit.system.home import home
 
 VARIABLES = {"llamacpp": "QUANTKIT_LLAMA_SERVER", "vllm": "QUANTKIT_VLLM"}
 """What names the program of each engine: a llama-server, and the Python that imports vllm."""

@@ -25,19 +25,21 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.calibration import bos_id
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert_many
+from quantkit.data.calibration import bos_id
 from quantkit.engines.llamacpp.scorer import LlamaScorer
-from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.divergence import Drift, Positions, join, score
-from quantkit.evaluate.perplexity import Windows, windows
-from quantkit.evaluate.reference import Reference
-from quantkit.evaluate.statistics import perplexity
-from quantkit.evaluate.text import summaries
-from quantkit.files import replacing, write_json
-from quantkit.spec import Spec
-from quantkit.variant import Variant, open_variant
+from quantkit.evaluation.divergence import Drift, Positions, join, score
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.perplexity import Windows, windows
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.reference import Reference
+from quantkit.evaluation.statistics import perplexity
+from quantkit.evaluation.text import summaries
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert_many
+from quantkit.system.files import replacing, write_json
 from tests import llama_perplexity
 from tests.conftest import SHARED_DATA
 from tests.llama_perplexity import printed

@@ -19,9 +19,9 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from quantkit.evaluate import paired, sequential
-from quantkit.evaluate.compare import verdict
-from quantkit.evaluate.paired import Difference
+from quantkit.evaluation import paired, sequential
+from quantkit.evaluation.compare import verdict
+from quantkit.evaluation.paired import Difference
 from quantkit.ledger import REFERENCE
 from quantkit.ledger.drift import ALPHA, Verdict
 

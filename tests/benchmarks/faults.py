@@ -24,10 +24,10 @@ from typing import Any
 
 import httpx
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.home import home
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
+from quantkit.system.home import home
 from tests.integration.faulty import STARVED, llama_server
 from tests.integration.gateways import CONTEXT, Running, Stream, gateway
 from tests.integration.servers import tree, wait_until_gone

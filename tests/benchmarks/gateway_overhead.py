@@ -33,14 +33,15 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.engines.base import ServeOptions
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.engines.process import free_port, launched
-from quantkit.spec import Spec
-from quantkit.threads import spin_briefly
-from quantkit.variant import Variant, open_variant
+from quantkit.engines.server import ServeOptions
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
+from quantkit.system.threads import spin_briefly
 from tests.integration.gateways import KEY, gateway
 from tests.models import make_checkpoint
 

@@ -28,9 +28,9 @@ import psutil
 import torch
 from transformers import Qwen2Config
 
-from quantkit.files import sha256_files
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.shards import Entry, Shards
+from quantkit.system.files import sha256_files
 from tests import fetch_llama_cpp
 from tests.gguf_tokenizers import QWEN_2, write_byte_level
 

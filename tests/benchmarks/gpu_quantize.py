@@ -3,8 +3,8 @@
     python -m tests.benchmarks.gpu_quantize [--shape 8b] [--device cuda] [--work DIR]
 
 Makes a checkpoint with the shape of Llama 3.1 8B and random weights (seeded; some channels of the
-norms are loud), quantizes it with ``quantkit.convert`` as a user would, hashes and manifest
-included, and quantizes a small model on the CPU and on the device, which must agree.
+norms are loud), quantizes it as a user would, hashes and manifest included, and quantizes a small
+model on the CPU and on the device, which must agree.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from quantkit import devices
-from quantkit.calibration import Calibration
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.formats import awq, gptq
+from quantkit.data.calibration import Calibration
 from quantkit.formats.shards import Entry, Shards
-from quantkit.spec import Spec
-from quantkit.variant import CalibrationRecord, Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import CalibrationRecord, Variant
+from quantkit.producers.convert import convert
+from quantkit.system import devices
 from tests.models import write_tokenizer
+from tests.plain_weights import plain_weights
 
 STAGES = ("load", "forward", "hessian", "solve", "pack", "write", "other")
 LOUD = 8
@@ -207,8 +207,8 @@ def compare(shape: Shape, device: torch.device, work: Path) -> None:
     reference = _log_probabilities(source, None, ids)
     print("\n| | products | equal integers | KLD on the CPU | KLD on the device |")
     print("| --- | --- | --- | --- | --- |")
-    kinds = ((shape.gptq, gptq), (shape.awq, awq))
-    for (text, format_), precision in itertools.product(kinds, (torch.float64, torch.bfloat16)):
+    kinds = (shape.gptq, shape.awq)
+    for text, precision in itertools.product(kinds, (torch.float64, torch.bfloat16)):
         spec = Spec.parse(text)
         klds, opened = [], []
         for number, where in enumerate((cpu, device)):
@@ -219,7 +219,7 @@ def compare(shape: Shape, device: torch.device, work: Path) -> None:
                 work / f"small-{number}",
                 force=True,
             )
-            state = dict(format_.dequantize(made.path))
+            state = dict(plain_weights(made.path))
             found = _log_probabilities(source, state, ids)
             klds.append(float((reference.exp() * (reference - found)).sum(-1).mean()))
             opened.append(Checkpoint.open(made.path))

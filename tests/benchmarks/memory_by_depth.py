@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.variant import open_variant
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
 from tests.models import make_checkpoint
 
 SPECS = ("gptq:w4g64", "awq:w4g64")

@@ -37,15 +37,15 @@ import lm_eval
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.base import Scorer
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.transformers import TransformersScorer
-from quantkit.evaluate.questions import csv_questions
-from quantkit.evaluate.tasks import load_task, run_task
-from quantkit.spec import Spec
-from quantkit.threads import spin_briefly
+from quantkit.evaluation.questions import csv_questions
+from quantkit.evaluation.tasks import load_task, run_task
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
+from quantkit.system.threads import spin_briefly
 
 SHOTS = 5
 CONTEXT = 2048
@@ -144,7 +144,7 @@ def task_of(subject: str, directory: Path, out: Path) -> Path:
     path.write_text(
         f"include: {lm_evals}\n"
         f"task: mmlu_csv_{subject}\n"
-        "custom_dataset: !function quantkit.evaluate.questions.mmlu_csv\n"
+        "custom_dataset: !function quantkit.evaluation.questions.mmlu_csv\n"
         f"dataset_kwargs: {{subject: {subject}, mmlu_csv: {json.dumps(str(directory))}}}\n"
     )
     return path

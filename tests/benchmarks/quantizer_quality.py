@@ -111,8 +111,8 @@ def _calibration(options: argparse.Namespace, tokenizer: Any) -> torch.Tensor:
             options.data, tokenizer, options.calibration, options.samples, options.length,
             options.seed,
         )  # fmt: skip
-    from quantkit.calibration import calibrate
-    from quantkit.mix import load_calibration
+    from quantkit.data.calibration import calibrate
+    from quantkit.data.mix import load_calibration
 
     size = {"samples": options.samples, "sequence_length": options.length}
     return calibrate(load_calibration(_MIX), tokenizer, seed=options.seed, **size).ids
@@ -166,7 +166,7 @@ def _listed(known: Collection[str] = ()) -> Callable[[str], list[str]]:
 def _directory(place: str) -> Path:
     if not place.startswith("demo:"):
         return Path(place)
-    from quantkit import demo
+    from quantkit.models import demo
 
     return demo.directory(place)
 

@@ -15,10 +15,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantkit import pipeline
 from quantkit.ledger import Ledger, Row
 from quantkit.ledger.load import Bench
-from quantkit.recipe import load_recipe
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import load_recipe
 
 SAME_WEIGHTS = ("gguf-BF16", "reference")
 """The unquantized model in llama.cpp and in vLLM."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests import fetch_llama_cpp
 from tests.integration.gateways import CONTEXT
 from tests.models import make_checkpoint

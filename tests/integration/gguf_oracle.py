@@ -14,16 +14,16 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.gguf import GGUF
 from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.native_gguf import NativeGGUF
 
 
 def convert(checkpoint: Checkpoint, scheme: str, directory: Path) -> Path:
     """Our file of ``checkpoint`` in ``directory``, which is empty or not there yet."""
     directory.mkdir(exist_ok=True)
-    GGUF().convert(checkpoint, Spec("gguf", scheme), None, directory)
+    NativeGGUF().convert(checkpoint, Spec("gguf", scheme), None, directory)
     (file,) = directory.iterdir()
     return file
 

@@ -13,10 +13,10 @@ import psutil
 from openai import OpenAI
 
 from quantkit import engines
-from quantkit.checkpoint import load_tokenizer
-from quantkit.engines.base import ServeOptions
 from quantkit.engines.process import Process, free_port, launched
-from quantkit.variant import Model, Variant
+from quantkit.engines.server import ServeOptions
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.models.variant import Model, Variant
 
 KEY = "a-key-of-tests"
 PATIENCE = 300.0

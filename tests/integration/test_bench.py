@@ -13,14 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
-from quantkit.bench import guidellm
-from quantkit.bench.generator import Client, LoadGenerator
-from quantkit.bench.guidellm import Target
-from quantkit.bench.loads import Closed, Open, Times, Workload
-from quantkit.bench.options import BenchOptions
-from quantkit.bench.session import Session
+from quantkit.benchmark import guidellm
+from quantkit.benchmark.generator import Client, LoadGenerator
+from quantkit.benchmark.guidellm import Target
+from quantkit.benchmark.loads import Closed, Open, Times, Workload
+from quantkit.benchmark.options import BenchOptions
+from quantkit.benchmark.session import Session
 from quantkit.ledger.load import Slo
-from quantkit.variant import Variant
+from quantkit.models.variant import Variant
 from tests.integration.clockwork import OUTPUT_TOKENS, PROMPT_TOKENS, Clockwork, ticking
 from tests.models import make_checkpoint
 

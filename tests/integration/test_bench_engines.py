@@ -14,23 +14,23 @@ import psutil
 import pytest
 from pydantic import TypeAdapter
 
-from quantkit.bench import bench, engines_of
-from quantkit.bench.generator import Client
-from quantkit.bench.loads import Times, Workload
-from quantkit.bench.measured import BenchResult, Incomplete
-from quantkit.bench.options import BenchOptions
-from quantkit.bench.server import Servers
-from quantkit.bench.session import Keep
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.benchmark import bench, engines_of
+from quantkit.benchmark.generator import Client
+from quantkit.benchmark.loads import Times, Workload
+from quantkit.benchmark.measured import BenchResult, Incomplete
+from quantkit.benchmark.options import BenchOptions
+from quantkit.benchmark.section import BenchSection
+from quantkit.benchmark.server import Servers
+from quantkit.benchmark.session import Keep
 from quantkit.engines.base import Engine
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger.load import MemoryBandwidth, Slo
-from quantkit.recipe import BenchSection
-from quantkit.spec import Spec
-from quantkit.variant import Model, Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Model, Variant
+from quantkit.producers.convert import convert
 from tests.integration.servers import tree, wait_until_gone
 from tests.models import make_checkpoint
 
@@ -171,11 +171,11 @@ def test_an_engine_that_is_killed_leaves_what_was_measured(
 _STAGE = """
 import sys
 from pathlib import Path
-from quantkit.checkpoint import Checkpoint
-from quantkit.recipe import BenchSection
-from quantkit.run import open_run
-from quantkit.stages import Benching
-from quantkit.variant import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.runs.recipe import BenchSection
+from quantkit.runs.directory import open_run
+from quantkit.runs.stages import Benching
+from quantkit.formats.detect import open_variant
 source, variant, out = map(Path, sys.argv[1:4])
 section = BenchSection.model_validate_json(sys.argv[4])
 with open_run(out) as run:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import hub, pipeline
-from quantkit.brought import Brought
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.errors import EvaluationError, RecipeError
+from quantkit.evaluation.tokenizer_match import require_same_tokens
+from quantkit.formats.detect import open_variant
 from quantkit.ledger import Row
-from quantkit.recipe import Recipe
-from quantkit.same_tokens import require_same_tokens
-from quantkit.spec import Spec
-from quantkit.variant import open_variant
+from quantkit.models import hub
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
+from quantkit.runs import pipeline
+from quantkit.runs.external import Brought
+from quantkit.runs.recipe import Recipe
 from tests.models import make_checkpoint
 from tests.packed_checkpoints import as_compressed, draw, write
 

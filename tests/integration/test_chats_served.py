@@ -13,12 +13,13 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint, load_tokenizer
-from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
-from quantkit.evaluate.prompt_file import read_prompts
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.evaluation.prompt_file import read_prompts
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.chats import CHATS, TEMPLATES, TIME, WEATHER, WITH_TOOLS, as_openai
 from tests.integration.servers import KEY, PATIENCE, Running, running
 from tests.models import add_tokens, make_checkpoint

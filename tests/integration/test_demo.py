@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantkit import demo
-from quantkit.checkpoint import Checkpoint
-from quantkit.texts import load_text
+from quantkit.data.texts import load_text
+from quantkit.models import demo
+from quantkit.models.checkpoint import Checkpoint
 from tests.models import make_checkpoint
 
 

@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from quantkit import toolchains
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.texts import load_text
 from quantkit.engines.base import LanguageModel
 from quantkit.engines.transformers import Transformers
 from quantkit.engines.vllm import VLLM
 from quantkit.engines.vllm.completions import HOST
 from quantkit.engines.vllm.served import ServedModel
 from quantkit.errors import ToolchainError
-from quantkit.evaluate import EvaluationPlan, evaluate
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.plan import EvaluationPlan
 from quantkit.ledger import require_comparable
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.integration.servers import tree, wait_until_gone
 
 TASKS = ("mmlu_dev", "template_answers", "wikitext_file")

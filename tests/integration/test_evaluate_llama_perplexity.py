@@ -17,18 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit.calibration import bos_id
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import bos_id
 from quantkit.engines.llamacpp.scorer import LlamaScorer
-from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.divergence import Drift, Positions, join, score
-from quantkit.evaluate.perplexity import Windows, windows
-from quantkit.evaluate.statistics import Estimate, perplexity, quantile
-from quantkit.evaluate.text import summaries
+from quantkit.evaluation.divergence import Drift, Positions, join, score
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.perplexity import Windows, windows
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.statistics import Estimate, perplexity, quantile
+from quantkit.evaluation.text import summaries
 from quantkit.ledger import Metric
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests import llama_perplexity
 from tests.conftest import SHARED_DATA
 from tests.gguf_families import FAMILIES
@@ -279,7 +280,7 @@ def test_the_source_and_its_gguf_are_the_same_model(
     demo: Checkpoint, variants: dict[str, Variant], cut: Windows, tmp_path: Path
 ) -> None:
     """Across engines: an unquantized GGUF in llama.cpp against the checkpoint in transformers."""
-    from quantkit.evaluate.reference import Reference
+    from quantkit.evaluation.reference import Reference
 
     references = {"pydoc": Reference.build(demo, cut, tmp_path)}
     plan = EvaluationPlan(demo.tokenizer, 2048, {"pydoc": cut})

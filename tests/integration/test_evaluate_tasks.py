@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from quantkit import pipeline
 from quantkit.cli.main import cli
 from quantkit.engines.transformers import Transformers
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import QuantkitError
-from quantkit.recipe import load_recipe
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import load_recipe
 
 
 def _evaluate(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from quantkit.variant import open_variant
+from quantkit.formats.detect import open_variant
 from tests.integration.gateways import CONTEXT, ENDLESS, KEY, LENGTH, QUANTKIT, Running, gateway
 from tests.integration.servers import KEY as ENGINE_KEY
 from tests.integration.servers import PATIENCE, running

@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.spec import Spec
-from quantkit.variant import open_variant
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.integration import odd_requests
 from tests.integration.gateways import KEY, Running, gateway
 from tests.integration.servers import KEY as ENGINE_KEY

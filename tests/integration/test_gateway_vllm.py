@@ -13,7 +13,7 @@ import pytest
 
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
-from quantkit.home import home
+from quantkit.system.home import home
 from tests.integration import odd_requests
 from tests.integration.gateways import CONTEXT, LENGTH, Running, gateway, wait_until
 from tests.integration.servers import PATIENCE, tree, wait_until_gone

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.header import read_header
+from quantkit.models.checkpoint import Checkpoint
 from tests.integration.gguf_cases import BEYOND, CASES, make
 from tests.integration.gguf_oracle import assert_same_gguf, convert, loaded, oracle
 from tests.models import VOCABULARY

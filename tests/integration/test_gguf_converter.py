@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.models.checkpoint import Checkpoint
 from tests import gguf_tokenizers
 from tests.gguf_families import FAMILIES
 from tests.integration.gguf_oracle import assert_same_gguf, convert, loaded, oracle

@@ -12,14 +12,15 @@ import llama_cpp
 import pytest
 import torch
 
-from quantkit import convert as conversion
-from quantkit.chat_template import templates_of
-from quantkit.checkpoint import Checkpoint
 from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.errors import ConversionError, ToolchainError
-from quantkit.formats.gguf import GGUF, converter_launcher, fallback
+from quantkit.formats import format_of
 from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers import convert as conversion
+from quantkit.producers.gguf import converter_launcher, fallback
+from quantkit.producers.native_gguf import NativeGGUF
 from tests.gguf_tokenizers import DIGITS, write_byte_level
 from tests.integration.gguf_oracle import loaded, oracle
 from tests.models import make_checkpoint
@@ -61,7 +62,7 @@ def test_the_converters_file_and_what_is_made_of_it(
 
     packages = Path(llama_cpp.__file__).parents[1]
     specs = [Spec("gguf", "Q4_K_M"), Spec("gguf", "Q8_0")]
-    plans = {spec: GGUF().plan(starcoder, spec) for spec in specs}
+    plans = {spec: NativeGGUF().plan(starcoder, spec) for spec in specs}
     made = conversion.convert_many(starcoder, specs, None, tmp_path / "variants")
     for spec in specs:
         variant = made[spec]
@@ -99,9 +100,9 @@ def test_the_template_and_the_ends_are_not_the_converters(
     ends = {"eos_token_id": [0, 40000]}
     (starcoder.path / "generation_config.json").write_text(json.dumps(ends))
     spec = Spec("gguf", "Q8_0")
-    planned = GGUF().plan(starcoder, spec)
+    planned = NativeGGUF().plan(starcoder, spec)
     variant = conversion.convert(starcoder, spec, None, tmp_path / "variants")
-    assert templates_of(variant) == templates
+    assert format_of(variant).chat_templates(variant) == templates
     assert variant.weights.stat().st_size == planned.bytes
     with Vocabulary(variant.weights) as vocabulary:
         assert vocabulary.is_end(40000)
@@ -109,12 +110,12 @@ def test_the_template_and_the_ends_are_not_the_converters(
 
 def test_planning_reads_no_weights(starcoder: Checkpoint, source: Path, tmp_path: Path) -> None:
     weights = starcoder.path / "model.safetensors"
-    plan = GGUF().plan(starcoder, Spec("gguf", "BF16"))
+    plan = NativeGGUF().plan(starcoder, Spec("gguf", "BF16"))
     data = weights.read_bytes()
     head = 8 + int.from_bytes(data[:8], "little")
     weights.write_bytes(data[:head] + b"\xff" * (len(data) - head))  # no number in it
     again = Checkpoint.open(starcoder.path)
-    assert GGUF().plan(again, Spec("gguf", "BF16")).bytes == plan.bytes
+    assert NativeGGUF().plan(again, Spec("gguf", "BF16")).bytes == plan.bytes
 
 
 def test_without_a_converter_the_way_to_one_is_named(
@@ -123,23 +124,23 @@ def test_without_a_converter_the_way_to_one_is_named(
     monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("QUANTKIT_LLAMA_CPP", raising=False)
     with pytest.raises(ConversionError, match=r"engines install llamacpp-converter.*QUANTKIT"):
-        GGUF().plan(starcoder, Spec("gguf", "Q8_0"))
+        NativeGGUF().plan(starcoder, Spec("gguf", "Q8_0"))
     monkeypatch.setenv("QUANTKIT_LLAMA_CPP", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"no convert_hf_to_gguf\.py there"):
-        GGUF().plan(starcoder, Spec("gguf", "Q8_0"))
+        NativeGGUF().plan(starcoder, Spec("gguf", "Q8_0"))
 
 
 def test_what_llama_cpp_refuses_is_told_in_a_line(starcoder: Checkpoint, source: Path) -> None:
     config = json.loads((starcoder.path / "config.json").read_text())
     (starcoder.path / "config.json").write_text(json.dumps(config | {"architectures": ["NoLM"]}))
     with pytest.raises(ConversionError) as caught:
-        GGUF().plan(Checkpoint.open(starcoder.path), Spec("gguf", "Q8_0"))
+        NativeGGUF().plan(Checkpoint.open(starcoder.path), Spec("gguf", "Q8_0"))
     assert "failed: Model NoLM is not supported; its output is in" in str(caught.value)
     assert "\n" not in str(caught.value)
     quantized = config | {"architectures": ["NoLM"], "quantization_config": {"quant_method": "awq"}}
     (starcoder.path / "config.json").write_text(json.dumps(quantized))
     with pytest.raises(ConversionError, match="quantized already"):
-        GGUF().plan(Checkpoint.open(starcoder.path), Spec("gguf", "Q8_0"))
+        NativeGGUF().plan(Checkpoint.open(starcoder.path), Spec("gguf", "Q8_0"))
 
 
 CONVERTER = """

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration import Calibration
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.gguf import GGUF
+from quantkit.data.calibration import Calibration
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
-from quantkit.formats.gguf.importance import compute
-from quantkit.spec import Spec
-from quantkit.variant import IMATRIX, CalibrationRecord
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import IMATRIX, CalibrationRecord
+from quantkit.producers.gguf.importance import compute
+from quantkit.producers.native_gguf import NativeGGUF
 from tests.integration.gguf_cases import CASES, make
 from tests.integration.gguf_oracle import convert, loaded, tool
 from tests.models import make_checkpoint
@@ -131,8 +131,8 @@ def convert_with_own_matrix(made: Case, directory: Path) -> tuple[Path, Path, tu
     """The file that --imatrix auto makes, the matrix that it writes beside, and its notes."""
     directory.mkdir()
     spec = Spec("gguf", "IQ3_XXS").having({"imatrix": True})
-    assert GGUF().plan(made.checkpoint, spec).needs_calibration
-    notes = GGUF().convert(made.checkpoint, spec, made.calibration, directory).notes
+    assert NativeGGUF().plan(made.checkpoint, spec).needs_calibration
+    notes = NativeGGUF().convert(made.checkpoint, spec, made.calibration, directory).notes
     (file,) = (path for path in directory.iterdir() if path.name != IMATRIX)
     return file, directory / IMATRIX, notes
 
@@ -208,7 +208,7 @@ def quantized_alike(made: Case, scheme: str, matrix: Path, directory: Path) -> N
     ours = directory / f"ours-{scheme}"
     ours.mkdir()
     spec = Spec("gguf", scheme).having({"imatrix": str(matrix)})
-    GGUF().convert(made.checkpoint, spec, None, ours)
+    NativeGGUF().convert(made.checkpoint, spec, None, ours)
     (file,) = ours.iterdir()
     assert file.read_bytes() == theirs.read_bytes()
 

@@ -17,9 +17,9 @@ HIDDEN, INNER, BLOCKS, VOCABULARY = 2048, 8192, 8, 1024
 CONVERT = """
 import sys, threading, time
 from pathlib import Path
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.gguf import GGUF
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.native_gguf import NativeGGUF
+from quantkit.models.spec import Spec
 
 def private():
     status = Path("/proc/self/status").read_text()
@@ -36,7 +36,7 @@ threading.Thread(target=watch, daemon=True).start()
 targets = {Spec("gguf", scheme): Path(sys.argv[2], scheme) for scheme in sys.argv[3:]}
 for directory in targets.values():
     directory.mkdir()
-made = GGUF().convert_many(Checkpoint.open(sys.argv[1]), targets, None)
+made = NativeGGUF().convert_many(Checkpoint.open(sys.argv[1]), targets, None)
 assert not [error for error in made.values() if isinstance(error, Exception)], made
 print(peak)
 """

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli import verbs
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
-from quantkit.recipe import load_recipe
-from quantkit.variant import Variant, read_manifest
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Variant, read_manifest
+from quantkit.runs.recipe import load_recipe
 from tests.integration.gguf_oracle import convert, tool
 from tests.models import make_checkpoint
 
@@ -202,7 +202,7 @@ def test_what_is_made_of_the_checkpoint_only_is_refused(
 
 
 def test_a_run_needs_the_checkpoint(sources: dict[str, Path]) -> None:
-    from quantkit import pipeline
+    from quantkit.runs import pipeline
 
     recipe = load_recipe("quickstart", [f"source={json.dumps(str(sources['F16']))}"])
     with pytest.raises(CheckpointError, match="a GGUF is a source for `quantkit convert` only"):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.formats.gguf import pretokenizers
 from quantkit.formats.gguf.header import read_header
-from quantkit.formats.gguf.tokenizer import read_tokenizer
-from quantkit.proof.tokens import compare_gguf
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.gguf import pretokenizers
+from quantkit.producers.gguf.tokenizer import read_tokenizer
+from quantkit.producers.proof.tokens import compare_gguf
 from tests.gguf_families import FAMILIES, write_checkpoint
 from tests.gguf_tokenizers import write_vocabulary
 from tests.integration.gguf_oracle import loaded, oracle

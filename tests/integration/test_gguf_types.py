@@ -12,15 +12,15 @@ import llama_cpp
 import pytest
 import torch
 
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.errors import ConversionError
-from quantkit.formats.gguf import GGUF
 from quantkit.formats.gguf.file_types import OFFERED, UNQUANTIZED
 from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
-from quantkit.texts import load_text
-from quantkit.variant import IMATRIX
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import IMATRIX
+from quantkit.producers.native_gguf import NativeGGUF
 from tests.integration.gguf_oracle import convert, oracle
 from tests.models import make_checkpoint
 
@@ -56,7 +56,7 @@ class Model:
         """The files that we make."""
         out.mkdir()
         spec = Spec("gguf", scheme).having(options)
-        GGUF().convert(self.checkpoint, spec, None, out)
+        NativeGGUF().convert(self.checkpoint, spec, None, out)
         return sorted(out.iterdir())
 
     def theirs(self, scheme: str, out: Path, *flags: Any) -> Path:
@@ -111,7 +111,7 @@ def test_every_type_at_once_equals_llama_quantizes(
         spec = Spec("gguf", scheme).having(options)
         targets[spec] = tmp_path / scheme
         targets[spec].mkdir()
-    made = GGUF().convert_many(model.checkpoint, targets, None)
+    made = NativeGGUF().convert_many(model.checkpoint, targets, None)
     refused = {spec.scheme for spec, result in made.items() if isinstance(result, Exception)}
     if weighed:
         assert refused == REFUSED.get(model.checkpoint.id, set())
@@ -165,7 +165,7 @@ def test_options_equal_llama_quantizes(
     (ours,) = model.ours(scheme, tmp_path / "ours", **options)
     theirs = model.theirs(scheme, tmp_path / "theirs.gguf", *flags)
     assert ours.read_bytes() == theirs.read_bytes()
-    plan = GGUF().plan(model.checkpoint, Spec("gguf", scheme).having(options))
+    plan = NativeGGUF().plan(model.checkpoint, Spec("gguf", scheme).having(options))
     assert plan.bytes == theirs.stat().st_size
 
 
@@ -187,9 +187,9 @@ def test_a_computed_matrix_is_written_beside_and_gives_llama_quantizes_file(
     tokenizer = model.checkpoint.tokenizer
     calibration = calibrate(text, tokenizer, samples=4, sequence_length=64, seed=0)
     spec = Spec("gguf", "IQ2_XS").having({"imatrix": True})
-    assert GGUF().plan(model.checkpoint, spec).needs_calibration
+    assert NativeGGUF().plan(model.checkpoint, spec).needs_calibration
     (out := tmp_path / "ours").mkdir()
-    GGUF().convert(model.checkpoint, spec, calibration, out)
+    NativeGGUF().convert(model.checkpoint, spec, calibration, out)
     monkeypatch.chdir(out)  # the file's name, as given, is in the metadata
     theirs = model.theirs("IQ2_XS", tmp_path / "theirs.gguf", "--imatrix", IMATRIX)
     (ours,) = (path for path in out.iterdir() if path.name != IMATRIX)
@@ -203,7 +203,7 @@ def test_a_matrix_of_another_model_is_refused(model: Model, tmp_path: Path) -> N
     other = Checkpoint.open(make_checkpoint(tmp_path / "other", hidden_size=128))
     spec = Spec("gguf", "Q4_K_M").having({"imatrix": str(model.imatrix)})
     with pytest.raises(ConversionError, match=r"which has (128|512) columns: it was made from"):
-        GGUF().plan(other, spec)
+        NativeGGUF().plan(other, spec)
 
 
 def test_parts_equal_llama_gguf_splits(model: Model, tmp_path: Path) -> None:
@@ -220,7 +220,9 @@ def test_parts_equal_llama_gguf_splits(model: Model, tmp_path: Path) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.read_bytes() == other.read_bytes()
     spec = Spec("gguf", "Q8_0").having({"split_max_size": "1M"})
-    assert GGUF().plan(model.checkpoint, spec).bytes == sum(path.stat().st_size for path in ours)
+    assert NativeGGUF().plan(model.checkpoint, spec).bytes == sum(
+        path.stat().st_size for path in ours
+    )
 
 
 def test_unquantized_parts_equal_the_converters(
@@ -245,7 +247,7 @@ def test_llama_cpp_loads_the_parts(tmp_path: Path, tiny_llama: Path) -> None:
     out = tmp_path / "parts"
     out.mkdir()
     spec = Spec("gguf", "Q8_0").having({"split_max_size": "500K"})
-    GGUF().convert(Checkpoint.open(tiny_llama), spec, None, out)
+    NativeGGUF().convert(Checkpoint.open(tiny_llama), spec, None, out)
     first, *others = sorted(out.iterdir())
     assert others
     loaded = llama_cpp.Llama(str(first), verbose=False, n_ctx=32)

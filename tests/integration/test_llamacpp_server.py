@@ -11,11 +11,11 @@ import openai
 import psutil
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.errors import EngineError
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.integration.servers import KEY, Running, running, tree, wait_until_gone
 
 
@@ -78,7 +78,7 @@ def test_prompts_share_work_only_where_they_may(
 
 def test_nothing_is_left_when_quantkit_is_killed(variant: Variant, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from quantkit.variant import open_variant\n"
+        "import sys; from pathlib import Path; from quantkit.formats.detect import open_variant\n"
         "from tests.integration.servers import running\n"
         "with running(open_variant(Path(sys.argv[1])), Path(sys.argv[2])) as server:\n"
         "    print(server.process.supervisor.pid, flush=True); server.process.wait()\n"

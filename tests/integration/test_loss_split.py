@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit import pipeline
-from quantkit.checkpoint import Checkpoint
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.transformers import Transformers
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import ToolchainError
-from quantkit.evaluate.divergence import score
+from quantkit.evaluation.divergence import score
 from quantkit.formats.gguf.unpacked import UnpackedGGUF
 from quantkit.ledger import Ledger
-from quantkit.recipe import Recipe, load_recipe
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Variant
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import Recipe, load_recipe
 from tests.integration.gguf_cases import CASES, make
 from tests.integration.gguf_oracle import convert
 from tests.models import VOCABULARY
@@ -145,8 +145,8 @@ def test_a_run_splits_every_loss(
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("quantkit.evaluate.text.measure_texts", refuse)
-    monkeypatch.setattr("quantkit.evaluate.split.window_likelihoods", refuse)
+    monkeypatch.setattr("quantkit.evaluation.text.measure_texts", refuse)
+    monkeypatch.setattr("quantkit.evaluation.split.window_likelihoods", refuse)
     again = pipeline.run(recipe, out)
     assert [row.loss for row in again.variants] == [row.loss for row in ledger.variants]
     assert again.noise_floor == ledger.noise_floor

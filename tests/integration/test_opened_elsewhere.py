@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from quantkit import toolchains
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.errors import ToolchainError
-from quantkit.formats import awq, gptq
 from quantkit.formats.gguf.unpacked import UnpackedGGUF
-from quantkit.spec import Spec
-from quantkit.texts import load_text
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.integration.gguf_oracle import oracle
+from tests.plain_weights import plain_weights
 
 SCRIPT = Path(__file__).with_name("elsewhere.py")
 
@@ -55,7 +55,7 @@ def elsewhere(package: str, variant: Variant, out: Path) -> dict[str, torch.Tens
 def test_autoawq_computes_with_the_same_weights(made: dict[str, Variant], tmp_path: Path) -> None:
     variant = made["awq:w4g64"]
     theirs = elsewhere("autoawq", variant, tmp_path / "weights.safetensors")
-    ours = dict(awq.dequantize(variant.path))
+    ours = dict(plain_weights(variant.path))
     assert len(theirs) == 14
     for name, weight in theirs.items():
         # It multiplies in half precision.
@@ -65,7 +65,7 @@ def test_autoawq_computes_with_the_same_weights(made: dict[str, Variant], tmp_pa
 def test_auto_gptq_computes_with_the_same_weights(made: dict[str, Variant], tmp_path: Path) -> None:
     variant = made["gptq:w4g64"]
     theirs = elsewhere("auto-gptq", variant, tmp_path / "weights.safetensors")
-    ours = dict(gptq.dequantize(variant.path))
+    ours = dict(plain_weights(variant.path))
     assert len(theirs) == 14
     for name, weight in theirs.items():
         assert torch.equal(ours[name].half().float(), weight), name
@@ -77,7 +77,7 @@ def test_llama_cpps_converter_reads_the_same_weights(
     variant = made["gptq:w4g64"]
     oracle(llama_cpp_source, [(variant.path, "F32", tmp_path / "m.gguf")], tokenizer=False)
     theirs = UnpackedGGUF.of(Checkpoint.open(tiny_llama), tmp_path / "m.gguf")
-    ours = dict(gptq.dequantize(variant.path))
+    ours = dict(plain_weights(variant.path))
     assert theirs.tensors.keys() == ours.keys()
     for name, weight in ours.items():
         assert torch.equal(theirs.read(name).float(), weight.float()), name

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.engines.transformers.weights import load
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from quantkit.quantize.rounding import plain_asymmetric, plain_symmetric
-from quantkit.spec import Spec
-from quantkit.texts import load_text
 from tests.integration.gguf_cases import CASES, make
 
 IDS = torch.randint(3, 900, (8, 64), generator=torch.Generator().manual_seed(5))

@@ -10,19 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit import demo, toolchains
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit import toolchains
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import ToolchainError
-from quantkit.formats import awq, gptq
+from quantkit.formats.detect import open_variant
+from quantkit.models import demo
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from quantkit.producers.staging import stage_source
-from quantkit.spec import Spec
-from quantkit.texts import load_text
 from quantkit.toolchains import Toolchain
-from quantkit.variant import Variant, open_variant
 from tests.models import make_checkpoint
+from tests.plain_weights import plain_weights
 
 HERE = Path(__file__).parent
 LOGITS = """
@@ -118,7 +120,7 @@ def test_autoawq_on_the_cpu_keeps_the_weights_that_it_scales(
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=32, seed=0
     )
     variant = convert(source, Spec.parse("awq:w4g64").by("autoawq"), windows, tmp_path / "out")
-    found = dict(awq.dequantize(variant.path))
+    found = dict(plain_weights(variant.path))
     layer = "model.layers.1."
     norm = layer + "input_layernorm.weight"
     for name in ("q_proj", "k_proj", "v_proj"):
@@ -147,7 +149,7 @@ def test_auto_gptq_with_its_activation_order(
     subprocess.run(
         [toolchain.python, "-I", HERE / "elsewhere.py", "auto-gptq", variant.path, out], check=True
     )
-    ours = dict(gptq.dequantize(variant.path))
+    ours = dict(plain_weights(variant.path))
     theirs = load_file(out)
     assert len(theirs) == 14
     for name, weight in theirs.items():
@@ -163,7 +165,7 @@ def test_auto_rounds_own_formats(tiny_llama: Path, tmp_path: Path) -> None:
     for kind, format_ in (("auto_gptq", "gptq"), ("own", "gptq"), ("auto_awq", "awq")):
         variant = open_variant(tmp_path / kind)
         assert variant.format == format_
-        plain[kind] = dict((awq if format_ == "awq" else gptq).dequantize(variant.path))
+        plain[kind] = dict(plain_weights(variant.path))
         assert plain[kind].keys() == source.tensors.keys()
     left, eight = "model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"
     for kind in ("auto_gptq", "own"):

@@ -11,15 +11,16 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from quantkit import pipeline
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.main import cli
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import RecipeError
+from quantkit.formats.detect import open_variant
 from quantkit.ledger import Ledger
-from quantkit.recipe import Recipe
-from quantkit.variant import Variant, open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Variant
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import Recipe
 from tests import browser
 
 TOKENS = 16

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from quantkit import report
-from quantkit.course import Underway
+from quantkit import reports as report
 from quantkit.ledger import Ledger
-from quantkit.recommend.front import front
+from quantkit.recommendation.front import front
+from quantkit.reports.underway import Underway
 from tests import browser, fetch_axe, ledgers
 from tests.browser import Page
 from tests.ledger_rows import DOCS

@@ -21,11 +21,11 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # threads do not survive a fork
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.data.calibration import calibrate
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.convert import convert
+from quantkit.models.spec import Spec
+from quantkit.data.texts import load_text
 
 source, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
 spec = Spec.of_entry(json.loads(sys.argv[3]))
@@ -107,13 +107,13 @@ def test_killed_at_random_points_it_gives_the_same_bits(
 _FULL = """
 import resource, sys
 from pathlib import Path
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import calibrate
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.convert import convert
 from quantkit.errors import ConversionError
 from quantkit.formats import shards
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models.spec import Spec
+from quantkit.data.texts import load_text
 
 source, out = Checkpoint.open(sys.argv[1]), Path(sys.argv[2])
 shards._SHARD_BYTES = 400_000  # several files, of which the first ones find room

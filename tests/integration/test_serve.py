@@ -18,11 +18,11 @@ import openai
 import psutil
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.process import free_port
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.integration.faulty import STARVED, llama_server
 from tests.integration.gateways import QUANTKIT, Running, gateway, wait_until
 from tests.integration.odd_requests import CALL

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.errors import RecipeError
-from quantkit.evaluate.tasks import run_task
-from quantkit.spec import Spec
+from quantkit.evaluation.tasks import run_task
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 
 
 def test_questions_in_llama_cpp_are_answered_as_in_transformers(

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from quantkit import toolchains
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ToolchainError
-from quantkit.formats import compressed_tensors
-from quantkit.variant import open_variant
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
 from tests.integration.servers import assert_agrees
 from tests.packed_checkpoints import as_gptq, draw, write
+from tests.plain_weights import plain_weights
 from tests.vllm_kernels import needs_integer_kernels
 
 pytestmark = needs_integer_kernels
@@ -38,7 +38,7 @@ def compressed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
 def test_weights_unpack_as_the_package_unpacks_them(kind: str, compressed: Path) -> None:
     expected = load_file(compressed / kind / "expected" / "model.safetensors")
-    plain = dict(compressed_tensors.dequantize(compressed / kind))
+    plain = dict(plain_weights(compressed / kind))
     assert len(expected) == 14
     for name, weight in expected.items():
         assert torch.equal(plain[name].to(weight.dtype), weight), name

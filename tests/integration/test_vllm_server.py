@@ -11,13 +11,13 @@ import openai
 import pytest
 
 from quantkit import toolchains
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.engines import serving_engine
 from quantkit.errors import ToolchainError
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.integration.servers import (
     KEY,
     Running,

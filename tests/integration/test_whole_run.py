@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import pipeline, toolchains
+from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.formats.gptq import GPTQ
 from quantkit.ledger import Ledger
-from quantkit.recipe import Recipe, load_recipe
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import Recipe, load_recipe
 from tests.vllm_kernels import needs_integer_kernels
 
 pytestmark = needs_integer_kernels

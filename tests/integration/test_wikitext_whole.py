@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.models.checkpoint import Checkpoint
 from tests import llama_perplexity
 from tests.benchmarks import agreement
 

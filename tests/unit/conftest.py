@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.engines.vllm import refused
+from quantkit.engines.vllm import unsupported as refused
 
 
 @pytest.fixture(autouse=True)

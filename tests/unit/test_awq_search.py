@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.structure import fold_scales
-from quantkit.quantize.activations import Activations
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme
 from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
-from quantkit.spec import GroupScheme
 from tests.block_outputs import exact, rounded
 
 GRID = Grid(4, 64, torch.float32)

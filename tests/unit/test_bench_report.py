@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.bench.closed_loop import closed_loop
-from quantkit.bench.loads import Times, Workload
-from quantkit.bench.open_loop import Overloaded, open_loop
+from quantkit.benchmark.closed_loop import closed_loop
+from quantkit.benchmark.loads import Times, Workload
+from quantkit.benchmark.open_loop import Overloaded, open_loop
 from quantkit.errors import EngineError
 from quantkit.ledger.load import Reading, Slo
 from tests.guidellm_reports import closed, request, spread, with_requests

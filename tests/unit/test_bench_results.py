@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.bench.memory_speed import memory_bandwidth
-from quantkit.bench.results import bandwidth_share, cost, spread, summary
-from quantkit.bench.weights import Weights, _counted, weights
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.benchmark.memory_speed import memory_bandwidth
+from quantkit.benchmark.results import bandwidth_share, cost, spread, summary
+from quantkit.benchmark.weights import Weights, _counted, weights
 from quantkit.ledger.load import MemoryBandwidth, Percentiles, Reading
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import make_checkpoint
 
 MACHINE = MemoryBandwidth(

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from quantkit.bench.closed_loop import TooSlow
-from quantkit.bench.command import section
-from quantkit.bench.generator import Client, LoadGenerator
-from quantkit.bench.guidellm import Target, scenario
-from quantkit.bench.loads import Closed, Load, Open, Times, Workload
-from quantkit.bench.options import BenchOptions
-from quantkit.bench.results import changes
-from quantkit.bench.session import Session
+from quantkit.benchmark.closed_loop import TooSlow
+from quantkit.benchmark.command import section
+from quantkit.benchmark.generator import Client, LoadGenerator
+from quantkit.benchmark.guidellm import Target, scenario
+from quantkit.benchmark.loads import Closed, Load, Open, Times, Workload
+from quantkit.benchmark.options import BenchOptions
+from quantkit.benchmark.results import changes
+from quantkit.benchmark.section import BenchSection
+from quantkit.benchmark.session import Session
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger.load import Percentiles, Reading, Slo
-from quantkit.recipe import BenchSection
-from quantkit.variant import Variant
+from quantkit.models.variant import Variant
 
 TIMES = Percentiles(p50=100, p95=100, p99=100)
 WORKLOAD = Workload.synthetic(64, 16)

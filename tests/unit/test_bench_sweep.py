@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from quantkit.bench.sweep import Found, doubling, goodput
+from quantkit.benchmark.sweep import Found, doubling, goodput
 from quantkit.ledger.load import RateReading
 
 

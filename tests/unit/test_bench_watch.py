@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.bench.energy import Package, meter
-from quantkit.bench.watch import Sample, Watch, use
+from quantkit.benchmark.energy import Package, meter
+from quantkit.benchmark.watch import Sample, Watch, use
 
 
 def test_use_is_of_the_window_alone() -> None:

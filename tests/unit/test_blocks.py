@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.proof import prove
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf.architectures import SUPPORTED
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.quantize.inputs import InputStatistics
 from tests.integration.gguf_cases import CASES, make
 from tests.models import make_checkpoint

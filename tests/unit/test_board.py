@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from quantkit import board as boards
-from quantkit import progress
-from quantkit.board import Board
-from quantkit.course import Step, run_course
+from quantkit.runs import board as boards
+from quantkit.runs.board import Board
+from quantkit.runs.course import Step, run_course
+from quantkit.system import progress
 
 STEPS = [("a", "convert"), ("b", "convert"), ("a", "bench")]
 

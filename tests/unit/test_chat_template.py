@@ -12,21 +12,23 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from quantkit import hub
-from quantkit.chat_template import (
+from quantkit.errors import CheckpointError, ConversionError
+from quantkit.formats import format_of
+from quantkit.formats.detect import open_variant
+from quantkit.models import hub
+from quantkit.models.chat_template import (
     chat_templates,
-    has_chat_template,
     render,
-    templates_of,
+    renders_chats,
     token_names,
 )
-from quantkit.checkpoint import Checkpoint, load_tokenizer
-from quantkit.convert import convert
-from quantkit.ends import end_ids
-from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf import content
-from quantkit.spec import Spec
-from quantkit.variant import open_variant, verify
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.end_tokens import end_ids
+from quantkit.models.spec import Spec
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.models.variant import verify
+from quantkit.producers.convert import convert
+from quantkit.producers.gguf import checkpoint_content
 from tests.chats import CHATS, TEMPLATES, TIME, WEATHER, WITH_TOOLS
 
 OLD, NEW, TOOLS, RAG = "old {{ messages }}", "new {{ messages }}", "tools", "rag\r\n"
@@ -166,9 +168,9 @@ def test_a_gguf_has_the_template_that_counts_and_the_named_ones(
     files, expected = LAYOUTS["named ones"]
     source = Checkpoint.open(write(bare(tiny_llama, tmp_path / "model"), files))
     variant = convert(source, Spec("gguf", "Q8_0"), None, tmp_path / "out")
-    found = templates_of(variant)
+    found = format_of(variant).chat_templates(variant)
     assert found == {name.replace(".", "_"): text for name, text in expected.items()}
-    assert has_chat_template(variant)
+    assert renders_chats(format_of(variant).chat_templates(variant))
 
 
 @pytest.mark.parametrize("format", ["gguf", "gptq"])
@@ -200,8 +202,8 @@ def test_every_template_is_copied_hashed_and_verified(
 
 
 def made(source: Checkpoint, format: str, out: Path) -> Any:
-    from quantkit.calibration import calibrate
-    from quantkit.texts import load_text
+    from quantkit.data.calibration import calibrate
+    from quantkit.data.texts import load_text
 
     if format == "gguf":
         return convert(source, Spec("gguf", "Q8_0"), None, out)
@@ -221,7 +223,7 @@ def test_the_proof_finds_another_template(
     """As if the conversion took the older template of two."""
     files = {"chat_template.jinja": NEW, "tokenizer_config.json": OLD}
     source = Checkpoint.open(write(bare(tiny_llama, tmp_path / "model"), files))
-    monkeypatch.setattr(content, "chat_templates", lambda directory: {"default": OLD})
+    monkeypatch.setattr(checkpoint_content, "chat_templates", lambda directory: {"default": OLD})
     with pytest.raises(ConversionError, match="chat template 'default' is not the one that trans"):
         convert(source, Spec("gguf", "Q8_0"), None, tmp_path / "out")
     assert not (tmp_path / "out" / "gguf-Q8_0").exists()
@@ -251,6 +253,7 @@ def test_whether_a_model_can_be_asked_by_messages(
     directory = write(bare(tiny_llama, tmp_path / "model"), LAYOUTS[layout][0])
     source = Checkpoint.open(directory)
     variant = convert(source, Spec("gguf", "Q8_0"), None, tmp_path / "out")
-    assert has_chat_template(source) == has
-    assert has_chat_template(variant) == has
-    assert has_chat_template(open_variant(variant.weights.rename(tmp_path / "bare.gguf"))) == has
+    assert renders_chats(format_of(source).chat_templates(source)) == has
+    assert renders_chats(format_of(variant).chat_templates(variant)) == has
+    bare_file = open_variant(variant.weights.rename(tmp_path / "bare.gguf"))
+    assert renders_chats(format_of(bare_file).chat_templates(bare_file)) == has

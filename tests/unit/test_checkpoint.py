@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError
+from quantkit.models.checkpoint import Checkpoint
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ def test_an_engine_that_is_not_installed_names_the_command(
 
 
 def test_a_disk_too_small_for_the_plan(tiny_llama: Path, tmp_path: Path) -> None:
-    import quantkit.convert as module
+    import quantkit.producers.convert as module
     from quantkit.errors import ConversionError
 
     with pytest.raises(ConversionError, match=r"needs 1000000\.00 GB and the disk has .* --out"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from quantkit.errors import EvaluationError
-from quantkit.evaluate.compare import Compared, compare, verdict
-from quantkit.evaluate.samples import Answers, Evaluated, MeasuredText, flips
+from quantkit.evaluation.compare import Compared, compare, verdict
+from quantkit.evaluation.samples import Answers, Evaluated, MeasuredText, flips
 from quantkit.ledger import Ledger, Metric
 from quantkit.ledger.drift import ALPHA, Comparison
 from tests import ledgers

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import plan
-from quantkit.course import Pace, Step, Underway, roughly, run_course
-from quantkit.recipe import Recipe, load_recipe
-from quantkit.rows import RowBuilder
-from quantkit.run import open_run
-from quantkit.stages import Texts
-from quantkit.steps import Work
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import plan
+from quantkit.reports.underway import Underway, roughly
+from quantkit.runs.course import Pace, Step, run_course
+from quantkit.runs.directory import open_run
+from quantkit.runs.recipe import Recipe, load_recipe
+from quantkit.runs.rows import RowBuilder
+from quantkit.runs.stages import Texts
+from quantkit.runs.steps import Work
 
 
 def nothing() -> None: ...
@@ -170,7 +171,7 @@ def test_variants_of_one_pass_share_its_time(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("quantkit.rows.time.monotonic", lambda: now)
+    monkeypatch.setattr("quantkit.runs.rows.time.monotonic", lambda: now)
     convert = "convert=[gguf:Q8_0, gguf:Q4_0, gptq:w4g64]"
     recipe = load_recipe("quickstart", [f"source={tiny_llama}", convert, "evaluate=null"])
     work, _ = _work(recipe, tmp_path)

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit import devices
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.decoder import blocks
+from quantkit.decoder.activations import Activations
 from quantkit.errors import RecipeError
-from quantkit.quantize.activations import Activations
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from quantkit.quantize.gptq import _inverse_factor
-from quantkit.spec import Spec
-from quantkit.stopwatch import OTHER, Stopwatch, stage
-from quantkit.texts import load_text
+from quantkit.system import devices
+from quantkit.system.stopwatch import OTHER, Stopwatch, stage
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quantkit.evaluate.divergence import TOP, delta_p, score
+from quantkit.evaluation.divergence import TOP, delta_p, score
 
 
 def test_by_hand() -> None:

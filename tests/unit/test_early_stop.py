@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.engines.base import TokenScores
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import EvaluationPlan, evaluate, questions
-from quantkit.evaluate.compare import Compared, compare
-from quantkit.evaluate.early_stop import EarlyStop
-from quantkit.evaluate.samples import Evaluated
-from quantkit.evaluate.tasks import TaskResult
+from quantkit.evaluation import questions
+from quantkit.evaluation.compare import Compared, compare
+from quantkit.evaluation.early_stop import EarlyStop
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.samples import Evaluated
+from quantkit.evaluation.tasks import TaskResult
 from quantkit.ledger import REFERENCE
 from quantkit.ledger.drift import Comparison, Flips, Verdict
-from quantkit.report.drifts import pairs
-from quantkit.report.pages import html
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.reports.drifts import pairs
+from quantkit.reports.pages import html
 from tests import ledgers
 from tests.models import make_checkpoint
 
@@ -228,7 +230,7 @@ def test_what_was_asked_is_kept(models: list[Checkpoint], engine: _Engine) -> No
 def test_a_task_without_an_accuracy_cannot_be_decided(
     models: list[Checkpoint], engine: _Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.evaluate import early_stop
+    from quantkit.evaluation import early_stop
 
     real = early_stop.run_task
 
@@ -248,7 +250,7 @@ def test_with_two_accuracies_it_ends_where_both_are_settled(
     models: list[Checkpoint], engine: _Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second is the same for all models: equivalent, which takes longer than "worse" does."""
-    from quantkit.evaluate import early_stop
+    from quantkit.evaluation import early_stop
 
     real, plan = early_stop.run_task, _plan(models)
     alone = _asked(_run(models, EarlyStop(models[0], plan, 5.0, 3), plan))

@@ -10,14 +10,14 @@ from typing import Any
 import gguf
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.ends import end_ids
 from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.formats.gguf.chat import KNOWN_ENDS
 from quantkit.formats.gguf.gguf_source import GGUFSource
-from quantkit.spec import Spec
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.end_tokens import end_ids
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.chats import TEMPLATES
 from tests.models import add_tokens, begin_with_bos
 

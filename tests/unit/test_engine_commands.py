@@ -12,12 +12,14 @@ from gguf import GGUFWriter
 from safetensors.torch import save_file
 
 from quantkit import toolchains
-from quantkit.engines.base import ServeOptions, ServerCommand
-from quantkit.engines.llamacpp.server import LlamaServer, find_llama_server, server_command
-from quantkit.engines.vllm import VLLM, refused
+from quantkit.engines.llamacpp.server import server_command
+from quantkit.engines.server import ServeOptions, ServerCommand
+from quantkit.engines.vllm import VLLM
+from quantkit.engines.vllm import unsupported as refused
 from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.models.variant import Variant
 from quantkit.toolchains import Toolchain
-from quantkit.variant import Variant
+from quantkit.toolchains.llama_server import LlamaServer, find_llama_server
 
 OPTIONS = ServeOptions(port=8123, api_key="s3cret", context=256, slots=3, model_name="m")
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.base import Scorer
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.errors import EngineError, EvaluationError
-from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.perplexity import windows
-from quantkit.evaluate.reference import Reference
-from quantkit.evaluate.samples import METRICS_VERSION
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.perplexity import windows
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.reference import Reference
+from quantkit.evaluation.samples import METRICS_VERSION
 from quantkit.ledger import Metric, require_comparable
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import VOCABULARY, make_noisy
 
 References = dict[str, Reference]

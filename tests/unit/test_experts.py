@@ -13,25 +13,26 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.structure import fold_scales
 from quantkit.engines.transformers.weights import load
-from quantkit.engines.vllm import refused
+from quantkit.engines.vllm import unsupported as refused
 from quantkit.errors import IncompatibleVariant, RecipeError
-from quantkit.formats import awq, gptq, load_format
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme, Spec
+from quantkit.models.variant import Variant
+from quantkit.producers import load_producer
+from quantkit.producers.convert import convert
 from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
 from quantkit.quantize.block_gptq import BlockGPTQ
 from quantkit.quantize.gptq import gptq as solve
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
-from quantkit.spec import GroupScheme, Spec
-from quantkit.texts import load_text
-from quantkit.variant import Variant
 from tests.block_outputs import exact, rounded
 from tests.models import make_checkpoint
+from tests.plain_weights import plain_weights
 
 COMMON = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
 FAMILIES = {
@@ -89,8 +90,7 @@ def test_the_checkpoint_computes_what_transformers_computes(source: Checkpoint) 
 def test_every_experts_linears_are_packed_under_the_checkpoints_names(
     source: Checkpoint, variant: Variant
 ) -> None:
-    module = gptq if variant.format == "gptq" else awq
-    found = dict(module.dequantize(variant.path))
+    found = dict(plain_weights(variant.path))
     assert {n: t.shape for n, t in found.items()} == {
         name: torch.Size(info.shape) for name, info in source.tensors.items()
     }
@@ -101,7 +101,9 @@ def test_every_experts_linears_are_packed_under_the_checkpoints_names(
         assert f"{name.removesuffix('.weight')}.qweight" in stored
         error = (found[name] - source.read(name).float()).norm() / source.read(name).float().norm()
         assert variant.format == "awq" or error < 0.2
-    plan = load_format(variant.format).plan(source, Spec.parse(f"{variant.format}:w4g64"))
+    plan = load_producer(Spec.parse(f"{variant.format}:w4g64")).plan(
+        source, Spec.parse(f"{variant.format}:w4g64")
+    )
     assert plan.bytes == sum(f.stat().st_size for f in variant.path.glob("*.safetensors")) - sum(
         8 + int.from_bytes(f.read_bytes()[:8], "little") for f in variant.path.glob("*.safetensors")
     )
@@ -250,8 +252,7 @@ def test_experts_that_no_token_reaches_are_named_and_rounded_to_nearest(
     unseen = said[2].split(", ")
     assert {"1", "4"} <= set(unseen)
     assert int(said[1]) == len(unseen) < 5
-    module = gptq if format_ == "gptq" else awq
-    for name, weight in module.dequantize(made.path):
+    for name, weight in plain_weights(made.path):
         if ".experts.4." in name and ".layers.0." in name and format_ == "gptq":
             exact = checkpoint.read(name).float()
             assert (weight - exact).norm() < 0.12 * exact.norm(), name
@@ -261,9 +262,9 @@ def test_experts_that_no_token_reaches_are_named_and_rounded_to_nearest(
 def test_experts_have_one_scheme(source: Checkpoint) -> None:
     spec = Spec.parse("gptq:w4g64").having({"overrides": {r"experts\.1\.": "w8g64"}})
     with pytest.raises(RecipeError, match="engines run these as one linear"):
-        load_format("gptq").plan(source, spec)
+        load_producer(spec).plan(source, spec)
     skipped = Spec.parse("gptq:w4g64").having({"skip": ["experts"]})
-    plan = load_format("gptq").plan(source, skipped)
+    plan = load_producer(skipped).plan(source, skipped)
     assert any("linears are not quantized" in note for note in plan.notes)
 
 

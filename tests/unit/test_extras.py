@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import extras
 from quantkit.errors import ToolchainError
+from quantkit.system import extras
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import QuantkitError, did_you_mean
-from quantkit.files import new_directory, remove_partials, sha256_json, write_json
+from quantkit.system.files import new_directory, remove_partials, sha256_json, write_json
 
 
 def test_a_directory_appears_at_the_end_only(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_error_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_only_what_the_next_one_removes(tmp_path: Path) -> None:
     script = (
         "import os, signal, pathlib\n"
-        "from quantkit.files import new_directory\n"
+        "from quantkit.system.files import new_directory\n"
         f"with new_directory(pathlib.Path({str(tmp_path / 'v')!r})) as p:\n"
         "    (p / 'a').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -6,7 +6,7 @@ import random
 from itertools import product
 
 from quantkit.ledger import OnText
-from quantkit.recommend.front import Placed, front, on_front
+from quantkit.recommendation.front import Placed, front, on_front
 from tests import ledgers, loads
 from tests.ledger_rows import DOCS, LLAMACPP, VLLM
 

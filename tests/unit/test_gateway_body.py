@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from quantkit.serve.answers import ApiError
-from quantkit.serve.body import Body
+from quantkit.gateway.answers import ApiError
+from quantkit.gateway.body import Body
 
 
 @pytest.mark.parametrize(

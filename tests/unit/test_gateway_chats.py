@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.serve.chats import renders_chats
-from quantkit.spec import Spec
-from quantkit.variant import Variant, open_model
+from quantkit.formats.detect import open_model
+from quantkit.gateway.chats import renders_chats
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.models import make_checkpoint
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

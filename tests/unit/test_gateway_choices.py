@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.serve.choices import SummedEvents, assembled
+from quantkit.gateway.choices import SummedEvents, assembled
 
 
 def told(prompt: int, cached: int, output: int) -> dict[str, Any]:

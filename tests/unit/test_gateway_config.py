@@ -9,10 +9,11 @@ import pytest
 
 from quantkit.cli.main import serve
 from quantkit.errors import RecipeError
-from quantkit.recommend import recommend
-from quantkit.serve.arguments import of_pairs, words
-from quantkit.serve.command import ServeCommand, best_and_fast, gateway_config, run
-from quantkit.serve.config import GatewayConfig, load_config, parse_size
+from quantkit.gateway.arguments import of_pairs, words
+from quantkit.gateway.command import ServeCommand, best_and_fast, gateway_config, run
+from quantkit.gateway.config import GatewayConfig, load_config
+from quantkit.recommendation import recommend
+from quantkit.system.sizes import parse_size
 from tests.ledger_rows import DOCS, with_metrics
 from tests.ledgers import quickstart, swept, with_row
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from quantkit.engines.vllm import VLLM
-from quantkit.serve.config import Backend
-from quantkit.serve.local import Local
-from quantkit.variant import Variant
+from quantkit.gateway.config import Backend
+from quantkit.gateway.local import Local
+from quantkit.models.variant import Variant
 
 
 async def no_limit(_: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.serve.answers import ApiError
-from quantkit.serve.config import Limits
-from quantkit.serve.limits import Bodies, Key
+from quantkit.gateway.answers import ApiError
+from quantkit.gateway.config import Limits
+from quantkit.gateway.limits import Bodies, Key
 
 
 def asking(authorization: str) -> Any:

@@ -16,12 +16,12 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from quantkit.serve.answers import ApiError
-from quantkit.serve.app import Gateway
-from quantkit.serve.config import GatewayConfig
-from quantkit.serve.pool import Pool
-from quantkit.serve.proxy import new_session
-from quantkit.serve.routing import Router
+from quantkit.gateway.answers import ApiError
+from quantkit.gateway.app import Gateway
+from quantkit.gateway.config import GatewayConfig
+from quantkit.gateway.pool import Pool
+from quantkit.gateway.proxy import new_session
+from quantkit.gateway.routing import Router
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -319,7 +319,7 @@ def test_a_fault_of_ours_shows_nothing(
     def fail(*_: Any) -> None:
         raise RuntimeError("a very private sentence")
 
-    monkeypatch.setattr("quantkit.serve.routing.Router.candidates", fail)
+    monkeypatch.setattr("quantkit.gateway.routing.Router.candidates", fail)
 
     async def scenario() -> None:
         async with between(streamed()) as url:

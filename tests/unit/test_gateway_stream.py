@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from quantkit.serve.body import Body
-from quantkit.serve.config import GatewayConfig
-from quantkit.serve.metrics import _Relabelled
-from quantkit.serve.routing import Router, prompt_characters
-from quantkit.serve.stream import Events, usage
+from quantkit.gateway.body import Body
+from quantkit.gateway.config import GatewayConfig
+from quantkit.gateway.metrics import _Relabelled
+from quantkit.gateway.routing import Router, prompt_characters
+from quantkit.gateway.stream import Events, usage
 
 
 class Seen(list[float]):

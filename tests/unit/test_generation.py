@@ -16,17 +16,20 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines.base import LanguageModel, TokenScores
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import EvaluationPlan, evaluate, paired, tasks
-from quantkit.evaluate.compare import compare
-from quantkit.evaluate.generation import Generation
-from quantkit.evaluate.language_model import EngineLM, KeptModel
-from quantkit.evaluate.samples import Evaluated
+from quantkit.evaluation import paired, tasks
+from quantkit.evaluation.compare import compare
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.generation import Generation
+from quantkit.evaluation.language_model import EngineLM, KeptModel
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.samples import Evaluated
 from quantkit.ledger import REFERENCE
-from quantkit.packaged import packaged_directory
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.system.packaged import packaged_directory
 
 PROMPTS = [
     "The import statement",

@@ -11,12 +11,14 @@ import gguf
 import llama_cpp
 import pytest
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
+from quantkit.formats.detect import open_variant
 from quantkit.formats.gguf import GGUF, file_types
 from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
-from quantkit.variant import Variant, open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.native_gguf import NativeGGUF
 from tests.models import make_checkpoint
 
 
@@ -31,7 +33,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def convert(checkpoint: Checkpoint, scheme: str, directory: Path) -> Path:
     directory.mkdir()
-    GGUF().convert(checkpoint, Spec("gguf", scheme), None, directory)
+    NativeGGUF().convert(checkpoint, Spec("gguf", scheme), None, directory)
     (file,) = directory.iterdir()
     return file
 
@@ -66,7 +68,7 @@ def test_file_types_are_llama_cpps() -> None:
 )
 def test_unknown_schemes_are_refused(tiny_llama: Path, scheme: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        GGUF().plan(Checkpoint.open(tiny_llama), Spec("gguf", scheme))
+        NativeGGUF().plan(Checkpoint.open(tiny_llama), Spec("gguf", scheme))
 
 
 @pytest.mark.parametrize("scheme", ["F32", "F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS", "TQ1_0"])
@@ -80,7 +82,7 @@ def test_the_plan_is_exact_and_reads_no_weights(
     for checkpoint in (narrow, Checkpoint.open(tiny_qwen2)):
         with monkeypatch.context() as patched:
             patched.setattr(Checkpoint, "read", lambda *_: pytest.fail("the plan read weights"))
-            plan = GGUF().plan(checkpoint, Spec("gguf", scheme))
+            plan = NativeGGUF().plan(checkpoint, Spec("gguf", scheme))
         file = convert(checkpoint, scheme, tmp_path / checkpoint.id)
         assert plan.bytes == file.stat().st_size
         read = gguf.GGUFReader(file)
@@ -90,7 +92,7 @@ def test_the_plan_is_exact_and_reads_no_weights(
 
 
 def test_fallbacks_are_named_once_a_kind(narrow: Checkpoint, tmp_path: Path) -> None:
-    plan = GGUF().plan(narrow, Spec("gguf", "Q4_K_S"))
+    plan = NativeGGUF().plan(narrow, Spec("gguf", "Q4_K_S"))
     read = gguf.GGUFReader(convert(narrow, "Q4_K_S", tmp_path / "out"))
     types = {tensor.name: tensor.tensor_type.name for tensor in read.tensors}
     assert types["blk.0.attn_q.weight"] == "Q5_0"
@@ -108,12 +110,12 @@ def test_fallbacks_are_named_once_a_kind(narrow: Checkpoint, tmp_path: Path) -> 
 
 
 def test_no_fallbacks_where_rows_divide(tiny_llama: Path) -> None:
-    assert GGUF().plan(Checkpoint.open(tiny_llama), Spec("gguf", "Q4_K_M")).notes == ()
+    assert NativeGGUF().plan(Checkpoint.open(tiny_llama), Spec("gguf", "Q4_K_M")).notes == ()
 
 
 def test_a_sliding_window_is_noted(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "mistral", family="mistral", sliding_window=512)
-    (note,) = GGUF().plan(Checkpoint.open(directory), Spec("gguf", "BF16")).notes
+    (note,) = NativeGGUF().plan(Checkpoint.open(directory), Spec("gguf", "BF16")).notes
     assert "not to a sliding window of 512 tokens" in note
 
 
@@ -122,7 +124,7 @@ def test_bits_per_weight_of_the_blocks(tiny_llama: Path, tmp_path: Path) -> None
     for scheme, bits in (("Q4_0", 4.5), ("Q8_0", 8.5), ("BF16", None)):
         out = tmp_path / scheme
         out.mkdir()
-        made = GGUF().convert(checkpoint, Spec("gguf", scheme), None, out)
+        made = NativeGGUF().convert(checkpoint, Spec("gguf", scheme), None, out)
         assert made.bits_per_weight_quantized == bits
         assert [file.name for file in out.iterdir()] == [f"tiny-llama-{scheme}.gguf"]
         assert set(made.tools) == {"llama-cpp-python", "gguf"}
@@ -175,7 +177,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     with pytest.raises(
         ConversionError, match=r"0\.00 GiB free, and the conversion takes 0\.00 GiB"
     ):
-        GGUF().convert(Checkpoint.open(tiny_llama), Spec("gguf", "Q8_0"), None, tmp_path)
+        NativeGGUF().convert(Checkpoint.open(tiny_llama), Spec("gguf", "Q8_0"), None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,12 +185,13 @@ def test_a_write_that_fails_is_a_conversion_error(tiny_llama: Path, tmp_path: Pa
     # A limit on the size of files fails writes as a full disk does.
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from quantkit.checkpoint import Checkpoint; from quantkit.formats.gguf import GGUF\n"
-        "from quantkit.spec import Spec\n"
+        "from quantkit.models.checkpoint import Checkpoint\n"
+        "from quantkit.producers.native_gguf import NativeGGUF\n"
+        "from quantkit.models.spec import Spec\n"
         "checkpoint = Checkpoint.open(sys.argv[1]); spec = Spec('gguf', 'Q8_0')\n"
-        "GGUF().plan(checkpoint, spec)  # writes a file, and is not done again\n"
+        "NativeGGUF().plan(checkpoint, spec)  # writes a file, and is not done again\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "GGUF().convert(checkpoint, spec, None, Path(sys.argv[2]))\n"
+        "NativeGGUF().convert(checkpoint, spec, None, Path(sys.argv[2]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tiny_llama, tmp_path], capture_output=True, text=True
@@ -199,4 +202,4 @@ def test_a_write_that_fails_is_a_conversion_error(tiny_llama: Path, tmp_path: Pa
 
 def test_llama_cpps_reason_is_in_the_error(narrow: Checkpoint) -> None:
     with pytest.raises(ConversionError, match="cannot quantize this to Q1_0: no tensor type fall"):
-        GGUF().plan(narrow, Spec("gguf", "Q1_0"))
+        NativeGGUF().plan(narrow, Spec("gguf", "Q1_0"))

@@ -20,10 +20,10 @@ from llama_cpp._ggml import libggml
 
 from quantkit.cli.main import cli
 from quantkit.errors import CheckpointError, QuantkitError
+from quantkit.formats.detect import open_model
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.inspection import inspect
 from quantkit.formats.gguf.model_file import ModelFile
-from quantkit.variant import open_model
 
 TOKENS = ["<unk>", "<s>", "</s>", *"abcde"]
 F32, F16, Q8_0, Q3_K, IQ2_XS = 0, 1, 8, 11, 17

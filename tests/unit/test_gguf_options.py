@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.main import cli
-from quantkit.convert import plan
 from quantkit.errors import ConversionError, RecipeError
-from quantkit.formats.gguf import GGUF, file_types, ggml
+from quantkit.formats.gguf import file_types, ggml
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
-from quantkit.formats.gguf.options import Options
-from quantkit.recipe import load_recipe
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import plan
+from quantkit.producers.gguf.options import Options
+from quantkit.producers.native_gguf import NativeGGUF
+from quantkit.runs.recipe import load_recipe
 from tests.models import make_checkpoint
 
 Q4_K_M = Spec("gguf", "Q4_K_M")
@@ -127,7 +128,7 @@ def test_options_choose_types(tiny_llama: Path, tmp_path: Path) -> None:
         "embedding_type": "q5_1",
         "tensor_types": {r"BLK\.0.*ffn_(up|gate)": "Q8_0", "ffn": "iq4_nl"},
     }
-    GGUF().convert(Checkpoint.open(tiny_llama), Q4_K_M.having(options), None, tmp_path)
+    NativeGGUF().convert(Checkpoint.open(tiny_llama), Q4_K_M.having(options), None, tmp_path)
     (file,) = tmp_path.iterdir()
     types = types_of(file)
     assert types.pop("token_embd.weight") == "Q5_1"
@@ -140,12 +141,14 @@ def test_options_choose_types(tiny_llama: Path, tmp_path: Path) -> None:
 def test_a_named_type_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     narrow = make_checkpoint(tmp_path / "narrow", hidden_size=96, intermediate_size=160)
     with pytest.raises(RecipeError, match=r"token_embd.weight cannot be of Q6_K: its 96 columns"):
-        GGUF().plan(Checkpoint.open(narrow), Q4_K_M.having({"embedding_type": "Q6_K"}))
+        NativeGGUF().plan(Checkpoint.open(narrow), Q4_K_M.having({"embedding_type": "Q6_K"}))
 
 
 def test_a_bad_pattern_is_refused_in_llama_cpps_words(tiny_llama: Path) -> None:
     with pytest.raises(ConversionError, match=r"cannot quantize this to Q4_K_M: Mismatched '\('"):
-        GGUF().plan(Checkpoint.open(tiny_llama), Q4_K_M.having({"tensor_types": {"a(": "Q8_0"}}))
+        NativeGGUF().plan(
+            Checkpoint.open(tiny_llama), Q4_K_M.having({"tensor_types": {"a(": "Q8_0"}})
+        )
 
 
 def matrix(checkpoint: Checkpoint, *without: str) -> ImportanceMatrix:
@@ -169,25 +172,25 @@ def test_a_matrix_must_cover_what_needs_one(tiny_llama: Path, tmp_path: Path) ->
     path = tmp_path / "imatrix.gguf"
     spec = Spec("gguf", "IQ3_XXS").having({"imatrix": str(path)})
     matrix(checkpoint).write(path)
-    planned = GGUF().plan(checkpoint, spec)
+    planned = NativeGGUF().plan(checkpoint, spec)
     assert not planned.needs_calibration
     assert planned.options["imatrix"]["file"] == str(path)
     matrix(checkpoint, "attn_output").write(path)  # IQ3_S, which needs none
-    assert GGUF().plan(checkpoint, spec).options["imatrix"] != planned.options["imatrix"]
+    assert NativeGGUF().plan(checkpoint, spec).options["imatrix"] != planned.options["imatrix"]
     matrix(checkpoint, "attn_q").write(path)
     better = spec.having({"imatrix": str(path), "tensor_types": {"attn_q": "Q4_K"}})
-    GGUF().plan(checkpoint, better)
+    NativeGGUF().plan(checkpoint, better)
     with pytest.raises(
         ConversionError, match=r"blk.0.attn_q.weight IQ2_S, and the .* not cover it"
     ):
-        GGUF().plan(checkpoint, spec)
+        NativeGGUF().plan(checkpoint, spec)
 
 
 def test_a_matrix_to_be_computed_asks_for_calibration(tiny_llama: Path, tmp_path: Path) -> None:
     spec = Spec("gguf", "IQ2_XXS").having({"imatrix": True})
-    assert GGUF().plan(Checkpoint.open(tiny_llama), spec).needs_calibration
+    assert NativeGGUF().plan(Checkpoint.open(tiny_llama), spec).needs_calibration
     with pytest.raises(RecipeError, match="imatrix: true needs calibration text"):
-        GGUF().convert(Checkpoint.open(tiny_llama), spec, None, tmp_path)
+        NativeGGUF().convert(Checkpoint.open(tiny_llama), spec, None, tmp_path)
 
 
 def test_options_on_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:

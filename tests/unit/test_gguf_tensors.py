@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf import GGUF, architectures
+from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.architectures import transforms
 from quantkit.formats.gguf.architectures.config import resolve
 from quantkit.formats.gguf.architectures.rope import (
@@ -23,7 +22,9 @@ from quantkit.formats.gguf.architectures.rope import (
     longrope_attention_factor,
     rope_tensors,
 )
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.native_gguf import NativeGGUF
 from tests.models import make_checkpoint
 
 Q8_0 = Spec("gguf", "Q8_0")
@@ -178,13 +179,13 @@ def test_what_does_not_fit_is_refused_by_the_plan(
 ) -> None:
     checkpoint = edited(tiny_llama, tmp_path / "edited", tensors, **config)
     with pytest.raises(error, match=message):
-        GGUF().plan(checkpoint, Q8_0)
+        NativeGGUF().plan(checkpoint, Q8_0)
 
 
 def test_an_unsupported_architecture_names_those_that_are(tiny_llama: Path, tmp_path: Path) -> None:
     checkpoint = edited(tiny_llama, tmp_path / "edited", architectures=["GemmaForCausalLM"])
     with pytest.raises(ConversionError, match="LlamaForCausalLM, MistralForCausalLM, "):
-        GGUF().plan(checkpoint, Q8_0)
+        NativeGGUF().plan(checkpoint, Q8_0)
 
 
 def test_a_stored_rotary_buffer_is_left_out(tiny_llama: Path, tmp_path: Path) -> None:
@@ -241,4 +242,4 @@ def test_float16_that_overflows_is_refused(tiny_llama: Path, tmp_path: Path) -> 
     )
     (tmp_path / "out").mkdir()
     with pytest.raises(ConversionError, match=r"blk.0.ffn_up.weight holds 9.98e\+04, .*use BF16"):
-        GGUF().convert(checkpoint, Spec("gguf", "F16"), None, tmp_path / "out")
+        NativeGGUF().convert(checkpoint, Spec("gguf", "F16"), None, tmp_path / "out")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf import pretokenizers, sentencepiece
-from quantkit.formats.gguf.special_tokens import read_special_tokens
-from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.vocabulary import TokenType
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.gguf import pretokenizers, sentencepiece
+from quantkit.producers.gguf.special_tokens import read_special_tokens
+from quantkit.producers.gguf.tokenizer import read_tokenizer
 from tests import gguf_tokenizers
 from tests.models import make_checkpoint
 

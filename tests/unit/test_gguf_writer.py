@@ -14,17 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert_many
 from quantkit.errors import ConversionError
-from quantkit.formats.gguf import GGUF, quantizer, writer
 from quantkit.formats.gguf.header import read_header
-from quantkit.formats.gguf.quantizer import Job, Quantizer
-from quantkit.formats.gguf.special_tokens import SpecialTokens
-from quantkit.growing_digest import GrowingDigest
-from quantkit.proof.tokens import Comparison
-from quantkit.spec import Spec
-from quantkit.variant import Variant, verify
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant, verify
+from quantkit.producers.convert import convert_many
+from quantkit.producers.gguf import quantizer, writer
+from quantkit.producers.gguf.quantizer import Job, Quantizer
+from quantkit.producers.gguf.special_tokens import SpecialTokens
+from quantkit.producers.native_gguf import NativeGGUF
+from quantkit.producers.proof.tokens import Comparison
+from quantkit.system.streaming_digest import GrowingDigest
 from tests.models import make_checkpoint
 
 SCHEMES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "IQ4_NL")
@@ -57,11 +58,11 @@ def test_one_pass_gives_what_single_ones_do(
     reads: list[str] = []
     read = Checkpoint.read
     monkeypatch.setattr(Checkpoint, "read", lambda c, name: (reads.append(name), read(c, name))[1])
-    GGUF().convert_many(checkpoint, together, None)
+    NativeGGUF().convert_many(checkpoint, together, None)
     assert sorted(reads) == sorted(checkpoint.tensors)
     monkeypatch.setattr(quantizer, "_VALUES", (1 << 20, 1 << 20))
     for spec, out in targets(tmp_path / "alone", SCHEMES).items():
-        GGUF().convert(checkpoint, spec, None, out)
+        NativeGGUF().convert(checkpoint, spec, None, out)
         (one,), (other,) = out.iterdir(), together[spec].iterdir()
         assert one.name == other.name
         assert one.read_bytes() == other.read_bytes()
@@ -122,7 +123,7 @@ def test_weights_that_are_no_numbers_are_refused(
     bad[300, 17] = value
     name = "model.layers.1.mlp.up_proj.weight"
     checkpoint = with_tensor(tiny_llama, tmp_path / "bad", name, bad)
-    made = GGUF().convert_many(checkpoint, targets(tmp_path, ("BF16", "Q4_0")), None)
+    made = NativeGGUF().convert_many(checkpoint, targets(tmp_path, ("BF16", "Q4_0")), None)
     for error in made.values():
         assert isinstance(error, ConversionError)
         assert "blk.1.ffn_up.weight holds NaN or infinity" in str(error)
@@ -136,7 +137,7 @@ def test_a_scale_beyond_float16_is_refused(tmp_path: Path) -> None:
     checkpoint = with_tensor(model, tmp_path / "huge", name, huge)
     (tmp_path / "out").mkdir()
     with pytest.raises(ConversionError, match=r"ffn_gate.weight holds 1e\+09, more than Q8_0 can"):
-        GGUF().convert(checkpoint, Spec("gguf", "Q8_0"), None, tmp_path / "out")
+        NativeGGUF().convert(checkpoint, Spec("gguf", "Q8_0"), None, tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing(
@@ -168,8 +169,8 @@ def test_offsets_beyond_4_gib(
         (directory / file.name).write_bytes(file.read_bytes())
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
-    monkeypatch.setattr("quantkit.formats.gguf.content.read_tokenizer", _few_tokens)
-    monkeypatch.setattr("quantkit.proof.tokens.of_content", lambda *_: Comparison(0))
+    monkeypatch.setattr("quantkit.producers.gguf.checkpoint_content.read_tokenizer", _few_tokens)
+    monkeypatch.setattr("quantkit.producers.proof.tokens.of_content", lambda *_: Comparison(0))
     state = load_file(tiny_llama / "model.safetensors")
     _save_with_hole(directory / "model.safetensors", state, (rows, columns))
     quantize = Quantizer.quantize
@@ -181,10 +182,10 @@ def test_offsets_beyond_4_gib(
     monkeypatch.setattr(Quantizer, "quantize", all_but_the_hole)
     checkpoint = Checkpoint.open(directory)
     made = targets(tmp_path / "out", ("F32", "BF16"))
-    GGUF().convert_many(checkpoint, made, None)
+    NativeGGUF().convert_many(checkpoint, made, None)
     for spec, out in made.items():
         (file,) = out.iterdir()
-        assert file.stat().st_size == GGUF().plan(checkpoint, spec).bytes
+        assert file.stat().st_size == NativeGGUF().plan(checkpoint, spec).bytes
         assert file.stat().st_blocks * 512 < 64 << 20
         header = read_header(file)
         (last,) = (t for t in header.tensors if t.name == "blk.1.ffn_down.weight")

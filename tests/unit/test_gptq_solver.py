@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from quantkit.errors import ConversionError
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.gptq import REFIT_DAMPING, gptq, group_order, refit
-from quantkit.quantize.rounding import Integers, plain_symmetric
+from quantkit.quantize.rounding import plain_symmetric
 
 
 def _problem(

@@ -9,16 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
-from quantkit.formats import gptq
-from quantkit.mix import Mix, Part, judges
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.mix import Mix, Part, judges
+from quantkit.data.text import Text
+from quantkit.data.texts import load_text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Manifest
+from quantkit.producers.convert import convert
 from quantkit.quantize.deviation import deviation
 from quantkit.quantize.rounding import plain_symmetric
-from quantkit.spec import Spec
-from quantkit.texts import Text, load_text
-from quantkit.variant import Manifest
+from tests.plain_weights import plain_weights
 
 
 def test_deviation_of_a_block_that_says_less_than_it_should() -> None:
@@ -113,7 +114,7 @@ def test_losses_are_those_of_the_whole_models(
     """As a plain loop finds them, with all of the model in memory and nothing streamed."""
     source = Checkpoint.open(tiny_llama)
     manifest = _manifest(source, windows, tmp_path)
-    weights = dict(gptq.dequantize(tmp_path / "gptq-w4g64"))
+    weights = dict(plain_weights(tmp_path / "gptq-w4g64"))
 
     def model(rounded: bool | None) -> torch.nn.Module:
         found = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)

@@ -10,12 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from quantkit.benchmark.section import BenchSection
 from quantkit.cli.main import cli
-from quantkit.devices import AUTO
-from quantkit.formats.linear_options import CLOSED_FORM, ITERS
-from quantkit.recipe import BenchSection, CalibrationSection, EvaluateSection
-from quantkit.recommend import ACCEPTED
-from quantkit.serve.config import Backend, GatewayConfig
+from quantkit.data.section import CalibrationSection
+from quantkit.evaluation.section import EvaluateSection
+from quantkit.gateway.config import Backend, GatewayConfig
+from quantkit.producers.linear_options import CLOSED_FORM, ITERS
+from quantkit.recommendation import ACCEPTED
+from quantkit.system.devices import AUTO
 
 
 def _commands(group: click.Group, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

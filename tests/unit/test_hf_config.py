@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from quantkit.hf_config import setting
+from quantkit.models.hf_config import setting
 from tests.models import make_checkpoint
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from quantkit.hf_config import read_config
+from quantkit.models.hf_config import read_config
 config = read_config(Path(sys.argv[1]))
 assert "transformers.models.auto.modeling_auto" not in sys.modules
 assert "transformers.generation.utils" not in sys.modules
@@ -36,7 +36,7 @@ def test_the_configuration_is_that_of_transformers(tiny_qwen2: Path) -> None:
 SETTING = """
 import sys
 from pathlib import Path
-from quantkit.hf_config import setting
+from quantkit.models.hf_config import setting
 print(setting(Path(sys.argv[1]), "max_position_embeddings"), "transformers" in sys.modules)
 """
 

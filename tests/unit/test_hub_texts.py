@@ -13,11 +13,11 @@ import datasets
 import huggingface_hub
 import pytest
 
-from quantkit import hub_texts
+from quantkit.data import hub_texts
+from quantkit.data.hub_texts import CALIBRATION
+from quantkit.data.mix import MIXES, Mix, load_calibration
+from quantkit.data.texts import load_text
 from quantkit.errors import RecipeError
-from quantkit.hub_texts import CALIBRATION
-from quantkit.mix import MIXES, Mix, load_calibration
-from quantkit.texts import load_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibration import Calibration
-from quantkit.checkpoint import Checkpoint
+from quantkit.data.calibration import Calibration
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf import importance
+from quantkit.formats.detect import written
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
-from quantkit.variant import IMATRIX, CalibrationRecord, Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import IMATRIX, CalibrationRecord
+from quantkit.producers.gguf import importance
 from tests.models import make_checkpoint
 
 LINEAR, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
@@ -159,7 +160,7 @@ def test_a_model_is_not_taken_for_a_matrix(tmp_path: Path) -> None:
 def test_it_does_not_stand_in_for_the_weights_of_a_variant(tmp_path: Path) -> None:
     matrix().write(tmp_path / IMATRIX)
     (tmp_path / "model-IQ2_XS.gguf").touch()
-    assert Variant("v", tmp_path, "gguf", "IQ2_XS", None).weights.name == "model-IQ2_XS.gguf"
+    assert written(tmp_path, "gguf", "IQ2_XS").weights.name == "model-IQ2_XS.gguf"
 
 
 def test_the_sums_are_those_of_transformers(tiny_qwen2: Path) -> None:

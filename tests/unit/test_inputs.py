@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit import pipeline
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.transformers.weights import load
+from quantkit.formats.detect import open_variant
 from quantkit.formats.packed import bits_of
 from quantkit.ledger import Ledger
-from quantkit.recipe import Recipe
-from quantkit.spec import Spec
-from quantkit.variant import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import Recipe
 from tests.command_line import Command, of_fixtures
 from tests.packed_checkpoints import LINEARS, as_awq, as_compressed, as_gptq, draw, write
 
@@ -135,7 +135,7 @@ def test_what_was_measured_is_kept_where_the_files_cannot_be_described(
     def unknown(*_: Any) -> None:
         raise KeyError("F8_E4M3")
 
-    monkeypatch.setattr("quantkit.rows.bits_per_weight", unknown)
+    monkeypatch.setattr("quantkit.runs.rows.load_format", unknown)
     reference, row = pipeline.run(
         run_of(tiny_llama, {"path": str(path)}), tmp_path / "run"
     ).variants

@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert, plan
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.errors import ConversionError, IncompatibleVariant, QuantkitError, RecipeError
-from quantkit.formats import awq, gptq
-from quantkit.spec import Spec
-from quantkit.texts import load_text
-from quantkit.variant import Variant, open_variant, verify
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant, verify
+from quantkit.producers.convert import convert, plan
 from tests.models import make_checkpoint
+from tests.plain_weights import plain_weights
 
 SPECS = ("gptq:w4g64", "gptq:w8g128", "gptq:w4g-1", "awq:w4g32", "awq:w4g128")
 
@@ -52,7 +53,7 @@ def test_gptq_file_by_the_letter_of_the_layout(made: dict[str, Variant]) -> None
     assert (qzeros.dtype, list(qzeros.shape)) == (torch.int32, [8, 256 // 8])
     assert (scales.dtype, list(scales.shape)) == (torch.float16, [8, 256])
     assert g_idx.tolist() == [i // 64 for i in range(512)]
-    plain = dict(gptq.dequantize(path))[f"{name}.weight"]
+    plain = dict(plain_weights(path))[f"{name}.weight"]
     for row, column in ((0, 0), (7, 255), (130, 31), (511, 200)):
         code = _nibble(qweight[row // 8, column].item(), row % 8, 4)
         zero = _nibble(qzeros[row // 64, column // 8].item(), column % 8, 4) + 1
@@ -69,7 +70,7 @@ def test_awq_file_by_the_letter_of_the_layout(made: dict[str, Variant]) -> None:
     assert list(qweight.shape) == [256, 128 // 8]
     assert list(qzeros.shape) == [8, 128 // 8]
     assert list(scales.shape) == [8, 128]
-    plain = dict(awq.dequantize(path))[f"{name}.weight"]
+    plain = dict(plain_weights(path))[f"{name}.weight"]
     slot_of = {column: slot for slot, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7))}
     for row, column in ((0, 0), (255, 127), (100, 9), (31, 62)):
         slot = slot_of[column % 8]
@@ -83,8 +84,7 @@ def test_awq_file_by_the_letter_of_the_layout(made: dict[str, Variant]) -> None:
 def test_the_plain_state_dict_has_the_sources_names_and_shapes(
     spec: str, made: dict[str, Variant], tiny_llama: Path
 ) -> None:
-    module = {"gptq": gptq, "awq": awq}[spec.split(":")[0]]
-    plain = dict(module.dequantize(made[spec].path))
+    plain = dict(plain_weights(made[spec].path))
     source = Checkpoint.open(tiny_llama)
     assert {n: tuple(t.shape) for n, t in plain.items()} == {
         n: info.shape for n, info in source.tensors.items()
@@ -207,8 +207,7 @@ def test_dead_channels_are_named_in_the_manifest(
     variant = convert(Checkpoint.open(path), Spec.parse(spec), calibration, tmp_path / "out")
     assert variant.manifest is not None
     assert variant.manifest.notes == ["model.layers.1.self_attn.q_proj: 3 dead input channels"]
-    module = {"gptq": gptq, "awq": awq}[variant.format]
-    assert all(torch.isfinite(tensor).all() for _, tensor in module.dequantize(variant.path))
+    assert all(torch.isfinite(tensor).all() for _, tensor in plain_weights(variant.path))
 
 
 @pytest.mark.parametrize("spec", ["gptq:w4g64", "awq:w4g64"])
@@ -242,7 +241,7 @@ def test_stopped_before_it_had_its_name_it_is_made_as_if_nothing_had_been(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("quantkit.convert.settle", stop)
+        patch.setattr("quantkit.producers.convert.settle", stop)
         with pytest.raises(KeyboardInterrupt):
             convert(Checkpoint.open(tiny_llama), Spec.parse("awq:w4g32"), calibration, tmp_path)
     (left,) = tmp_path.iterdir()
@@ -282,14 +281,14 @@ def test_packed_checkpoints_that_cannot_be_unpacked_are_refused(
     config["quantization_config"]["version"] = "gemv"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(IncompatibleVariant, match=r"version is 'gemv'.*'gemm'"):
-        dict(awq.dequantize(tmp_path))
+        dict(plain_weights(tmp_path))
     config["quantization_config"]["version"] = "gemm"
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.0.mlp.up_proj.scales"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(QuantkitError, match=r"layers\.0\.mlp\.up_proj has no scales"):
-        dict(awq.dequantize(tmp_path))
+        dict(plain_weights(tmp_path))
 
 
 def test_skipped_linears_and_other_schemes_by_the_tensors_in_the_file(
@@ -317,7 +316,7 @@ def test_skipped_linears_and_other_schemes_by_the_tensors_in_the_file(
     config = json.loads((variant.path / "config.json").read_text())["quantization_config"]
     assert sorted(config["dynamic"].values(), key=len) == [{}, {"bits": 8, "group_size": 32}]
 
-    plain = dict(gptq.dequantize(variant.path))
+    plain = dict(plain_weights(variant.path))
     assert plain.keys() == source.tensors.keys()
     eight = "model.layers.1.mlp.down_proj.weight"
     four = "model.layers.0.mlp.down_proj.weight"
@@ -337,7 +336,7 @@ def test_awq_says_which_linears_it_left(
     config = json.loads((variant.path / "config.json").read_text())["quantization_config"]
     kept = [f"model.layers.{index}.self_attn.o_proj" for index in (0, 1)]
     assert config["modules_to_not_convert"] == kept
-    plain = dict(awq.dequantize(variant.path))
+    plain = dict(plain_weights(variant.path))
     for name in kept:
         assert torch.equal(plain[f"{name}.weight"], source.read(f"{name}.weight"))
 

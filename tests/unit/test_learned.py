@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.formats.integer_linears import Integers
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme
 from quantkit.quantize.learned import MOMENTUM, TRAVEL, Learned, LearnedLinear, Start, learn
-from quantkit.quantize.rounding import Integers, round_to_nearest
+from quantkit.quantize.rounding import round_to_nearest
 from quantkit.quantize.streamed import StreamedBlock
-from quantkit.spec import GroupScheme
 
 BITS, SIZE = 4, 64
 

@@ -9,8 +9,8 @@ import pytest
 
 from quantkit.errors import RecipeError
 from quantkit.formats import gptq
-from quantkit.formats.linear_options import LinearOptions, dynamic
-from quantkit.spec import GroupScheme, Spec
+from quantkit.models.spec import GroupScheme, Spec
+from quantkit.producers.linear_options import LinearOptions, dynamic
 
 LINEARS = [
     f"model.layers.{index}.{name}"

@@ -16,14 +16,14 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto import configuration_auto, modeling_auto
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert, plan
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.engines.transformers.weights import load
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert, plan
 from quantkit.quantize.rounding import plain_asymmetric, plain_symmetric
-from quantkit.spec import Spec
-from quantkit.texts import load_text
 from tests.models import VOCABULARY, write_tokenizer
 
 WIDTH, HEADS, HEAD, INNER = 128, 4, 32, 256

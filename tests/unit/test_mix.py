@@ -11,29 +11,23 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quantkit.calibration import Calibration, calibrate, hash_ids, rendered
-from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.cli.main import cli
-from quantkit.convert import convert
+from quantkit.data.calibration import Calibration, calibrate, hash_ids, rendered
+from quantkit.data.mix import MIXES, Mix, Part, allot, interleave, load_calibration
+from quantkit.data.section import CalibrationSection
+from quantkit.data.text import MissingText, Text, of_conversations, paragraphs
+from quantkit.data.texts import NAMED, check_disjoint, load_text
 from quantkit.errors import RecipeError
-from quantkit.evaluate.questions import dev_questions
-from quantkit.files import sha256_json
-from quantkit.formats.gguf.importance import compute
-from quantkit.mix import MIXES, Mix, Part, allot, interleave, load_calibration
-from quantkit.recipe import CalibrationSection, load_recipe
-from quantkit.spec import Spec
-from quantkit.stages import Texts
-from quantkit.texts import (
-    EVALUATED,
-    NAMED,
-    MissingText,
-    Text,
-    check_disjoint,
-    load_text,
-    of_conversations,
-    paragraphs,
-)
-from quantkit.variant import read_manifest
+from quantkit.evaluation.questions import dev_questions
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.models.variant import read_manifest
+from quantkit.producers.convert import convert
+from quantkit.producers.gguf.importance import compute
+from quantkit.runs.recipe import load_recipe
+from quantkit.runs.stages import Texts
+from quantkit.system.files import sha256_json
 from tests.models import begin_with_bos, write_tokenizer
 
 CHAT = (
@@ -298,7 +292,7 @@ def test_a_kind_that_is_not_installed_is_named(
         raise MissingText("the package sympy is not installed")
 
     plain = {name: (lambda name=name: Text(name, None, name)) for name in NAMED}
-    monkeypatch.setattr("quantkit.texts.NAMED", {**plain, "packages:math": missing})
+    monkeypatch.setattr("quantkit.data.texts.NAMED", {**plain, "packages:math": missing})
     found = load_calibration("mix")
     assert isinstance(found, Mix)
     kinds = [part.kind for part in found.parts]
@@ -308,7 +302,7 @@ def test_a_kind_that_is_not_installed_is_named(
     assert "no math, and more of the others: the package sympy is not installed" in said
     with pytest.raises(MissingText, match="sympy"):  # asked for by name
         load_calibration({"math": {"text": "packages:math", "share": 1}})
-    monkeypatch.setattr("quantkit.texts.NAMED", dict.fromkeys(NAMED, missing))
+    monkeypatch.setattr("quantkit.data.texts.NAMED", dict.fromkeys(NAMED, missing))
     with pytest.raises(RecipeError, match="'mix': none of its kinds is installed; name a file"):
         load_calibration("mix")
 
@@ -379,7 +373,7 @@ def test_the_shipped_mix_has_all_its_kinds(shipped: Mix) -> None:
 
 def test_the_shipped_mix_has_nothing_that_is_evaluated_offline(shipped: Mix) -> None:
     for part in shipped.parts:
-        for name in EVALUATED:
+        for name in ("pydoc:evaluation", "stdlib:code"):
             check_disjoint(part.text, load_text(name))
     calibrated = set().union(*(paragraphs(part.text.text) for part in shipped.parts))
     whole = "\n".join(part.text.text for part in shipped.parts)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import plan
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf import content
-from quantkit.spec import Spec
-from quantkit.variant import Variant, open_model
+from quantkit.formats.detect import open_model
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import plan
+from quantkit.producers.gguf import sources
 from tests import mutations
 from tests.packed_checkpoints import as_awq, as_compressed, as_gptq, draw
 from tests.packed_checkpoints import write as write_packed
@@ -28,7 +29,7 @@ SPECS = (Spec.parse("gguf:Q8_0"), Spec.parse("gptq:w4g64"))
 
 def attempt(path: Path) -> None:
     """Open and plan; of a packed checkpoint read the weights."""
-    content.content_of.cache_clear()
+    sources.content_of.cache_clear()
     model = open_model(path)
     if isinstance(model, Variant):
         load(model, torch.float32)

@@ -10,23 +10,23 @@ from typing import Any
 import psutil
 import pytest
 
-from quantkit.bench.generator import Client
-from quantkit.bench.loads import Workload
-from quantkit.bench.measured import BenchResult
-from quantkit.bench.options import BenchOptions
-from quantkit.bench.server import Servers
-from quantkit.checkpoint import Checkpoint
-from quantkit.engines.base import ServeOptions, ServerCommand
+from quantkit.benchmark.generator import Client
+from quantkit.benchmark.loads import Workload
+from quantkit.benchmark.measured import BenchResult
+from quantkit.benchmark.options import BenchOptions
+from quantkit.benchmark.server import Servers
+from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.vllm import VLLM, _cache_bytes
 from quantkit.errors import EngineError
-from quantkit.evaluate.perplexity import windows
-from quantkit.evaluate.samples import Evaluated, MeasuredText
-from quantkit.evaluate.split import window_likelihoods
-from quantkit.recipe import load_recipe
-from quantkit.run import open_run
-from quantkit.stages import Texts
-from quantkit.steps import Work
-from quantkit.variant import Model, Variant
+from quantkit.evaluation.perplexity import windows
+from quantkit.evaluation.samples import Evaluated, MeasuredText
+from quantkit.evaluation.split import window_likelihoods
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Model, Variant
+from quantkit.runs.directory import open_run
+from quantkit.runs.recipe import load_recipe
+from quantkit.runs.stages import Texts
+from quantkit.runs.steps import Work
 from tests.fake_vllm import log_probs
 
 OPTIONS = BenchOptions(Workload.synthetic(64, 16))

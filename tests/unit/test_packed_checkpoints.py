@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.verbs import inspect
 from quantkit.engines import load_engine
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant
-from quantkit.formats import compressed_tensors, load_format
-from quantkit.spec import Spec
-from quantkit.variant import open_model, open_variant
+from quantkit.formats import compressed_tensors
+from quantkit.formats.detect import open_model, open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers import load_producer
 from tests.packed_checkpoints import (
     LINEARS,
     Drawn,
@@ -29,6 +29,7 @@ from tests.packed_checkpoints import (
     draw,
     write,
 )
+from tests.plain_weights import plain_weights
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "data_type": "int"}
@@ -128,8 +129,7 @@ def test_each_layout_against_slow_loops(
         parts[linear] = pack(drawn[linear], width)
     variant = open_variant(write(tiny_llama, tmp_path / "theirs", parts, quantization))
     assert (variant.id, variant.format, variant.scheme) == ("theirs", format_, "w4g64")
-    module = importlib.import_module(f"quantkit.formats.{format_.replace('-', '_')}")
-    plain = dict(module.dequantize(variant.path))
+    plain = dict(plain_weights(variant.path))
     assert plain.keys() == source.tensors.keys()
     for name, tensor in plain.items():
         linear = name.removesuffix(".weight")
@@ -173,9 +173,7 @@ def test_it_is_inspected_and_scored_like_any_other(tiny_llama: Path, tmp_path: P
     weight = model.get_submodule(LINEARS[0]).weight
     assert torch.equal(weight, draw(tuple(weight.shape), 4, 4).weight())
     with pytest.raises(ConversionError, match=r"compressed-tensors is read here, not made"):
-        load_format("compressed-tensors").plan(
-            Checkpoint.open(tiny_llama), Spec.parse("compressed-tensors:w4g64")
-        )
+        load_producer(Spec.parse("compressed-tensors:w4g64"))
 
 
 @pytest.mark.parametrize("zero", [True, False])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from quantkit.evaluate import paired
+from quantkit.evaluation import paired
 from quantkit.ledger.drift import ALPHA
 
 RUNS = 2000

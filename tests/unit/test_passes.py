@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.quantize import passes
-from quantkit.quantize.activations import Activations
 from quantkit.quantize.passes import Passes
 
 LINEARS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")

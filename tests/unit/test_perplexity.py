@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit.calibration import bos_id
-from quantkit.checkpoint import load_tokenizer
+from quantkit.data.calibration import bos_id
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import divergence, statistics
-from quantkit.evaluate.perplexity import windows
+from quantkit.evaluation import divergence, statistics
+from quantkit.evaluation.perplexity import windows
+from quantkit.models.tokenizer import load_tokenizer
 from tests.models import VOCABULARY, begin_with_bos, write_tokenizer
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from quantkit.engines.base import ServerCommand
 from quantkit.engines.process import check_port, free_port, last_words, launched
+from quantkit.engines.server import ServerCommand
 from quantkit.errors import EngineError
 
 SERVER = textwrap.dedent(
@@ -105,7 +105,7 @@ def test_owner_killed_leaves_nothing(tmp_path: Path, marker: str) -> None:
     owner = tmp_path / "owner.py"
     owner.write_text(
         "from pathlib import Path\n"
-        "from quantkit.engines.base import ServerCommand\n"
+        "from quantkit.engines.server import ServerCommand\n"
         "from quantkit.engines.process import launched\n"
         f"argv = {argv!r}\n"
         f"with launched('toy', argv, {{}}, Path({str(tmp_path / 'log')!r})) as server:\n"

@@ -11,22 +11,22 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from quantkit import convert as converting
 from quantkit import toolchains
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.spec_arguments import by_producer
-from quantkit.convert import convert, plan
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.errors import ConversionError, QuantkitError, RecipeError, ToolchainError
-from quantkit.formats import gptq, load_format
-from quantkit.producers import packages
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant, verify
+from quantkit.producers import convert as converting
+from quantkit.producers import load_producer, packages
+from quantkit.producers.convert import convert, plan
 from quantkit.producers.package import Package, Schemes
 from quantkit.producers.staging import as_transformers_4
-from quantkit.recipe import Recipe
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.runs.recipe import Recipe
 from quantkit.toolchains import Toolchain
-from quantkit.variant import Variant, verify
+from tests.plain_weights import plain_weights
 
 
 class _Options(BaseModel):
@@ -53,7 +53,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         packages={"torch": "2", "transformers": "5", "numpy": "1"},
     )
     monkeypatch.setattr(toolchains, "find", lambda name: toolchain)
-    monkeypatch.setattr(converting, "load_maker", lambda spec: StandIn())
+    monkeypatch.setattr(converting, "load_producer", lambda spec: StandIn())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_variant_like_any_other(
     quantization = config.pop("quantization_config")
     assert quantization == {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True}
     assert config == json.loads((tiny_llama / "config.json").read_text())
-    plain = dict(gptq.dequantize(variant.path))
+    plain = dict(plain_weights(variant.path))
     checkpoint = Checkpoint.open(tiny_llama)
     weight = checkpoint.read("model.layers.1.mlp.up_proj.weight").float()
     groups = weight.view(512, -1, 64)
@@ -162,7 +162,10 @@ def test_plan_resolves_the_options_that_tell_one_variant_from_another(tiny_llama
     source = Checkpoint.open(tiny_llama)
     planned = packages.AutoRound().plan(source, spec)
     assert planned.options == {"iters": 50, "batch_size": 8, "lr": None}
-    assert planned.bytes == load_format("awq").plan(source, Spec.parse("awq:w4g64")).bytes
+    assert (
+        planned.bytes
+        == load_producer(Spec.parse("awq:w4g64")).plan(source, Spec.parse("awq:w4g64")).bytes
+    )
 
 
 def test_an_entry_of_a_recipe_names_its_producer() -> None:

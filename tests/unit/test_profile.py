@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit.checkpoint import load_tokenizer
-from quantkit.evaluate.divergence import Positions, join, score
-from quantkit.evaluate.perplexity import Windows, windows
-from quantkit.evaluate.profile import CONFIDENCES, profile
+from quantkit.evaluation.divergence import Positions, join, score
+from quantkit.evaluation.perplexity import Windows, windows
+from quantkit.evaluation.profile import CONFIDENCES, profile
+from quantkit.models.tokenizer import load_tokenizer
 from tests.models import VOCABULARY, write_tokenizer
 
 

@@ -11,17 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EngineError, EvaluationError
-from quantkit.evaluate import EvaluationPlan, evaluate
-from quantkit.evaluate.prompt_file import Prompt, Prompts, read_prompts
-from quantkit.evaluate.prompt_pairs import Pair, pair, summarize
-from quantkit.evaluate.prompt_reference import ReferenceAnswers
-from quantkit.evaluate.statistics import clustered_mean, mean
+from quantkit.evaluation.evaluate import evaluate
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.prompt_file import Prompt, Prompts, read_prompts
+from quantkit.evaluation.prompt_pairs import Pair, pair, summarize
+from quantkit.evaluation.prompt_reference import ReferenceAnswers
+from quantkit.evaluation.statistics import clustered_mean, mean
 from quantkit.ledger import require_comparable
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import make_noisy
 
 TOKENS = 12

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.errors import RecipeError
-from quantkit.evaluate.prompt_file import Prompts, find_prompts, read_prompts
+from quantkit.evaluation.prompt_file import Prompts, find_prompts, read_prompts
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tokenizer import load_tokenizer
 
 CHAT = [{"role": "user", "content": "Name a \u2028 prime."}]
 

@@ -15,20 +15,21 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from quantkit.calibration import bos_id, calibrate
-from quantkit.checkpoint import Checkpoint, load_auto_tokenizer, load_tokenizer
 from quantkit.cli import verbs
-from quantkit.convert import convert, plan
+from quantkit.data.calibration import bos_id, calibrate
+from quantkit.data.text import Text
 from quantkit.engines.llamacpp.vocabulary import Vocabulary
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.formats.gguf.sentencepiece import is_of
-from quantkit.formats.gguf.tokenizer import Tokenizer as GGUFTokenizer
-from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.vocabulary import Token, TokenType
-from quantkit.proof import probe, tokens
-from quantkit.spec import Spec
-from quantkit.texts import Text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.tokenizer import load_auto_tokenizer, load_tokenizer
+from quantkit.producers.convert import convert, plan
+from quantkit.producers.gguf.sentencepiece import is_of
+from quantkit.producers.gguf.tokenizer import Tokenizer as GGUFTokenizer
+from quantkit.producers.gguf.tokenizer import read_tokenizer
+from quantkit.producers.proof import probe, tokens
 from tests.gguf_tokenizers import write_sentencepiece, write_vocabulary
 from tests.models import begin_with_bos, make_checkpoint, write_tokenizer
 

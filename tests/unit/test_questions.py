@@ -15,15 +15,17 @@ import pytest
 import torch
 from lm_eval.tasks.wikitext import preprocess_wikitext
 
-from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines.base import LanguageModel, Scorer
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import EvaluationPlan, tasks
-from quantkit.evaluate.perplexity import windows
-from quantkit.evaluate.questions import json_lines, wikitext_file
-from quantkit.evaluate.task_files import digests
-from quantkit.packaged import packaged_directory
+from quantkit.evaluation import tasks
+from quantkit.evaluation.perplexity import windows
+from quantkit.evaluation.plan import EvaluationPlan
+from quantkit.evaluation.questions import json_lines, wikitext_file
+from quantkit.evaluation.task_files import digests
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tokenizer import load_tokenizer
+from quantkit.system.packaged import packaged_directory
 from tests.models import VOCABULARY
 
 WIKITEXT = (

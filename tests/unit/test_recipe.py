@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import pipeline
+from quantkit.data.mix import MIXES
+from quantkit.data.standard_library import stdlib_modules
+from quantkit.data.text import Text
+from quantkit.data.texts import NAMED, check_disjoint, load_text, load_texts
 from quantkit.errors import RecipeError
-from quantkit.mix import MIXES
-from quantkit.packaged import packaged_files
-from quantkit.recipe import load_recipe
-from quantkit.texts import NAMED, Text, check_disjoint, load_text, load_texts, stdlib_modules
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import load_recipe
+from quantkit.system.packaged import packaged_files
 
 GOOD = """\
 name: mine

@@ -11,7 +11,7 @@ from quantkit.errors import EvaluationError, RecipeError
 from quantkit.ledger import Failure, Ledger, OnText, Row
 from quantkit.ledger.drift import Comparison
 from quantkit.ledger.load import Slo
-from quantkit.recommend import (
+from quantkit.recommendation import (
     PROFILES,
     Nearness,
     Recommendation,
@@ -20,9 +20,9 @@ from quantkit.recommend import (
     profiles,
     recommend,
 )
-from quantkit.recommend.interval import Interval, of_repetitions
-from quantkit.report.prose import plain
-from quantkit.report.recommendation import advice
+from quantkit.recommendation.interval import Interval, of_repetitions
+from quantkit.reports.prose import plain
+from quantkit.reports.recommendation import advice
 from tests import ledgers, loads
 from tests.ledger_rows import CODE, DOCS, LLAMACPP, VLLM, with_metrics
 

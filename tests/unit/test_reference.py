@@ -11,14 +11,14 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.main import cli
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EvaluationError
-from quantkit.evaluate import reference as module
-from quantkit.evaluate.hidden_states import pack, unpack
-from quantkit.evaluate.perplexity import Windows, windows
-from quantkit.evaluate.reference import Reference
+from quantkit.evaluation import reference as module
+from quantkit.evaluation.hidden_states import pack, unpack
+from quantkit.evaluation.perplexity import Windows, windows
+from quantkit.evaluation.reference import Reference
+from quantkit.models.checkpoint import Checkpoint
 from tests.models import VOCABULARY, make_checkpoint
 
 

@@ -10,11 +10,14 @@ import click
 import pytest
 
 from docs.reference import COMMAND, docstrings, pages
+from quantkit.benchmark.section import BenchSection
 from quantkit.cli.main import cli
-from quantkit.formats.gguf.options import Options
-from quantkit.formats.linear_options import LinearOptions
+from quantkit.data.section import CalibrationSection
+from quantkit.evaluation.section import EvaluateSection
 from quantkit.ledger.load import Slo
-from quantkit.recipe import BenchSection, CalibrationSection, EvaluateSection, Recipe
+from quantkit.producers.gguf.options import Options
+from quantkit.producers.linear_options import LinearOptions
+from quantkit.runs.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (Recipe, CalibrationSection, EvaluateSection, BenchSection, Slo, Options, LinearOptions)

@@ -5,15 +5,15 @@ import math
 
 from quantkit.ledger import Ledger
 from quantkit.ledger.drift import SubjectDrift
-from quantkit.report import texts
-from quantkit.report.cautions import cautions
-from quantkit.report.charts import drift_chart
-from quantkit.report.drifts import profiles, verdicts
-from quantkit.report.findings import compared, findings, headlines
-from quantkit.report.method import measured
-from quantkit.report.prose import Name, listing, plain
-from quantkit.report.table import by_text, everything, table
-from quantkit.variant import KindRecord
+from quantkit.models.variant import KindRecord
+from quantkit.reports import texts
+from quantkit.reports.cautions import cautions
+from quantkit.reports.charts import drift_chart
+from quantkit.reports.drifts import profiles, verdicts
+from quantkit.reports.findings import compared, findings, headlines
+from quantkit.reports.method import measured
+from quantkit.reports.prose import Name, listing, plain
+from quantkit.reports.table import by_text, everything, table
 from tests import ledger_rows, ledgers
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from quantkit.report.labels import Anchor, Box, Label, place, shorten, text_width
+from quantkit.reports.labels import Anchor, Box, Label, place, shorten, text_width
 
 BOUNDS = Box(74, 62, 942, 510)
 

@@ -9,13 +9,13 @@ import pytest
 
 from quantkit.ledger import Ledger, Row
 from quantkit.ledger.load import RateBench
-from quantkit.recommend import Wants, recommend
-from quantkit.report.claims import Claims, claims, conclusion
-from quantkit.report.curves import curves, spread_out
-from quantkit.report.efficiency import efficiency_chart, loads
-from quantkit.report.prose import Prose, plain
-from quantkit.report.recommendation import advice
-from quantkit.report.tradeoff import tradeoffs
+from quantkit.recommendation import Wants, recommend
+from quantkit.reports.claims import Claims, claims, conclusion
+from quantkit.reports.curves import curves, spread_out
+from quantkit.reports.efficiency import efficiency_chart, loads
+from quantkit.reports.prose import Prose, plain
+from quantkit.reports.recommendation import advice
+from quantkit.reports.tradeoff import tradeoffs
 from tests import ledgers
 from tests import loads as made_up
 

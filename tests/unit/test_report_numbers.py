@@ -7,8 +7,8 @@ import random
 import pytest
 
 from quantkit.ledger import OnText, is_accuracy
-from quantkit.report import format as text
-from quantkit.report.noise import (
+from quantkit.reports import format as text
+from quantkit.reports.noise import (
     Served,
     against_reference,
     at_chance,
@@ -16,8 +16,8 @@ from quantkit.report.noise import (
     fastest,
     tiers,
 )
-from quantkit.report.scales import Scale, around, from_zero, logarithmic
-from quantkit.report.table import shown, task_title
+from quantkit.reports.scales import Scale, around, from_zero, logarithmic
+from quantkit.reports.table import shown, task_title
 from tests import loads
 from tests.ledger_rows import DOCS, bench, metric
 from tests.ledgers import quickstart, unmeasured, with_row

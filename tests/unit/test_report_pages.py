@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from quantkit import report
+from quantkit import reports as report
 from quantkit.ledger import Ledger
-from quantkit.report.markdown import block, cell, code, escape
-from quantkit.report.pages import html, markdown
+from quantkit.reports.markdown import block, cell, code, escape
+from quantkit.reports.pages import html, markdown
 from tests import ledgers
 
 MARKDOWN_TAGS = {

@@ -3,9 +3,9 @@ from __future__ import annotations
 from markdown_it import MarkdownIt
 
 from quantkit.ledger.prompt_drift import PromptDrift
-from quantkit.report.pages import html, markdown
-from quantkit.report.prompts import answers, finding
-from quantkit.report.prose import plain
+from quantkit.reports.pages import html, markdown
+from quantkit.reports.prompts import answers, finding
+from quantkit.reports.prose import plain
 from tests import ledgers
 
 

@@ -11,12 +11,12 @@ from markdown_it import MarkdownIt
 
 from quantkit.ledger import Ledger
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
-from quantkit.report.cautions import cautions
-from quantkit.report.noise import against_floor
-from quantkit.report.pages import html, markdown
-from quantkit.report.panels import Mark
-from quantkit.report.prose import plain
-from quantkit.report.split import losses
+from quantkit.reports.cautions import cautions
+from quantkit.reports.noise import against_floor
+from quantkit.reports.pages import html, markdown
+from quantkit.reports.panels import Mark
+from quantkit.reports.prose import plain
+from quantkit.reports.split import losses
 from tests import ledgers
 
 LLAMACPP, VLLM = "llamacpp 0.3.36", "vllm 0.32.0"

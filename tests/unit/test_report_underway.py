@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from quantkit.course import Underway
 from quantkit.ledger import Ledger, Row
-from quantkit.report.pages import html
-from quantkit.report.times import times
+from quantkit.reports.pages import html
+from quantkit.reports.times import times
+from quantkit.reports.underway import Underway
 from tests import ledgers
 
 UNDERWAY = Underway("gptq-w4g64: bench", 11, 20, ("gptq-w4g64", "awq-w4g64"), 250.0)

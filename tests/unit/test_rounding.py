@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.awq import Grid
 from quantkit.quantize.rounding import (
-    Integers,
     asymmetric_range,
     asymmetric_scales,
     plain_symmetric,

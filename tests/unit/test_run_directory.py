@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import plan
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.errors import ConversionError, RecipeError
-from quantkit.rows import RowBuilder
-from quantkit.run import RunDirectory, open_run
-from quantkit.spec import Spec
-from quantkit.texts import load_text
-from quantkit.variant import Variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import plan
+from quantkit.runs.directory import RunDirectory, open_run
+from quantkit.runs.rows import RowBuilder
 from tests.models import make_checkpoint
 
 SPEC = Spec.parse("gptq:w4g64")

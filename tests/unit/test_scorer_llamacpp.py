@@ -6,13 +6,14 @@ import gguf
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EngineError
-from quantkit.spec import Spec
-from quantkit.variant import Variant, open_variant
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.models.variant import Variant
+from quantkit.producers.convert import convert
 from tests.models import VOCABULARY
 
 LENGTHS = [700, 300, 299, 40, 7, 6, 2]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
 from quantkit.engines.base import Scorer
 from quantkit.engines.llamacpp.scorer import LlamaScorer
 from quantkit.engines.llamacpp.shared import compute as llamacpp_compute
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.engines.transformers.shared import compute as transformers_compute
 from quantkit.errors import EngineError
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import VOCABULARY, make_checkpoint
 
 _LONGROPE = {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [4.0] * 32}

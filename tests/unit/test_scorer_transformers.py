@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from quantkit.calibration import calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import calibrate
+from quantkit.data.texts import load_text
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.engines.transformers import scorer as engine
 from quantkit.errors import CheckpointError, EngineError, IncompatibleVariant
 from quantkit.formats import awq, gptq
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import VOCABULARY, make_checkpoint
+from tests.plain_weights import plain_weights
 
 LENGTHS = [400, 300, 299, 40, 7, 6, 2]
 
@@ -59,7 +60,7 @@ def test_a_quantized_checkpoint_is_scored_with_its_unpacked_weights(
     variant = convert(source, Spec.parse(spec), calibration, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
     before = plain(input_ids=torch.arange(20)[None]).logits[0]
-    plain.load_state_dict(dict(dequantize.dequantize(variant.path)), strict=False)
+    plain.load_state_dict(dict(plain_weights(variant.path)), strict=False)
     with torch.inference_mode():
         expected = plain(input_ids=torch.arange(20)[None]).logits[0]
     with TransformersScorer(variant, 64) as scorer:
@@ -159,7 +160,7 @@ def test_a_tensor_that_the_config_does_not_describe_is_an_error(
 
 
 def test_does_not_serve(tiny_llama: Path) -> None:
-    from quantkit.engines.base import ServeOptions
+    from quantkit.engines.server import ServeOptions
 
     assert not Transformers().capabilities.serves
     with pytest.raises(IncompatibleVariant, match="does not serve"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.evaluate import paired, sequential
+from quantkit.evaluation import paired, sequential
 from quantkit.ledger.drift import ALPHA
 
 RUNS = 300

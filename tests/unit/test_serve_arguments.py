@@ -15,10 +15,10 @@ from quantkit.cli.main import cli
 from quantkit.engines.process import free_port
 from quantkit.engines.vllm import VLLM
 from quantkit.errors import EngineError
-from quantkit.serve.config import load_config
-from quantkit.serve.engine_process import EngineProcess
+from quantkit.gateway.config import load_config
+from quantkit.gateway.engine_process import EngineProcess
+from quantkit.models.variant import Variant
 from quantkit.toolchains import Toolchain
-from quantkit.variant import Variant
 
 SEVERAL_MACHINES = {
     "tensor_parallel_size": 8,

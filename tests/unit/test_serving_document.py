@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.cli.main import serve
-from quantkit.serve.config import Limits
+from quantkit.gateway.config import Limits
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

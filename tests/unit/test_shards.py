@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit import dtypes
 from quantkit.formats.shards import Entry, Shards
+from quantkit.models import dtypes
 
 NAMES = {
     dtypes.torch_dtype(name): name for name in dtypes.FILE_ORDER if name[:2] not in ("F4", "F6")

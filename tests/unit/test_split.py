@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.engines.base import TokenScores
 from quantkit.engines.transformers import Transformers
 from quantkit.errors import EvaluationError, IncompatibleVariant
-from quantkit.evaluate.perplexity import windows
-from quantkit.evaluate.split import parts, window_likelihoods
+from quantkit.evaluation.perplexity import windows
+from quantkit.evaluation.split import parts, window_likelihoods
 from quantkit.formats.gguf.architectures import inverses, transforms
 from quantkit.formats.gguf.unpacked import UnpackedGGUF
+from quantkit.models.checkpoint import Checkpoint
 from tests.integration.gguf_oracle import convert
 from tests.models import VOCABULARY, make_checkpoint
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from quantkit.evaluate import statistics
+from quantkit.evaluation import statistics
 
 VALUES = [random.Random(0).expovariate(2.0) for _ in range(501)]
 

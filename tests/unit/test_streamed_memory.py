@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
+from quantkit.decoder import activations
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.quantize import activations
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert
 from tests.models import make_checkpoint
 
 SPECS = (

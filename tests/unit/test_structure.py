@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import plan
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.structure import Fold, FoldChannels, Structure, find, fold_error
 from quantkit.errors import ConversionError
-from quantkit.spec import Spec
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import plan
 from tests.integration.gguf_cases import CASES, make
 from tests.models import make_checkpoint
 

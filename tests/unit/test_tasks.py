@@ -18,13 +18,14 @@ from pyarrow import Table
 from pyarrow.parquet import write_table
 from transformers import AutoModelForCausalLM
 
-from quantkit.checkpoint import Checkpoint, load_tokenizer
 from quantkit.engines.base import Scorer
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import EvaluationError, RecipeError
-from quantkit.evaluate import tasks
-from quantkit.evaluate.language_model import EngineLM
-from quantkit.evaluate.questions import LETTERS, csv_questions, dev_questions
+from quantkit.evaluation import tasks
+from quantkit.evaluation.language_model import EngineLM
+from quantkit.evaluation.questions import LETTERS, csv_questions, dev_questions
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tokenizer import load_tokenizer
 from tests.models import VOCABULARY
 
 MMLU = "mmlu_csv"

@@ -8,15 +8,15 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from quantkit import pipeline
-from quantkit.checkpoint import Checkpoint
 from quantkit.cli.main import cli
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.errors import ConversionError, IncompatibleVariant
-from quantkit.recipe import Recipe
-from quantkit.same_tokens import require_same_tokens
-from quantkit.spec import Spec
-from quantkit.variant import open_variant
+from quantkit.evaluation.tokenizer_match import require_same_tokens
+from quantkit.formats.detect import open_variant
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.runs import pipeline
+from quantkit.runs.recipe import Recipe
 from tests.integration.gguf_oracle import convert
 from tests.models import VOCABULARY, make_checkpoint, write_tokenizer
 

@@ -12,7 +12,7 @@ import pytest
 
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
-from quantkit.formats.gguf import fallback
+from quantkit.producers.gguf import fallback
 from quantkit.toolchains import own
 from quantkit.toolchains.recipes import RECIPES, Recipe
 
@@ -179,8 +179,7 @@ def test_one_installation_at_a_time(cache: Path) -> None:
 
 
 def test_listing_names_every_engine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantkit.engines import ENGINES
-    from quantkit.producers import PRODUCERS
+    from quantkit.registry import ENGINES, PRODUCERS
 
     rows = {row.name: row for row in toolchains.listing()}
     assert list(rows) == [*ENGINES, *PRODUCERS, "llamacpp-converter"]
@@ -287,7 +286,7 @@ def test_own_llama_server_says_its_version_and_device(
     tmp_path: Path, cache: Path, listed: str, device: str
 ) -> None:
     from quantkit.engines.llamacpp import LlamaCpp
-    from quantkit.engines.llamacpp.server import find_llama_server
+    from quantkit.toolchains.llama_server import find_llama_server
 
     script = f"""
 case $1 in

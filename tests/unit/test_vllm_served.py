@@ -12,10 +12,11 @@ import psutil
 import pytest
 import torch
 
-from quantkit.engines.base import LanguageModel, Scorer, ServerCommand
+from quantkit.engines.base import LanguageModel, Scorer
+from quantkit.engines.server import ServerCommand
 from quantkit.engines.vllm.served import started
 from quantkit.errors import EngineError
-from quantkit.variant import Variant
+from quantkit.models.variant import Variant
 from tests.fake_vllm import POISON, likeliest, log_probs
 
 

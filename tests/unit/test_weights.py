@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantkit import hub
-from quantkit.calibration import Calibration, calibrate
-from quantkit.checkpoint import Checkpoint
-from quantkit.convert import convert, plan
+from quantkit.data.calibration import Calibration, calibrate
+from quantkit.data.texts import load_text
 from quantkit.decoder import proof
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.engines.transformers import TransformersScorer
 from quantkit.errors import CheckpointError, ConversionError
 from quantkit.formats.gguf.header import read_header
-from quantkit.spec import Spec
-from quantkit.texts import load_text
+from quantkit.models import hub
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import Spec
+from quantkit.producers.convert import convert, plan
 from tests.integration.gguf_cases import CASES as FAMILIES
 from tests.integration.gguf_cases import make as make_family
 from tests.integration.gguf_oracle import convert as to_gguf

@@ -5,23 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from contextlib import AbstractContextManager
 
-from quantkit.engines.base import (
-    Capabilities,
-    RunningServer,
-    Scorer,
-    ServeOptions,
-    ServerCommand,
-    check_format,
-)
-from quantkit.engines.llamacpp.server import (
-    HOW_TO_GET,
-    find_llama_server,
-    load_seconds,
-    server_command,
-)
+from quantkit.engines.base import Capabilities, Scorer, check_format
+from quantkit.engines.llamacpp.server import load_seconds, server_command
+from quantkit.engines.process import RunningServer
+from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.errors import ToolchainError
+from quantkit.models.variant import Model
 from quantkit.toolchains import own
-from quantkit.variant import Model
+from quantkit.toolchains.llama_server import HOW_TO_GET, find_llama_server
 
 
 class LlamaCpp:

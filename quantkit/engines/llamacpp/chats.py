@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from quantkit.chat_template import DEFAULT, WITH_TOOLS, render, templates_in_gguf, token_names
-from quantkit.variant import Model
+from quantkit.models.chat_template import (
+    DEFAULT,
+    WITH_TOOLS,
+    render,
+    templates_in_gguf,
+    token_names,
+)
+from quantkit.models.variant import Model
 
 _NO_TEMPLATE = "this model has no chat template; use /v1/completions"
 _ONLY_WITH_TOOLS = "this model has a chat template for requests with tools only"

@@ -23,7 +23,7 @@ from quantkit.engines.llamacpp.context import (
 from quantkit.engines.llamacpp.session import Session
 from quantkit.engines.prefixes import runs
 from quantkit.errors import EngineError
-from quantkit.variant import Model
+from quantkit.models.variant import Model
 
 if TYPE_CHECKING:
     import torch

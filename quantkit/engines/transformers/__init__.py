@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from quantkit.checkpoint import FORMAT, Checkpoint
-from quantkit.engines.base import (
-    Capabilities,
-    RunningServer,
-    ServeOptions,
-    ServerCommand,
-    check_format,
-)
+from quantkit.engines.base import Capabilities, check_format
+from quantkit.engines.process import RunningServer
+from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.transformers.scorer import TransformersScorer
 from quantkit.engines.transformers.weights import check as check_weights
 from quantkit.errors import IncompatibleVariant, ToolchainError
-from quantkit.variant import Model
+from quantkit.models.checkpoint import FORMAT, Checkpoint
+from quantkit.models.variant import Model
 
 __all__ = ["Transformers", "TransformersScorer"]
 

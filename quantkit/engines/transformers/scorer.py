@@ -13,7 +13,7 @@ from quantkit.engines.transformers.session import Cached, Recomputed
 from quantkit.engines.transformers.shared import compute, scaled_by_length, shareable
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import EngineError, IncompatibleVariant
-from quantkit.variant import Model
+from quantkit.models.variant import Model
 
 if TYPE_CHECKING:
     import torch

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import dtypes
-from quantkit.checkpoint import Checkpoint
 from quantkit.decoder import experts
-from quantkit.decoder.stored_names import StoredNames, is_ignored
 from quantkit.errors import (
     CheckpointError,
     IncompatibleVariant,
@@ -20,9 +15,14 @@ from quantkit.errors import (
     first_line,
     reading,
 )
-from quantkit.hf_config import attention
-from quantkit.progress import say
-from quantkit.variant import Model
+from quantkit.formats import load_format
+from quantkit.formats.base import Dequantizes
+from quantkit.models import dtypes
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.hf_config import attention
+from quantkit.models.stored_names import StoredNames, is_ignored
+from quantkit.models.variant import Model
+from quantkit.system.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -151,10 +151,7 @@ def _weights(source: Model) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor under its plain name, dequantized where it is not plain."""
     if isinstance(source, Checkpoint):
         return ((name, source.read(name)) for name in source.tensors)
-    return _dequantized(source.format, source.path)
-
-
-def _dequantized(format_: str, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    module = importlib.import_module(f"quantkit.formats.{format_.replace('-', '_')}")
-    tensors: Iterator[tuple[str, torch.Tensor]] = module.dequantize(directory)
-    return tensors
+    format_ = load_format(source.format)
+    if not isinstance(format_, Dequantizes):
+        raise IncompatibleVariant(f"{source.path}: transformers does not unpack {source.format}")
+    return format_.dequantize(source)

@@ -10,27 +10,22 @@ from functools import partial
 from typing import Any
 
 from quantkit import toolchains
-from quantkit.checkpoint import FORMAT
-from quantkit.engines.base import (
-    Capabilities,
-    LanguageModel,
-    RunningServer,
-    Scorer,
-    ServeOptions,
-    ServerCommand,
-    check_format,
-)
+from quantkit.engines.base import Capabilities, LanguageModel, Scorer, check_format
+from quantkit.engines.process import RunningServer
+from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.completions import Completions
-from quantkit.engines.vllm.refused import check_experts, check_kernels, check_quantization
 from quantkit.engines.vllm.served import ServedModel, started
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
+from quantkit.engines.vllm.unsupported import check_experts, check_kernels, check_quantization
 from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.formats import format_of
 from quantkit.formats.packed import Quantization
-from quantkit.hf_config import count, setting
-from quantkit.json_file import read_object
-from quantkit.variant import Model, context_length
+from quantkit.models.checkpoint import FORMAT
+from quantkit.models.hf_config import count, setting
+from quantkit.models.variant import Model
+from quantkit.system.json_file import read_object
 
 _KV_BLOCK = 128
 """Tokens in a block of vLLM's cache on the CPU."""
@@ -177,7 +172,7 @@ def _cache_bytes(model: Model, options: ServeOptions) -> int:
     kv_heads = say("num_key_value_heads") if setting(model.path, "num_key_value_heads") else heads
     context, requests = options.context, options.slots
     if context is None:
-        context, requests = context_length(model), 1
+        context, requests = format_of(model).context_length(model), 1
     longest = -(-(options.longest or 0) // _KV_BLOCK)
     blocks = max(-(-context // _KV_BLOCK) * requests, longest) + 1  # vLLM keeps one for itself
     tokens = blocks * _KV_BLOCK

@@ -16,14 +16,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from quantkit.engines import greedy
-from quantkit.engines.base import LanguageModel, ServerCommand, TokenScores
+from quantkit.engines.base import LanguageModel, TokenScores
 from quantkit.engines.process import free_port, launched
+from quantkit.engines.server import ServerCommand
 from quantkit.engines.vllm.completions import HOST, Completions
 from quantkit.engines.vllm.requests import Answer, Request, questions
 from quantkit.errors import EngineError
-from quantkit.home import home
-from quantkit.progress import say
-from quantkit.variant import Model
+from quantkit.models.variant import Model
+from quantkit.system.home import home
+from quantkit.system.progress import say
 
 T = TypeVar("T")
 

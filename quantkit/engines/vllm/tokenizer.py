@@ -13,11 +13,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from quantkit.chat_template import NAMED
 from quantkit.errors import QuantkitError
-from quantkit.files import new_directory
-from quantkit.home import home
-from quantkit.json_file import load_json
+from quantkit.models.chat_template import NAMED
+from quantkit.system.files import new_directory
+from quantkit.system.home import home
+from quantkit.system.json_file import load_json
 
 _SETTINGS = "tokenizer_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quantkit.chat_template import DEFAULT, chat_templates, tokenizer_templates
-from quantkit.ends import end_ids
-from quantkit.files import sha256_json, write_json, write_text
-from quantkit.home import home
-from quantkit.json_file import load_json
-from quantkit.variant import Model
+from quantkit.models.chat_template import DEFAULT, chat_templates, tokenizer_templates
+from quantkit.models.end_tokens import end_ids
+from quantkit.models.variant import Model
+from quantkit.system.files import sha256_json, write_json, write_text
+from quantkit.system.home import home
+from quantkit.system.json_file import load_json
 
 
 def told(model: Model) -> list[str]:

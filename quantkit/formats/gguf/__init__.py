@@ -1,79 +1,92 @@
-"""GGUF, llama.cpp's format: from a transformers checkpoint to one file that llama.cpp loads."""
+"""GGUF, llama.cpp's format: one file, or several parts, with everything that is needed inside."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quantkit.checkpoint import FORMAT, Checkpoint
-from quantkit.formats.base import Converted, Plan
-from quantkit.spec import Spec
-from quantkit.variant import Variant
-
-if TYPE_CHECKING:
-    from quantkit.calibration import Calibration
+from quantkit.errors import CheckpointError
+from quantkit.models.chat_template import templates_in_gguf
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.gguf_files import SUFFIX
+from quantkit.models.variant import IMATRIX, Model, Variant
 
 
 class GGUF:
-    """Every type of llama.cpp, made directly from the source, byte for byte as llama.cpp's own
-    converter and quantizer would."""
+    """Files of any of llama.cpp's types; see ``Format``."""
 
     name = "gguf"
-    resumes = False
 
-    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
-        """See ``Format.plan``. The size is exact (but see ``plan_file`` for ``imatrix: true``);
-        the notes name the tensors that get another type than the mix asks for."""
-        from quantkit.formats.gguf.options import parse
+    def detect(self, path: Path) -> Variant | None:
+        """A GGUF file, or the only model in a directory without safetensors."""
+        from quantkit.formats.gguf import file_types
+        from quantkit.formats.gguf.model_file import ModelFile, gguf_at
 
-        scheme, options = parse(spec)
-        from quantkit.formats.gguf import fallback
-        from quantkit.formats.gguf.content import content_of
-        from quantkit.formats.gguf.importance import check_computable
-        from quantkit.formats.gguf.plans import plan_file
-        from quantkit.proof import tokens
+        found = gguf_at(path)
+        if found is None:
+            return None
+        model = ModelFile.open(found)
+        scheme = file_types.name_of(model.metadata.get("general.file_type"))
+        return Variant(model.name, found, self.name, scheme, None, model.files)
 
-        if options.imatrix is True:
-            check_computable(checkpoint)
-        content = content_of(checkpoint)
-        planned = plan_file(content, scheme, options)
-        proved = tokens.of_content(checkpoint, content) if checkpoint.format == FORMAT else None
-        found = (*proved.remarks, *proved.differences) if proved else ()
-        return Plan(
-            spec,
-            planned.layout.bytes,
-            planned.bits_per_weight(checkpoint.parameters),
-            needs_calibration=options.imatrix is True,
-            notes=(*content.notes, *planned.notes, *found),
-            tokenizer_differences=tuple(proved.differences) if proved else (),
-            options=options.resolved() | fallback.options(checkpoint),
-        )
+    def files(self, path: Path, names: Collection[str]) -> tuple[Path, ...]:
+        """As ``Format.files``: all parts."""
+        return tuple(path / n for n in sorted(names) if n.endswith(SUFFIX) and n != IMATRIX)
 
-    def convert(
-        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
-    ) -> Converted:
-        """Write ``<model>-<type>.gguf``, or its parts; see ``Format.convert``."""
-        made = self.convert_many(checkpoint, {spec: directory}, calibration)[spec]
-        if isinstance(made, Exception):
-            raise made
-        return made
-
-    def convert_many(
-        self,
-        checkpoint: Checkpoint,
-        targets: Mapping[Spec, Path],
-        calibration: Calibration | None,
-    ) -> dict[Spec, Converted | Exception]:
-        """All in one pass over the weights; see ``SharesReading``."""
-        from quantkit.formats.gguf import conversion, fallback
-
-        if converter := fallback.needed(checkpoint):
-            return fallback.convert_many(checkpoint, converter, targets, calibration)
-        return conversion.convert_many(checkpoint, targets, calibration)
-
-    def inspect(self, variant: Variant) -> dict[str, Any]:
-        """What the file says about itself; see ``Format.inspect``."""
+    def inspect(self, model: Model) -> dict[str, Any]:
+        """As ``Format.inspect``: what the file says about itself."""
         from quantkit.formats.gguf.inspection import inspect
 
-        return inspect(variant.weights)
+        return inspect(model.weights)
+
+    def context_length(self, model: Model) -> int:
+        """As ``Format.context_length``."""
+        from quantkit.formats.gguf.model_file import ModelFile
+
+        file = ModelFile.open(model.weights)
+        found = file.metadata.get(f"{file.architecture}.context_length")
+        if not isinstance(found, int):
+            raise CheckpointError(f"{model.weights}: its metadata give no context_length")
+        return found
+
+    def chat_templates(self, model: Model) -> dict[str, str]:
+        """Those inside the file."""
+        from quantkit.formats.gguf.model_file import ModelFile
+
+        return templates_in_gguf(ModelFile.open(model.weights).metadata)
+
+    def vocabulary(self, model: Model) -> list[str] | None:
+        """As ``Format.vocabulary``."""
+        from quantkit.formats.gguf.model_file import ModelFile
+
+        tokens = ModelFile.open(model.weights).array("tokenizer.ggml.tokens")
+        return list(map(str, tokens))
+
+    def served_bytes(self, model: Model) -> Mapping[str, int]:
+        """What is stored: llama.cpp computes with the file as it is."""
+        from quantkit.formats.gguf.model_file import ModelFile, stored_bytes
+
+        tensors = ModelFile.open(model.weights).tensors
+        return {tensor.name: stored_bytes(tensor) for tensor in tensors}
+
+    def experts(self, model: Model) -> tuple[int, int]:
+        """As the metadata have it."""
+        from quantkit.formats.gguf.model_file import ModelFile
+
+        file = ModelFile.open(model.weights)
+        count, chosen = (
+            int(file.metadata.get(f"{file.architecture}.{key}", 0))
+            for key in ("expert_count", "expert_used_count")
+        )
+        return count, chosen
+
+    def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
+        """Of all tensors; their names are not the source's."""
+        return sum(self.served_bytes(variant).values()) * 8 / source.parameters, None
+
+    def unpacked(self, variant: Variant, source: Checkpoint) -> Checkpoint:
+        """As ``Format.unpacked``: under the names of the source's tensors."""
+        from quantkit.formats.gguf.unpacked import UnpackedGGUF
+
+        return UnpackedGGUF.of(source, variant.weights)

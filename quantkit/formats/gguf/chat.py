@@ -8,9 +8,9 @@ from typing import Any
 
 from gguf import GGUFValueType as ValueType
 
-from quantkit.chat_template import DEFAULT
 from quantkit.errors import ConversionError
 from quantkit.formats.gguf.fields import packed
+from quantkit.models.chat_template import DEFAULT
 
 _TEMPLATE = "tokenizer.chat_template"
 _NAMES = "tokenizer.chat_templates"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantkit.errors import RecipeError, did_you_mean
-from quantkit.spec import Spec
+from quantkit.models.spec import Spec
 
 FILE_TYPES = {
     "F32": 0, "F16": 1, "BF16": 32,

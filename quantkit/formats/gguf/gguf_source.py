@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.errors import CheckpointError, ConversionError
-from quantkit.files import sha256_file
 from quantkit.formats.gguf import file_types, ggml
 from quantkit.formats.gguf.chat import replaced
 from quantkit.formats.gguf.ggml import TensorType
 from quantkit.formats.gguf.model_file import ModelFile, StoredTensor, read_bytes, type_name
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tensors import TensorInfo
+from quantkit.system.files import sha256_file
 
 if TYPE_CHECKING:
     import torch

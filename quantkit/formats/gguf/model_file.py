@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.header import Header, read_header
+from quantkit.models.gguf_files import holds_gguf, is_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +93,36 @@ class ModelFile:
     def bytes(self) -> int:
         """Bytes of all parts on disk."""
         return sum(file.stat().st_size for file in self.files)
+
+
+def gguf_at(path: Path) -> Path | None:
+    """The GGUF that ``path`` is, or the only model in a directory that has no safetensors.
+
+    Raise CheckpointError for a directory of several models.
+    """
+    if not holds_gguf(path):
+        return None
+    if path.is_file():
+        return path
+    found = [file for file in sorted(path.iterdir()) if is_gguf(file)]
+    if len(found) > 1:
+        found = _models(found)
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(f"{path}: holds {len(found)} models; name one of {names}")
+    return found[0] if found else None
+
+
+def _models(files: Sequence[Path]) -> list[Path]:
+    """Those that are whole models, or the first part of one: no projector, matrix or adapter."""
+    found = []
+    for file in files:
+        metadata = read_header(file).metadata
+        is_model = metadata.get("general.type", "model") == "model"
+        is_first = metadata.get("split.no", 0) == 0
+        if is_model and is_first and metadata.get("general.architecture") != "clip":
+            found.append(file)
+    return found
 
 
 def group_of(name: str) -> str:

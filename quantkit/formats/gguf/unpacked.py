@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.errors import IncompatibleVariant
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.architectures import inverses
@@ -19,6 +18,8 @@ from quantkit.formats.gguf.architectures.architecture import Transform
 from quantkit.formats.gguf.architectures.config import resolve
 from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
 from quantkit.formats.gguf.model_file import StoredTensor, stored_bytes
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch

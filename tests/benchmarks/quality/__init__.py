@@ -1,5 +1,5 @@
 """What ``quantizer_quality`` is made of: texts, an oracle, the methods, and the table."""
 
-from quantkit.threads import spin_briefly
+from quantkit.system.threads import spin_briefly
 
 spin_briefly()  # before any of them imports torch

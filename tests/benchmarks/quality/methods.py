@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from tests.benchmarks.quality import rounding
+from tests.plain_weights import plain_weights
 
 Grid = Literal["symmetric", "asymmetric"]
 _JOB = Path(__file__).with_name("llm_compressor_job.py")
@@ -97,20 +98,20 @@ class Rounding(_Groups):
         return ""
 
     def make(self, job: Job) -> Made:
-        from quantkit.checkpoint import Checkpoint
-        from quantkit.formats import load_format
-        from quantkit.spec import Spec
+        from quantkit.models.checkpoint import Checkpoint
+        from quantkit.models.spec import Spec
+        from quantkit.producers import load_producer
 
         symmetric = self.grid == "symmetric"
         spec = Spec("gptq" if symmetric else "awq", job.scheme)
-        planned = load_format(spec.format).plan(Checkpoint.open(job.source), spec)
+        planned = load_producer(spec).plan(Checkpoint.open(job.source), spec)
         state = rounding.rounded(job.source, 4, job.group_size, symmetric=symmetric)
         return Made(state, planned.bits_per_weight, None, None)
 
 
 @dataclass(frozen=True)
 class Converted(_Groups):
-    """GPTQ and AWQ through ``quantkit.convert``: quantkit's own, or a package in its toolchain."""
+    """GPTQ and AWQ through ``convert``: quantkit's own, or a package in its toolchain."""
 
     label: str
     format: str
@@ -138,9 +139,8 @@ class Converted(_Groups):
         if self.learns and self.producer == "native":
             options["rounding"] = "learned"
         variant = _convert(job, self.format, job.scheme, options, self.producer)
-        from importlib import import_module
 
-        state = import_module(f"quantkit.formats.{self.format}").dequantize(variant.path)
+        state = plain_weights(variant.path)
         return _costing(variant, state)
 
 
@@ -170,8 +170,8 @@ class LlamaCpp:
     def make(self, job: Job) -> Made:
         options = {"imatrix": True} if self.imatrix else {}
         variant = _convert(job, "gguf", self.type, options)
-        from quantkit.checkpoint import Checkpoint
         from quantkit.formats.gguf.unpacked import UnpackedGGUF
+        from quantkit.models.checkpoint import Checkpoint
 
         unpacked = UnpackedGGUF.of(Checkpoint.open(job.source), variant.weights)
         return _costing(variant, ((name, unpacked.read(name)) for name in unpacked.tensors))
@@ -195,9 +195,9 @@ class LLMCompressor(_Groups):
         return f"llm-compressor {found.strip()}"
 
     def make(self, job: Job) -> Made:
-        from quantkit.checkpoint import Checkpoint, tensors_in
-        from quantkit.formats.compressed_tensors import dequantize
         from quantkit.formats.packed import bits_of
+        from quantkit.models.checkpoint import Checkpoint
+        from quantkit.models.tensors import tensors_in
 
         order, out = job.work / "job.json", job.work / "made"
         given = {
@@ -222,7 +222,7 @@ class LLMCompressor(_Groups):
         shutil.copy(job.source / "tokenizer.json", out)
         seconds = json.loads((job.work / "result.json").read_text())["seconds"]
         everything, linears = bits_of(tensors_in(out), Checkpoint.open(job.source))
-        return Made(dequantize(out), everything, linears, seconds)
+        return Made(plain_weights(out), everything, linears, seconds)
 
 
 _TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K_M")
@@ -246,13 +246,13 @@ METHODS: dict[str, Method] = {
 def _convert(
     job: Job, format_: str, scheme: str, options: dict[str, Any], producer: str = "native"
 ) -> Any:
-    """The variant, made by ``quantkit.convert`` of the job's own token ids."""
-    from quantkit import devices
-    from quantkit.calibration import Calibration, hash_ids
-    from quantkit.checkpoint import Checkpoint
-    from quantkit.convert import convert
-    from quantkit.spec import Spec
-    from quantkit.variant import CalibrationRecord
+    """The variant, made by ``quantkit.producers.convert`` of the job's own token ids."""
+    from quantkit.data.calibration import Calibration, hash_ids
+    from quantkit.models.checkpoint import Checkpoint
+    from quantkit.models.spec import Spec
+    from quantkit.models.variant import CalibrationRecord
+    from quantkit.producers.convert import convert
+    from quantkit.system import devices
 
     samples, length = job.ids.shape
     record = CalibrationRecord(

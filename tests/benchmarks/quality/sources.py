@@ -42,7 +42,7 @@ def rescale(source: Path, out: Path) -> None:
     """The same function with other channels, in bfloat16."""
     from safetensors.torch import load_file, save_file
 
-    from quantkit.demo import rescale as rescaled
+    from quantkit.models.demo import rescale as rescaled
 
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors*"))
     state = {k: v.float() for f in source.glob("*.safetensors") for k, v in load_file(f).items()}

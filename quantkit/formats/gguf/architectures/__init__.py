@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError
 from quantkit.formats.gguf.architectures import config as configs
 from quantkit.formats.gguf.architectures import limits, metadata, tensors
@@ -16,6 +15,7 @@ from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.families import SUPPORTED
 from quantkit.formats.gguf.architectures.tensors import Tensor
 from quantkit.formats.packed import refuse_packed
+from quantkit.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import gguf

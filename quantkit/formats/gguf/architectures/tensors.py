@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.errors import ConversionError
 from quantkit.formats.gguf.architectures.architecture import (
     Architecture,
@@ -17,6 +16,7 @@ from quantkit.formats.gguf.architectures.architecture import (
     Transform,
 )
 from quantkit.formats.gguf.architectures.rope import rope_tensors
+from quantkit.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

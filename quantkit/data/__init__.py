@@ -1,0 +1,1 @@
+"""Texts and the windows that are cut from them."""

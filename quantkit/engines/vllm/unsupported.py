@@ -1,0 +1,79 @@
+"""What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quantkit.decoder.expert_names import is_routed
+from quantkit.errors import IncompatibleVariant, reading
+from quantkit.formats.packed import linears_of
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Model
+
+_AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
+_CPU = Path("/proc/cpuinfo")
+
+
+def check_quantization(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for a quantization of which vLLM has no part or no kernel."""
+    found = config.get("quantization_config") or {}
+    method = found.get("quant_method")
+    where = f"vllm does not load this {method} ({model.path})"
+    if method == "compressed-tensors":
+        with reading(model.path / "config.json"):
+            groups = (found.get("config_groups") or {}).values()
+            orders = [(group.get("weights") or {}).get("actorder") for group in groups]
+        if "group" in orders or "dynamic" in orders:
+            raise IncompatibleVariant(f"{where}: actorder group; make it with actorder static")
+    if method == "auto-round" and found.get("packing_format") not in (None, *_AUTO_ROUND_PACKINGS):
+        raise IncompatibleVariant(
+            f"{where}: packing_format {found['packing_format']}; it takes "
+            f"{', '.join(_AUTO_ROUND_PACKINGS)}"
+        )
+    if method not in ("gptq", "auto-round") or model.format != "gptq":
+        return
+    if found.get("bits") not in (4, 8):
+        raise IncompatibleVariant(f"{where}: bits {found.get('bits')}; it takes 4 and 8")
+    if found.get("sym") is False:
+        raise IncompatibleVariant(f"{where}: asymmetric; convert it with sym true")
+    if found.get("desc_act") and found.get("group_size") != -1:
+        raise IncompatibleVariant(f"{where}: desc_act with groups; convert it with desc_act false")
+
+
+def lacks_packed_kernels(flags: str) -> bool:
+    """Whether vLLM has no kernel for packed integers on a CPU with these features: an x86 without
+    AVX-512."""
+    return "avx2" in flags and "avx512" not in flags
+
+
+def lacks_expert_kernels(flags: str) -> bool:
+    """Likewise for quantized experts: any without AMX."""
+    return "amx_tile" not in flags
+
+
+def check_kernels(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for packed integers on an x86 CPU without AVX-512, where vLLM would
+    start and end at the first request."""
+    if config.get("quantization_config") and lacks_packed_kernels(_flags()):
+        raise IncompatibleVariant(
+            "vllm has no kernel for packed integers on a CPU without AVX-512 "
+            f"({model.path}); serve it on a GPU or another CPU, or convert the model to gguf"
+        )
+
+
+def check_experts(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for quantized experts where the CPU has no AMX."""
+    if not any(key in config for key in ("num_experts", "num_local_experts")):
+        return
+    if not lacks_expert_kernels(_flags()):
+        return
+    if any(is_routed(name) for name in linears_of(Checkpoint.open(model.path).tensors)):
+        raise IncompatibleVariant(
+            f"vllm has no kernel for quantized experts on a CPU without AMX ({model.path}); serve "
+            "it on a GPU, or convert the model to gguf"
+        )
+
+
+def _flags() -> str:
+    return _CPU.read_text(encoding="utf-8") if _CPU.is_file() else ""

@@ -1,0 +1,68 @@
+"""Open whatever an engine can load: variants, ours or others', and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantkit import registry
+from quantkit.errors import CheckpointError
+from quantkit.formats import load_format
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.gguf_files import SUFFIX
+from quantkit.models.variant import MANIFEST, Model, Variant, read_manifest
+
+
+def open_model(source: str | Path) -> Model:
+    """Open a variant where ``source`` is one, else a checkpoint."""
+    return _variant_at(Path(source).expanduser().absolute()) or Checkpoint.open(source)
+
+
+def open_variant(path: Path) -> Variant:
+    """Open a variant's directory, a GGUF file or the only one of a directory, or a packed
+    checkpoint of others.
+
+    Raise CheckpointError where ``path`` is none of these or its manifest is unreadable,
+    IncompatibleVariant where it is quantized in a way that is not read.
+    """
+    path = path.expanduser().absolute()
+    found = _variant_at(path)
+    if found is None:
+        raise CheckpointError(
+            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no config.json that speaks of a "
+            "quantization)"
+        )
+    return found
+
+
+def written(path: Path, format_: str, scheme: str) -> Variant:
+    """What was just written into ``path``, before it has a manifest."""
+    names = [file.name for file in path.iterdir()]
+    return Variant(path.name, path, format_, scheme, None, load_format(format_).files(path, names))
+
+
+def _variant_at(path: Path) -> Variant | None:
+    if path.suffix.lower() == SUFFIX and not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    if (path / MANIFEST).is_file():
+        return _with_manifest(path)
+    for name in registry.FORMATS:
+        found = load_format(name).detect(path)
+        if found is not None:
+            return _of_its_directory(found) or found
+    return None
+
+
+def _of_its_directory(found: Variant) -> Variant | None:
+    """The variant whose file somebody named instead of its directory."""
+    directory = found.path.parent
+    if not found.path.is_file() or not (directory / MANIFEST).is_file():
+        return None
+    variant = _with_manifest(directory)
+    return variant if found.path in variant.files else None
+
+
+def _with_manifest(path: Path) -> Variant:
+    manifest = read_manifest(path / MANIFEST)
+    format_, scheme = manifest.spec["format"], manifest.spec["scheme"]
+    files = load_format(format_).files(path, list(manifest.files))
+    return Variant(path.name, path, format_, scheme, manifest, files)

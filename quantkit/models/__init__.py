@@ -1,0 +1,1 @@
+"""Checkpoints and variants: what they are, as plain data."""

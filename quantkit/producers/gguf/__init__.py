@@ -1,0 +1,1 @@
+"""GGUF from a checkpoint."""

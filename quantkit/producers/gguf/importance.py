@@ -1,0 +1,137 @@
+"""Compute an importance matrix: the unquantized model reads the text, block after block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantkit.errors import ConversionError
+from quantkit.formats.gguf import architectures
+from quantkit.formats.gguf.architectures import Tensor, transforms
+from quantkit.formats.gguf.imatrix import HOW_TO_MAKE, ImportanceMatrix, InputSquares
+from quantkit.system.files import replacing, sha256_json
+from quantkit.system.home import home
+from quantkit.system.progress import say, track
+from quantkit.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from quantkit.data.calibration import Calibration
+    from quantkit.models.checkpoint import Checkpoint
+
+_LATENT = (transforms.latent_keys, transforms.latent_values)
+
+
+def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
+    """``compute``, or what it gave before for the same weights and the same tokens."""
+    made_of = [
+        __version__,
+        checkpoint.sha256,
+        calibration.record.model_dump(),
+        str(calibration.precision),
+    ]
+    kept = home() / "imatrix" / f"{sha256_json(made_of)}.gguf"
+    if kept.is_file():
+        say(f"imatrix: computed already ({kept})")
+        return ImportanceMatrix.read(kept)
+    found = compute(checkpoint, calibration)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept) as partial:
+        found.write(partial)
+    return found
+
+
+def check_computable(checkpoint: Checkpoint) -> None:
+    """Raise ConversionError for a model whose blocks quantkit cannot run, or for whose tensors it
+    has no names in a GGUF."""
+    from quantkit.decoder.blocks import DecoderBlocks
+
+    if checkpoint.architecture not in architectures.SUPPORTED:
+        raise ConversionError(
+            f"{checkpoint.id}: quantkit computes importance matrices for what it converts to GGUF "
+            f"itself, not for {checkpoint.architecture}; bring a file (--imatrix): {HOW_TO_MAKE}"
+        )
+    try:
+        DecoderBlocks(checkpoint)
+    except ConversionError as error:
+        raise ConversionError(f"{error}; or bring a file (--imatrix): {HOW_TO_MAKE}") from error
+
+
+def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
+    """Run the calibration's windows through the unquantized model, block by block.
+
+    Σx² of every matrix of every block, as llama-imatrix counts it: over all tokens of a window,
+    without the output layer; of a stack, for each expert over the tokens that it gets. The windows
+    are taken as they are, where llama-imatrix begins each with a BOS if the model wants one. Raise
+    ConversionError as ``check_computable``.
+    """
+    from quantkit.decoder.blocks import DecoderBlocks
+
+    check_computable(checkpoint)
+    blocks = DecoderBlocks(checkpoint, calibration.device, calibration.precision)
+    tensors = architectures.layout(checkpoint, checkpoint.hf_config.to_dict())
+    entries = {}
+    hidden = blocks.embed(calibration.ids)
+    for index in track(range(len(blocks)), "imatrix: blocks"):
+        block = blocks.load(index)
+        watched = _watch(block, blocks.stored(index), tensors)
+        for number, batch in enumerate(hidden):
+            hidden.replace(number, blocks.run(index, block, batch))
+        for name, matrices in watched.items():
+            entries[name] = InputSquares(
+                np.stack([squares.sums.float().cpu().numpy() for squares in matrices]),
+                np.array([squares.tokens for squares in matrices], np.float32),
+            )
+    record = calibration.record
+    return ImportanceMatrix(entries, record.datasets, record.samples, record.sequence_length)
+
+
+class _Squares:
+    """Adds up the squares of what a matrix is multiplied with, per channel."""
+
+    def __init__(self, weight: torch.Tensor, channels: int) -> None:
+        import torch
+
+        self.sums = torch.zeros(channels, dtype=torch.float64, device=weight.device)
+        self.tokens = 0
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """``inputs``: (..., channels)."""
+        x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        self.sums += x.square().sum(0).double()
+        self.tokens += len(x)
+
+
+def _watch(
+    block: nn.Module, stored: dict[str, str], tensors: Iterable[Tensor]
+) -> dict[str, list[_Squares]]:
+    """By those of the GGUF's ``tensors`` that the block's matrices make, what watches each of these
+    matrices. ``stored``: as ``DecoderBlocks`` has it."""
+    state = block.state_dict()
+    names = {source: name for name, source in stored.items() if state[name].ndim == 2}
+    watched = {}
+    for tensor in tensors:
+        matrices = [names[source] for source in tensor.sources if source in names]
+        if matrices:
+            watched[tensor.name] = [_watched(block, name, tensor) for name in matrices]
+    return watched
+
+
+def _watched(block: nn.Module, name: str, tensor: Tensor) -> _Squares:
+    """What watches the matrix ``name`` of the block."""
+    owner = name.removesuffix(".weight")
+    if tensor.transform in _LATENT:
+        from quantkit.producers.gguf import latents
+
+        heads, *_, channels = tensor.shape
+        squares = _Squares(block.get_parameter(name), heads * channels)
+        watch = latents.WATCH[tensor.transform]
+        watch(block.get_submodule(owner.rpartition(".")[0]), squares.add)
+        return squares
+    squares = _Squares(block.get_parameter(name), tensor.shape[-1])
+    block.get_submodule(owner).register_forward_pre_hook(lambda _, inputs: squares.add(inputs[0]))
+    return squares

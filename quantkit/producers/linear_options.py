@@ -1,0 +1,176 @@
+"""What can be asked of GPTQ and AWQ besides bits and group size: how they round, which layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.decoder.expert_names import is_routed, mixture_of
+from quantkit.errors import RecipeError
+from quantkit.models.spec import GroupScheme, Spec
+
+LEARNED, CLOSED_FORM = "learned", "closed-form"
+ITERS = 100
+"""Steps of learning a block, where nothing else is said."""
+
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""Linears that engines run as one: they must have one scheme. By the name that vLLM gives it."""
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """The options of one variant. Patterns are regular expressions, searched for in the names of
+    linears (``model.layers.0.mlp.down_proj``)."""
+
+    rounding: str = CLOSED_FORM
+    """How weights are rounded; ``learned``: by gradient steps on the block's output."""
+    iters: int = ITERS
+    """Gradient steps per decoder block, where rounding is learned."""
+    skip: tuple[str, ...] = ()
+    """Linear layers to leave unquantized, by regular expressions that are searched for in names."""
+    overrides: tuple[tuple[str, GroupScheme], ...] = ()
+    """Another scheme for some linear layers, GPTQ only; the first pattern that is found decides."""
+
+    @classmethod
+    def of(
+        cls, spec: Spec, bits: tuple[int, ...], group_sizes: tuple[int, ...], *, mixed: bool
+    ) -> LinearOptions:
+        """Raise RecipeError for an unknown option or a value that does not fit.
+
+        ``mixed``: whether linears of one file may have different schemes.
+        """
+        keys = ["rounding", "iters", "skip", *(["overrides"] if mixed else [])]
+        given = spec.known_options(keys)
+        rounding, iters = given.get("rounding", CLOSED_FORM), given.get("iters", ITERS)
+        if rounding not in (LEARNED, CLOSED_FORM):
+            raise RecipeError(
+                f"spec {spec}: rounding is {rounding!r}, expected {CLOSED_FORM} or {LEARNED}"
+            )
+        if "iters" in given and rounding != LEARNED:
+            raise RecipeError(f"spec {spec}: iters is for rounding: {LEARNED}")
+        if not isinstance(iters, int) or isinstance(iters, bool) or iters < 1:
+            raise RecipeError(f"spec {spec}: iters is {iters!r}, expected a whole number above 0")
+        overrides = given.get("overrides", ())
+        if not isinstance(overrides, tuple) or not all(isinstance(o, tuple) for o in overrides):
+            raise RecipeError(
+                f"spec {spec}: overrides is {overrides!r}, expected patterns and schemes: "
+                "{down_proj: w8g64}"
+            )
+        return cls(
+            rounding=rounding,
+            iters=iters,
+            skip=tuple(_pattern(spec, "skip", pattern) for pattern in _listed(given.get("skip"))),
+            overrides=tuple(
+                (
+                    _pattern(spec, "overrides", pattern),
+                    GroupScheme.parse(Spec(spec.format, str(scheme)), bits, group_sizes),
+                )
+                for pattern, scheme in overrides
+            ),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of learning a block; 0 where nothing is learned."""
+        return self.iters if self.rounding == LEARNED else 0
+
+    def schemes(
+        self, spec: Spec, default: GroupScheme, linears: Iterable[str]
+    ) -> dict[str, GroupScheme]:
+        """Each linear that is quantized, by its name in the checkpoint, and its scheme.
+
+        Raise RecipeError for a pattern that is found nowhere, for parts of a fused linear that do
+        not agree, and where nothing is left to quantize.
+        """
+        names = list(linears)
+        for pattern in (*self.skip, *(pattern for pattern, _ in self.overrides)):
+            if not any(re.search(pattern, name) for name in names):
+                raise RecipeError(
+                    f"spec {spec}: pattern {pattern!r} is found in no linear; they are named like "
+                    f"{names[0]}"
+                )
+        found = {}
+        for name in names:
+            if not any(re.search(pattern, name) for pattern in self.skip):
+                schemes = (s for pattern, s in self.overrides if re.search(pattern, name))
+                found[name] = next(schemes, default)
+        for fused in fused_linears(names).values():
+            if len({found.get(name) for name in fused}) > 1:
+                said = ", ".join(f"{name}: {found.get(name, 'skipped')}" for name in fused[:6])
+                said += ", …" * (len(fused) > 6)
+                raise RecipeError(
+                    f"spec {spec}: engines run these as one linear, so they need one scheme: {said}"
+                )
+        if not found:
+            raise RecipeError(f"spec {spec}: skip leaves nothing to quantize")
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option as it holds, for the manifest."""
+        told: dict[str, Any] = {"rounding": self.rounding}
+        if self.rounding == LEARNED:
+            told["iters"] = self.iters
+        if self.skip:
+            told["skip"] = list(self.skip)
+        if self.overrides:
+            told["overrides"] = {pattern: str(scheme) for pattern, scheme in self.overrides}
+        return told
+
+
+def fused_linears(names: Iterable[str]) -> dict[str, list[str]]:
+    """By the name of what engines run, the linears that it is made of; those alone are their own.
+
+    ``….self_attn.qkv_proj``: ``….self_attn.q_proj`` and so on.
+    """
+    whole = {part: fused for fused, parts in FUSED.items() for part in parts}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem, dot, last = name.rpartition(".")
+        fused = mixture_of(name) if is_routed(name) else f"{stem}{dot}{whole.get(last, last)}"
+        found.setdefault(fused, []).append(name)
+    return found
+
+
+def dynamic(
+    default: GroupScheme, schemes: Mapping[str, GroupScheme], linears: Iterable[str]
+) -> dict[str, dict[str, int]]:
+    """``dynamic`` of GPTQ's config, as GPTQModel and vLLM read it: what departs from the default.
+
+    Keys are regular expressions that match whole names, after ``-:`` for a linear that is not
+    quantized and ``+:`` for one with a scheme of its own. vLLM asks by the fused name, GPTQModel
+    by those of the parts: each key takes both.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for fused, parts in fused_linears(linears).items():
+        scheme = schemes.get(parts[0])
+        if scheme == default:
+            continue
+        names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *parts]))
+        if is_routed(parts[0]):
+            names = rf"{re.escape(fused)}(?:\..+)?"
+        if scheme is None:
+            found[f"-:^(?:{names})$"] = {}
+        else:
+            found[f"+:^(?:{names})$"] = {"bits": scheme.bits, "group_size": scheme.group_size}
+    return found
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _pattern(spec: Spec, key: str, pattern: Any) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise RecipeError(
+            f"spec {spec}: {key} {pattern!r} is not a regular expression: {error}"
+        ) from error
+    return str(pattern)

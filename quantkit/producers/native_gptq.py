@@ -1,0 +1,82 @@
+"""GPTQ made by quantkit: block after block, each on the output of the quantized ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.formats.gptq import BITS, GROUP_SIZES, layout
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme, Spec
+from quantkit.producers.base import Converted, Plan
+from quantkit.producers.integer_linears import (
+    IntegerLinears,
+    linear_names,
+    needed,
+    plan_linears,
+    router_names,
+    write_config,
+)
+from quantkit.producers.linear_options import LinearOptions, dynamic
+
+if TYPE_CHECKING:
+    from quantkit.data.calibration import Calibration
+
+
+class NativeGPTQ:
+    """``gptq:w4g128`` and its like: bits 4 or 8, groups of 32, 64, 128 or a whole row (-1)."""
+
+    resumes = True
+
+    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
+        """As ``Producer.plan``; the bytes are those of all tensors, exactly."""
+        return plan_linears(checkpoint, _asked(spec))
+
+    def convert(
+        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
+    ) -> Converted:
+        """As ``Producer.convert``; block after block, each on the output of the quantized ones."""
+        from quantkit.decoder.blocks import DecoderBlocks
+        from quantkit.producers.block_conversion import convert_linears
+        from quantkit.quantize.block_gptq import BlockGPTQ
+
+        asked, windows = _asked(spec), needed(spec, calibration)
+        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+        quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
+        converted = convert_linears(blocks, asked, windows, directory, quantize)
+        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
+        write_config(checkpoint, directory, config)
+        (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return replace(converted, options={**config, "act_order": "groups"})
+
+
+def _asked(spec: Spec) -> IntegerLinears:
+    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
+    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=True)
+    return IntegerLinears(spec, scheme, options, layout)
+
+
+def quantization_config(
+    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
+) -> dict[str, Any]:
+    """What transformers, vLLM and GPTQModel read to load the checkpoint."""
+    from quantkit.quantize.gptq import DAMP_PERCENT
+
+    scheme = asked.scheme
+    departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": True,
+        "desc_act": False,
+        "static_groups": False,
+        "true_sequential": False,
+        "lm_head": False,
+        "damp_percent": DAMP_PERCENT,
+        **({"dynamic": departing} if departing else {}),
+    }
