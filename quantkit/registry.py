@@ -63,13 +63,13 @@ def check_name(kind: Kind, name: str, where: str = "") -> None:
         )
 
 
-def load(kind: Kind, name: str) -> Any:
+def load(kind: Kind, name: str, *arguments: Any) -> Any:
     """An instance of the class of that name; raise RecipeError where there is none such."""
     check_name(kind, name)
-    return instance(registered(kind)[name])
+    return instance(registered(kind)[name], *arguments)
 
 
-def instance(target: str) -> Any:
+def instance(target: str, *arguments: Any) -> Any:
     """An instance of ``module:Class``; raise ToolchainError where a plugin has no such class."""
     module, _, attribute = target.partition(":")
     try:
@@ -78,7 +78,7 @@ def instance(target: str) -> Any:
         if module.partition(".")[0] == "quantkit":
             raise
         raise ToolchainError(f"plugin {target}: {error}; install it again, or remove it") from error
-    return found()
+    return found(*arguments)
 
 
 def _plugins(group: str) -> dict[str, str]:

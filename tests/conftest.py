@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.system.progress import to_terminal
 from quantkit.system.threads import spin_briefly
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 spin_briefly()
+to_terminal()  # as the command line does: tests read what is said
 # Shells start background jobs with SIGINT ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

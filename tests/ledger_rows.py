@@ -6,11 +6,15 @@ from typing import Any
 
 from quantkit.ledger import Metric, OnText, Row, Sample
 from quantkit.ledger.load import Bench, Percentiles, Reading, Spread
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import ConvertCost
 from tests import answers, drifts
+from tests.engine_configs import config
 
 DOCS, CODE = "pydoc:evaluation", "stdlib:code"
-TRANSFORMERS, LLAMACPP, VLLM = "transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0"
+TRANSFORMERS, LLAMACPP, VLLM = map(
+    config, ("transformers 5.19.0", "llamacpp 0.3.36", "vllm 0.32.0")
+)
 
 _WINDOWS = {
     "context": 512,
@@ -36,7 +40,7 @@ _QUESTIONS = 282
 def metric(
     value: float,
     stderr: float | None,
-    engine: str = TRANSFORMERS,
+    engine: EngineConfig = TRANSFORMERS,
     *,
     n: int = _TOKENS,
     reference: str | None = None,
@@ -59,13 +63,13 @@ def with_metrics(row: Row, text: str = DOCS, **metrics: Metric) -> Row:
     return row.model_copy(update={"texts": row.texts | {text: changed}})
 
 
-def accuracy(correct: int, engine: str) -> Metric:
+def accuracy(correct: int, engine: EngineConfig) -> Metric:
     share = correct / _QUESTIONS
     error = (share * (1 - share) / (_QUESTIONS - 1)) ** 0.5
     return metric(share, error, engine, n=_QUESTIONS, protocol=_TASK)
 
 
-def drift(engine: str, kld: float, stderr: float, agreement: float) -> dict[str, Metric]:
+def drift(engine: EngineConfig, kld: float, stderr: float, agreement: float) -> dict[str, Metric]:
     """The divergence metrics of one variant; the tail in the ratio that real ones have."""
     error = (agreement * (1 - agreement) / _TOKENS) ** 0.5
     values = {
@@ -87,7 +91,7 @@ _NOISE = (0.98, 1.0, 1.03)
 """By how much repetitions of a load differ."""
 
 
-def bench(engine: str, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
+def bench(engine: EngineConfig, concurrency: int, tokens_per_s: float, ttft_ms: float) -> Bench:
     itl = 1000 * concurrency / tokens_per_s
     readings = [
         Reading(

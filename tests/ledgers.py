@@ -16,11 +16,13 @@ from quantkit.ledger import (
     TextEntry,
 )
 from quantkit.ledger.load import MemoryBandwidth
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import CalibrationRecord
 from tests import drifts, loads
 from tests.ledger_rows import CODE, DOCS, drift, metric, reference, row, with_metrics
 
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[x](http://e.x)_*`\"'&amp;\n# heading"
+HOSTILE_ENGINE = EngineConfig(name=HOSTILE, version=HOSTILE, options={"kv_cache": HOSTILE})
 
 
 def quickstart() -> Ledger:
@@ -201,7 +203,7 @@ def hostile() -> Ledger:
             "failed": Failure(stage=HOSTILE, error=HOSTILE),
             "metrics": _hostile(ledger.variants[5].metrics),
             "bench": [
-                one.model_copy(update={"engine": HOSTILE, "protocol": {HOSTILE: [HOSTILE]}})
+                one.model_copy(update={"engine": HOSTILE_ENGINE, "protocol": {HOSTILE: [HOSTILE]}})
                 for one in ledger.variants[5].bench
             ],
         }
@@ -248,7 +250,7 @@ def hostile() -> Ledger:
 
 
 def _hostile(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    update = {"protocol": {HOSTILE: HOSTILE}, "engine": HOSTILE}
+    update = {"protocol": {HOSTILE: HOSTILE}, "engine": HOSTILE_ENGINE}
     return {name: one.model_copy(update=update) for name, one in metrics.items()}
 
 

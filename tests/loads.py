@@ -18,6 +18,7 @@ from quantkit.ledger.load import (
     Slo,
     Spread,
 )
+from quantkit.models.engine_config import EngineConfig
 from tests import ledger_rows
 from tests.ledger_rows import LLAMACPP, VLLM
 
@@ -27,7 +28,7 @@ _OUTPUT = 64
 
 
 def bench(
-    engine: str,
+    engine: EngineConfig,
     concurrency: int,
     rates: Sequence[float],
     *,
@@ -92,7 +93,7 @@ def faster(one: Bench, times: float) -> Bench:
     return one.model_copy(update=changed)
 
 
-def goodput(engine: str, rate: float, above: float | None, slo: Slo = SLO) -> Goodput:
+def goodput(engine: EngineConfig, rate: float, above: float | None, slo: Slo = SLO) -> Goodput:
     """A search that ended between ``rate`` and ``above``."""
     tokens = rate * _OUTPUT
     return Goodput(

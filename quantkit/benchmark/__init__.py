@@ -20,12 +20,13 @@ from quantkit.engines.base import Engine
 from quantkit.errors import EngineError
 from quantkit.formats import format_of
 from quantkit.ledger.load import MemoryBandwidth
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
 
 
-def engines_of(names: Sequence[str], model: Model) -> list[Engine]:
-    """Those of the named engines that serve the model's format; the usual one where none does."""
-    named = [load_engine(name) for name in names]
+def engines_of(asked: Sequence[EngineConfig], model: Model) -> list[Engine]:
+    """Those of the engines that serve the model's format; the usual one where none does."""
+    named = [load_engine(config) for config in asked]
     able = [one for one in named if model.format in one.capabilities.formats]
     able = [engine for engine in able if engine.capabilities.serves]
     return able or [serving_engine(model)]

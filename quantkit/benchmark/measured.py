@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from quantkit.errors import EngineError
 from quantkit.ledger import Sample
 from quantkit.ledger.load import Bench, Goodput, RateBench
+from quantkit.system.table import Table, Tabular
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,30 @@ def together(found: Sequence[BenchResult]) -> BenchResult:
         next((result.sample for result in found if result.sample), None),
         next((result.error for result in found if result.error), None),
     )
+
+
+class Benched(Tabular, dict[str, BenchResult]):
+    """What each model delivered, by its name."""
+
+    def table(self) -> Table:
+        """One row a load: medians over the repetitions."""
+        return Table.of_records(
+            [
+                {
+                    "variant": name,
+                    "engine": str(one.engine),
+                    "concurrency": one.concurrency if isinstance(one, Bench) else None,
+                    "rate_per_s": one.rate_per_s if isinstance(one, RateBench) else None,
+                    "output_tokens_per_s": one.output_tokens_per_s,
+                    "request_per_s": one.request_per_s,
+                    "ttft_ms_p50": one.ttft_ms.p50,
+                    "ttft_ms_p95": one.ttft_ms.p95,
+                    "itl_ms_p50": one.itl_ms.p50,
+                    "itl_ms_p95": one.itl_ms.p95,
+                    "peak_rss_bytes": one.peak_rss_bytes,
+                    "errors": one.errors,
+                }
+                for name, found in self.items()
+                for one in (*found.benches, *found.rates)
+            ]
+        )

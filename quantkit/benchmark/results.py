@@ -22,6 +22,7 @@ from quantkit.ledger.load import (
     Reading,
     Spread,
 )
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
 
 
@@ -29,7 +30,7 @@ from quantkit.models.variant import Model
 class Facts:
     """What holds for every load of one server."""
 
-    engine: str
+    engine: EngineConfig
     startup_seconds: float
     load_seconds: float | None
     peak_rss_bytes: int

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from quantkit.ledger.load import Arrivals, Slo
+from quantkit.models.engine_config import EngineEntry
 from quantkit.system.yaml_file import Section
 
 WORKLOADS = {"chat": (512, 128), "summarize": (2048, 128), "long_output": (128, 512)}
@@ -16,9 +17,9 @@ WORKLOADS = {"chat": (512, 128), "summarize": (2048, 128), "long_output": (128, 
 class BenchSection(Section):
     """The load: which requests, how many at a time or a second, for how long and how often."""
 
-    engines: list[str] = Field(default_factory=list)
-    """Engines that serve: each variant on each of them that takes it. Where there is none, the
-    first that serves the format."""
+    engines: list[EngineEntry] = Field(default_factory=list)
+    """Engines that serve: each variant on each of them that takes it, by a name or with options:
+    ``{name: llamacpp, kv_cache: q8_0}``. Where there is none, the first that serves the format."""
     concurrency: list[Annotated[int, Field(ge=1)]] | Literal["auto"] = Field(
         default_factory=lambda: [1, 4]
     )

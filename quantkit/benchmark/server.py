@@ -17,11 +17,12 @@ from quantkit.benchmark import guidellm
 from quantkit.benchmark.generator import Client
 from quantkit.benchmark.guidellm import Target
 from quantkit.benchmark.options import BenchOptions
-from quantkit.engines.base import Engine, label
+from quantkit.engines.base import Engine, config_of
 from quantkit.engines.process import Process, RunningServer, free_port, launched
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.errors import EngineError
 from quantkit.ledger import Sample
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
 from quantkit.system.memory import PeakMemory
 from quantkit.system.progress import say
@@ -39,8 +40,7 @@ class Served:
     """A server that answers, and what is known of it."""
 
     running: RunningServer
-    engine: str
-    """Name and version."""
+    engine: EngineConfig
     startup_seconds: float
     load_seconds: float | None
     memory: PeakMemory
@@ -55,7 +55,7 @@ class Served:
     @property
     def key(self) -> dict[str, Any]:
         """What a kept repetition depends on, beside its load."""
-        return {"engine": self.engine, **self.protocol}
+        return {"engine": str(self.engine), **self.protocol}
 
     def target(self, model: Model) -> Target:
         """Where the load generator finds it."""
@@ -89,7 +89,7 @@ class Servers:
         self._work = work
         self._longest = longest
         self._stack = ExitStack()
-        self._found: dict[str, Served | EngineError] = {}
+        self._found: dict[EngineConfig, Served | EngineError] = {}
         """Of the engine that was asked for last."""
 
     def __enter__(self) -> Servers:
@@ -105,13 +105,14 @@ class Servers:
 
     def on(self, engine: Engine) -> Served:
         """The model on this engine; raise EngineError where it did not start, or has ended."""
-        if engine.name not in self._found:
+        config = config_of(engine)
+        if config not in self._found:
             self._stack.close()
             try:
-                self._found = {engine.name: self._stack.enter_context(self._started(engine))}
+                self._found = {config: self._stack.enter_context(self._started(engine))}
             except EngineError as error:
-                self._found = {engine.name: error}
-        found = self._found[engine.name]
+                self._found = {config: error}
+        found = self._found[config]
         if isinstance(found, EngineError):
             raise found
         found.check()
@@ -119,8 +120,8 @@ class Servers:
 
     def _started(self, engine: Engine) -> AbstractContextManager[Served]:
         self._work.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^-.0-9A-Za-z_]+", "-", self.model.id)
-        log = self._work / f"{name}-{engine.name}-server.log"
+        name = f"{self.model.id}-{config_of(engine).id}"
+        log = self._work / f"{re.sub(r'[^-.0-9A-Za-z_]+', '-', name)}-server.log"
         return _started(self.model, engine, self.options, self.client.key, self._longest, log)
 
 
@@ -151,17 +152,17 @@ def _started(
             longest=longest,
         ),
     )
-    say(f"{model.id}: starting {label(engine)}")
+    say(f"{model.id}: starting {config_of(engine)}")
     with (
         launched(engine.name, command.argv, command.env, log) as process,
         process.watch_memory() as memory,
     ):
         startup = process.wait_ready(_HOST, port, command)
-        say(f"{model.id}: {label(engine)} ready after {startup:.0f} s")
+        say(f"{model.id}: {config_of(engine)} ready after {startup:.0f} s")
         running = RunningServer(process, _HOST, port, key, _NAME)
         yield Served(
             running=running,
-            engine=label(engine),
+            engine=config_of(engine),
             startup_seconds=startup,
             load_seconds=engine.load_seconds(log.read_text(errors="replace")),
             memory=memory,

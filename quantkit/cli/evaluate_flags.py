@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import click
 import cloup
 
 from quantkit.cli.flags import Command, grouped, in_order
+from quantkit.errors import RecipeError
 
 
 def verdicts(command: Command) -> Command:
@@ -46,7 +50,8 @@ show_default="none, and no drift",
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Engine that measures: transformers, llamacpp or vllm.",
+                help="Engine that measures: transformers, llamacpp or vllm; with options "
+                "llamacpp:kv_cache=q8_0.",
 show_default="the one that gives full logits for the format",
             ),
         ),
@@ -136,3 +141,23 @@ show_default="all",
         ),
     )  # fmt: skip
     return in_order(*groups, verdicts)(command)
+
+
+def asked(
+    *, verdicts: Mapping[str, Any], data: Sequence[str], engine: str | None, **given: Any
+) -> dict[str, Any]:
+    """What was typed, as the keys of a recipe's section."""
+    return {
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items()},
+        **verdicts,
+        "data": _data(data),
+        "engine": engine,
+    }
+
+
+def _data(pairs: Sequence[str]) -> dict[str, str]:
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    for task, path in found.items():
+        if not task or not path:
+            raise RecipeError(f"--eval-data {task or path}: expected TASK=PATH, as mmlu_csv=./mmlu")
+    return found

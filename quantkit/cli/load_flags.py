@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
 from quantkit.cli.flags import Command, in_order
+from quantkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from quantkit.recommendation import Wants
 
 _FILE = click.Path(path_type=Path)
 
@@ -22,8 +27,16 @@ def load(command: Command) -> Command:
                 "engines",
                 multiple=True,
                 metavar="NAME",
-                help="Engine that serves: llamacpp or vllm. May be repeated.",
+                help="Engine that serves: llamacpp or vllm, with options "
+                "llamacpp:kv_cache=q8_0. May be repeated.",
                 show_default="the one that takes the format",
+            ),
+            click.option(
+                "--engine-arg",
+                "arguments",
+                multiple=True,
+                metavar="NAME[=VALUE]",
+                help="An option of every engine, such as tensor-parallel-size=2. May be repeated.",
             ),
             click.option(
                 "--prefix-cache",
@@ -187,7 +200,7 @@ def serving(command: Command) -> Command:
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Engine that serves: llamacpp or vllm.",
+                help="Engine that serves: llamacpp or vllm, with options llamacpp:kv_cache=q8_0.",
                 show_default="the one that takes the format",
             ),
             click.option(
@@ -314,3 +327,16 @@ def wants(command: Command) -> Command:
             ),
         ),
     )(command)
+
+
+def wants_of(*, max_memory: str | None, slo: str | None, **given: Any) -> Wants:
+    """What was typed; raise RecipeError for what makes no sense."""
+    from quantkit.ledger.load import Slo
+    from quantkit.recommendation import Wants
+    from quantkit.system.sizes import parse_size
+
+    try:
+        memory = None if max_memory is None else parse_size(max_memory)
+    except ValueError as error:
+        raise RecipeError(f"--max-memory: {error}") from error
+    return Wants(max_memory=memory, slo=None if slo is None else Slo.parse(slo), **given)

@@ -10,11 +10,13 @@ from typing import Any
 import click
 import cloup
 
+from quantkit import api
 from quantkit.cli import evaluate_flags, flags, load_flags
 from quantkit.cli.doctor import doctor
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
 from quantkit.system import extras
+from quantkit.system.progress import to_terminal
 from quantkit.system.threads import spin_briefly
 from quantkit.version import __version__
 
@@ -72,7 +74,7 @@ def cli(context: cloup.Context, debug: bool) -> None:
     """
     if debug:
         logging.basicConfig(stream=sys.stderr)
-        logging.getLogger("quantkit").setLevel(logging.DEBUG)
+    to_terminal(debug=debug)
     if context.invoked_subcommand is None:
         click.echo(_BEGIN)
 
@@ -102,12 +104,10 @@ def run(
     Example:  quantkit run quickstart --set source=./my-model --out runs/mine
     """
     from quantkit.cli import show
-    from quantkit.runs import pipeline
-    from quantkit.runs.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
-    directory = out or Path("runs") / loaded.name
-    ledger = pipeline.run(loaded, directory, force=force)
+    loaded = api.recipe(recipe, *overrides)
+    directory = api.directory_of(loaded, out)
+    ledger = api.run(loaded, out=directory, force=force)
     show.ledger(ledger, directory, as_json)
     if ledger.failed:
         sys.exit(1)
@@ -126,10 +126,8 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:  quantkit plan quickstart --set source=./my-model
     """
     from quantkit.cli import show
-    from quantkit.runs import pipeline
-    from quantkit.runs.recipe import load_recipe
 
-    planned = pipeline.plan(load_recipe(recipe, overrides))
+    planned = api.plan(recipe, *overrides)
     show.plan(planned, as_json)
     for name, problem in planned.unusable.items():
         click.echo(f"quantkit: {name}: {problem}", err=True)
@@ -157,9 +155,12 @@ def convert(
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """
-    from quantkit.cli import show, verbs
+    from quantkit.cli import show
+    from quantkit.cli.spec_arguments import specs_of
 
-    show.variants(verbs.convert(model, specs, out, force=force, **options), as_json)
+    given = {name: options.pop(name) for name in ("gguf", "integers", "producer")}
+    made = api.convert(model, specs_of(specs, **given), out, force=force, **options)
+    show.variants(made, as_json)
 
 
 @cloup.command()
@@ -175,9 +176,10 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
 
     Example:  quantkit evaluate variants/* --reference ./my-model --text mine.txt --text stdlib:code
     """
-    from quantkit.cli import show, verbs
+    from quantkit.cli import show
+    from quantkit.cli.evaluate_flags import asked
 
-    show.evaluated(verbs.evaluate(paths, reference, **options), as_json)
+    show.evaluated(api.evaluate(paths, reference, **asked(**options)), as_json)
 
 
 @cloup.command()
@@ -191,9 +193,12 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     Example:  quantkit bench variants/gguf-Q4_K_M --slo ttft_ms=500,itl_ms=50
     """
-    from quantkit.cli import show_load, verbs
+    from quantkit.cli import show_load
+    from quantkit.cli.load_section import section
+    from quantkit.models.engine_config import options_of
 
-    results = verbs.bench(paths, **options)
+    engine_options = options_of(options.pop("arguments"), "--engine-arg")
+    results = api.bench(paths, section(**options), engine_options=engine_options)
     show_load.results(results, as_json)
     if any(result.error for result in results.values()):
         sys.exit(1)
@@ -215,10 +220,11 @@ def recommend(directory: Path, as_json: bool, **options: Any) -> None:
     Example:  quantkit recommend runs/mine --for laptop --max-memory 6GiB
     """
     from quantkit.cli import show_recommendation
-    from quantkit.recommendation import command
+    from quantkit.ledger import Ledger
 
-    ledger, found, profiles = command.run(directory, **options)
-    show_recommendation.recommendation(ledger, found, profiles, as_json)
+    ledger, wants = Ledger.of_run(directory), load_flags.wants_of(**options)
+    found = api.recommend(ledger, wants)
+    show_recommendation.recommendation(ledger, found, api.profiles(ledger, wants), as_json)
     if found.pick is None:
         sys.exit(1)
 
@@ -234,9 +240,7 @@ def serve(paths: tuple[str, ...], **options: Any) -> None:
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
-    from quantkit.cli import verbs
-
-    sys.exit(verbs.serve(paths, **options))
+    sys.exit(api.serve(paths, **options))
 
 
 @cloup.command()
@@ -271,9 +275,9 @@ def inspect(path: str, everything: bool, as_json: bool) -> None:
 
     Example:  quantkit inspect model-Q4_K_M.gguf
     """
-    from quantkit.cli import show_facts, verbs
+    from quantkit.cli import show_facts
 
-    show_facts.facts(verbs.inspect(path), as_json=as_json, everything=everything)
+    show_facts.facts(api.inspect(path), as_json=as_json, everything=everything)
 
 
 @cloup.command()
@@ -287,10 +291,8 @@ def verify(path: Path, as_json: bool) -> None:
     Example:  quantkit verify variants/gguf-Q4_K_M
     """
     from quantkit.cli import show
-    from quantkit.formats.detect import open_variant
-    from quantkit.models.variant import verify as find_problems
 
-    problems = find_problems(open_variant(path))
+    problems = api.verify(path)
     show.problems(path, problems, as_json)
     if problems:
         sys.exit(1)

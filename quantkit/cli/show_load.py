@@ -51,7 +51,7 @@ def _lines(name: str, found: BenchResult) -> Iterator[list[str]]:
         share = one.bandwidth.share if isinstance(one, Bench) and one.bandwidth else None
         yield [
             name,
-            one.engine,
+            str(one.engine),
             load,
             f"{one.output_tokens_per_s:.1f}",
             f"{one.throughput_spread.low:.1f}–{one.throughput_spread.high:.1f}",

@@ -11,6 +11,19 @@ from quantkit.errors import RecipeError
 from quantkit.models.spec import Spec
 
 
+def specs_of(
+    texts: Sequence[str],
+    *,
+    gguf: Mapping[str, Any],
+    integers: Mapping[str, Any],
+    producer: Mapping[str, Any],
+) -> list[Spec]:
+    """What every ``--to`` asks for. ``gguf``: options of all GGUF specs, ``producer``: who makes
+    the others, ``integers``: what the native ones are told; None where not given."""
+    parsed = [Spec.parse(text) for text in dict.fromkeys(texts)]
+    return by_producer(with_integer_options(with_gguf_options(parsed, gguf), integers), **producer)
+
+
 def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
     """The GGUF among them with these options, of which None and () were not given."""
     given = _given(gguf, "tensor_types")

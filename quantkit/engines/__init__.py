@@ -7,12 +7,17 @@ from collections.abc import Callable
 from quantkit import registry
 from quantkit.engines.base import Capabilities, Engine
 from quantkit.errors import IncompatibleVariant
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
 
 
-def load_engine(name: str) -> Engine:
-    """Raise RecipeError, with the nearest name, where there is no such engine."""
-    engine: Engine = registry.load("engine", name)
+def load_engine(config: EngineConfig | str) -> Engine:
+    """An engine with its options; by its name alone, without any.
+
+    Raise RecipeError, with the nearest name, where there is no such engine.
+    """
+    asked = EngineConfig(name=config) if isinstance(config, str) else config
+    engine: Engine = registry.load("engine", asked.name, asked.options)
     return engine
 
 
@@ -21,10 +26,10 @@ def scoring_engine(model: Model) -> Engine:
     return _first(model, lambda can: can.logits == "full", "gives full logits")
 
 
-def serving_engine(model: Model, name: str | None = None) -> Engine:
-    """The engine of that name or, without one, the first that serves this model's format."""
-    if name:
-        return load_engine(name)
+def serving_engine(model: Model, config: EngineConfig | None = None) -> Engine:
+    """The engine that is asked for or, without one, the first that serves this model's format."""
+    if config is not None:
+        return load_engine(config)
     return _first(model, lambda can: can.serves, "serves")
 
 

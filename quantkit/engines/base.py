@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from quantkit.errors import EngineError, IncompatibleVariant
+from quantkit.models.engine_config import EngineConfig, Option
 from quantkit.models.variant import Model
 
 if TYPE_CHECKING:
@@ -104,10 +105,16 @@ class Scorer(LanguageModel, Protocol):
 
 
 class Engine(Protocol):
-    """One way to run a model. Register a new one in ``quantkit.registry.ENGINES``."""
+    """One way to run a model, made with its options.
+
+    Register a new one in ``quantkit.registry.ENGINES``; another package does so by an entry point
+    ``quantkit.engines``.
+    """
 
     name: str
     capabilities: Capabilities
+    options: Mapping[str, Option]
+    """What it was made with; see ``EngineConfig``."""
 
     def version(self) -> str | None:
         """The installed version, or None where it is not installed."""
@@ -143,9 +150,9 @@ class Engine(Protocol):
         ...
 
 
-def label(engine: Engine) -> str:
-    """Name and installed version, as results carry them: ``llamacpp 0.3.36``."""
-    return f"{engine.name} {engine.version()}"
+def config_of(engine: Engine) -> EngineConfig:
+    """What results say of it: name, installed version and options."""
+    return EngineConfig(name=engine.name, version=engine.version(), options=dict(engine.options))
 
 
 def check_context(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from quantkit.errors import RecipeError
+from quantkit.models.engine_config import Option
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,27 @@ class ServerCommand:
     ready_path: str = "/health"
     """Answers 200 once the model is loaded."""
     start_timeout_s: float = 300.0
+
+
+def asked(
+    options: ServeOptions, own: Mapping[str, Option]
+) -> tuple[ServeOptions, dict[str, Option]]:
+    """``options`` with the engine's own ``context`` and ``slots`` where it has them, and the rest
+    of its own. Raise RecipeError where these are no numbers."""
+    rest = dict(own)
+    given = {name: rest.pop(name) for name in ("context", "slots") if name in rest}
+    try:
+        numbers = {name: int(value) for name, value in given.items()}
+    except ValueError as error:
+        raise RecipeError(f"engine: context and slots are whole numbers, not {given}") from error
+    for name, value in numbers.items():
+        if value < 1:
+            raise RecipeError(f"engine: {name} is {value}, expected a whole number above 0")
+    return (
+        replace(
+            options,
+            context=numbers.get("context", options.context),
+            slots=numbers.get("slots", options.slots),
+        ),
+        rest,
+    )

@@ -13,13 +13,14 @@ from quantkit.evaluation.paired import Difference
 from quantkit.evaluation.samples import Answers, Evaluated, flips, gaps
 from quantkit.ledger import REFERENCE, Metric, require_comparable
 from quantkit.ledger.drift import ALPHA, Comparison, Flips, SubjectDrift, Verdict
+from quantkit.system.table import Table, Tabular
 
 _LARGEST = 700.0
 """e to this is still a number."""
 
 
-@dataclass(frozen=True)
-class Compared:
+@dataclass(frozen=True, repr=False)
+class Compared(Tabular):
     """Models that were measured alike, and what every pair of them shows."""
 
     models: dict[str, Evaluated]
@@ -33,6 +34,28 @@ class Compared:
             (name, text): groups(name, text, self._metrics(name, text), self.comparisons)
             for name, text in measures
         }
+
+    def table(self) -> Table:
+        """One row a metric of a model."""
+        return Table.of_records(
+            [
+                {
+                    "variant": id_,
+                    "text": text,
+                    "metric": name,
+                    "value": metric.value,
+                    "stderr": metric.stderr,
+                    "n": metric.n,
+                    "engine": str(metric.engine),
+                }
+                for id_, model in self.models.items()
+                for text, metrics in (
+                    *((text, one.metrics) for text, one in model.texts.items()),
+                    (None, model.metrics),
+                )
+                for name, metric in metrics.items()
+            ]
+        )
 
     def _metrics(self, name: str, text: str | None) -> dict[str, Metric]:
         return {

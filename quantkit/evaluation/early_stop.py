@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from quantkit.engines.base import config_of
 from quantkit.errors import EvaluationError
 from quantkit.evaluation import sequential, statistics
 from quantkit.evaluation.language_model import KeptModel
@@ -208,7 +209,7 @@ class _Interview:
         key = {
             "metrics_version": METRICS_VERSION,
             "kept_version": KEPT_VERSION,
-            "engine": [self._engine.name, self._engine.version()],
+            "engine": str(config_of(self._engine)),
             "task": task,
             "shots": plan.shots,
             "chat": plan.chat,

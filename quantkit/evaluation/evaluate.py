@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.engines.base import label
+from quantkit.engines.base import config_of
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated
 from quantkit.ledger import Metric
@@ -113,7 +113,7 @@ def _measured(result: TaskResult, task: str, engine: Engine, details: Path | Non
             n=estimate.n,
             reference=None,
             protocol=protocol,
-            engine=label(engine),
+            engine=config_of(engine),
         )
         for name, estimate in result.metrics.items()
     }

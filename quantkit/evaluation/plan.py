@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quantkit.engines.base import Engine
     from quantkit.evaluation.perplexity import Windows
     from quantkit.evaluation.prompt_file import Prompts
+    from quantkit.models.engine_config import EngineConfig
     from quantkit.models.variant import Model
 
 
@@ -26,7 +27,7 @@ class EvaluationPlan:
     ``texts``: their windows by name, and ``prompts``: the user's own, None where there are none.
     ``tokenizer`` and ``max_length`` (tokens) are the source's: questions become the same ids on
     every engine.
-    ``engine``: a name, for the models that it takes; the one that gives full logits for the others,
+    ``engine``: for the models that it takes; the one that gives full logits for the others,
     and where None. ``shots``, ``limit`` and ``chat``: see ``run_task``. ``data``: where tasks find
     their questions, by the task's name (``mmlu_csv``).
     """
@@ -40,7 +41,7 @@ class EvaluationPlan:
     limit: int | None = None
     chat: bool = False
     data: Mapping[str, str] = field(default_factory=dict)
-    engine: str | None = None
+    engine: EngineConfig | None = None
 
     @cached_property
     def files(self) -> dict[str, str]:

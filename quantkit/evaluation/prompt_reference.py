@@ -20,6 +20,7 @@ from quantkit.errors import EvaluationError
 from quantkit.evaluation.prompt_file import Prompts
 from quantkit.evaluation.reference import OfSource, computed_by, tensor_of
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.system.files import replacing, sha256_json
 from quantkit.system.progress import track
 
@@ -40,7 +41,7 @@ class ReferenceAnswers(OfSource):
     """
 
     source: str
-    engine: str
+    engine: EngineConfig
     prompts: Prompts
     answers: tuple[tuple[int, ...], ...]
     hidden: tuple[torch.Tensor, ...]
@@ -54,7 +55,7 @@ class ReferenceAnswers(OfSource):
         Raise EvaluationError where the source itself gives non-finite values.
         """
         source, engine, device = computed_by(checkpoint)
-        key = sha256_json([_VERSION, source, engine, device, prompts.protocol()])
+        key = sha256_json([_VERSION, source, str(engine), device, prompts.protocol()])
         path = cache_dir / f"answers-{key[:16]}.safetensors"
         if not path.is_file():
             _compute(checkpoint, prompts, path)

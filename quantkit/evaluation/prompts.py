@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.engines.base import label
+from quantkit.engines.base import config_of
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.prompt_reference import ReferenceAnswers, along, answer, in_order
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated
@@ -76,7 +76,7 @@ def measure_prompts(
             n=estimate.n,
             reference=None if name == "answer_tokens" else REFERENCE,
             protocol=protocol,
-            engine=reference.engine if own else label(engine),
+            engine=reference.engine if own else config_of(engine),
         )
         for name, estimate in _summaries(drift, pairs)
     }

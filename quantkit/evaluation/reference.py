@@ -19,11 +19,12 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from safetensors.torch import load, save
 
-from quantkit.engines.base import label
+from quantkit.engines.base import config_of
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.hidden_states import HiddenStates, write_window
 from quantkit.evaluation.perplexity import Windows
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.system.files import replacing, sha256_json
 from quantkit.system.home import home
 from quantkit.system.progress import track
@@ -65,7 +66,7 @@ class Reference(OfSource):
     """
 
     source: str
-    engine: str
+    engine: EngineConfig
     windows: Windows
     hidden: Sequence[torch.Tensor]
     output: torch.Tensor
@@ -93,7 +94,7 @@ class Reference(OfSource):
         directory = cache_dir or home() / "references"
         paths = {}
         for name, windows in texts.items():
-            key = sha256_json([_VERSION, source, engine, device, windows.protocol()])
+            key = sha256_json([_VERSION, source, str(engine), device, windows.protocol()])
             paths[name] = directory / f"reference-{key[:16]}.zip"
         missing = [(texts[name], path) for name, path in paths.items() if not path.is_file()]
         if missing:
@@ -112,14 +113,14 @@ class Reference(OfSource):
         return self.hidden[window] @ self.output.T
 
 
-def computed_by(checkpoint: Checkpoint) -> tuple[str, str, str]:
-    """Digest of the source, label of the engine that computes for it, and on which device, which
+def computed_by(checkpoint: Checkpoint) -> tuple[str, EngineConfig, str]:
+    """Digest of the source, the engine that computes for it, and on which device, which
     decides on the precision."""
     from quantkit.engines import scoring_engine
 
     engine = scoring_engine(checkpoint)
     engine.check(checkpoint)
-    return digest(checkpoint), label(engine), "cuda" if torch.cuda.is_available() else "cpu"
+    return digest(checkpoint), config_of(engine), "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def digest(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from quantkit.models.engine_config import EngineEntry
 from quantkit.system.yaml_file import Section
 
 
@@ -41,7 +42,7 @@ class EvaluateSection(Section):
     perplexity."""
     chat: bool = False
     """Ask each question as a user's message in the model's chat template."""
-    engine: str | None = None
+    engine: EngineEntry | None = None
     """Engine that measures the formats that it takes; for others, and where null, the one that
     gives full logits."""
     data: dict[str, str] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.engines.base import label
+from quantkit.engines.base import config_of
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.samples import METRICS_VERSION, MeasuredText
 from quantkit.ledger import REFERENCE, Metric
@@ -93,7 +93,7 @@ def _measure(
             f"{model.path}: non-finite logits at {values.non_finite} of {values.nll.numel()} "
             f"scored positions of {name}; nothing is computed from the rest"
         )
-    version = reference.engine if reference and own else label(engine)
+    version = reference.engine if reference and own else config_of(engine)
     protocol = {
         "text": name,
         **windows.protocol(),

@@ -62,6 +62,13 @@ class Format(Protocol):
         Bytes x 8 / weights of ``source``."""
         ...
 
+    def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:
+        """The variant in the place of a checkpoint, to make others of it; None where it cannot be.
+
+        Raise ConversionError where it is quantized, unless ``allow_requantize``.
+        """
+        ...
+
     def unpacked(self, variant: Variant, source: Checkpoint) -> Model:
         """What the reference engine loads to compute with these weights, and with nothing else of
         the variant's. Raise IncompatibleVariant where it was not made from ``source``."""

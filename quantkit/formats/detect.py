@@ -8,7 +8,7 @@ from quantkit import registry
 from quantkit.errors import CheckpointError
 from quantkit.formats import load_format
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.gguf_files import SUFFIX
+from quantkit.models.gguf_files import SUFFIX, holds_gguf
 from quantkit.models.variant import MANIFEST, Model, Variant, read_manifest
 
 
@@ -32,6 +32,20 @@ def open_variant(path: Path) -> Variant:
             "quantization)"
         )
     return found
+
+
+def open_source(source: str | Path, *, allow_requantize: bool = False) -> Checkpoint:
+    """What variants are made from: a checkpoint, or a GGUF file or variant in its place.
+
+    Raise ConversionError for a GGUF that is quantized, unless ``allow_requantize``.
+    """
+    path = Path(source).expanduser().absolute()
+    if path.suffix.lower() == SUFFIX or (path / MANIFEST).is_file() or holds_gguf(path):
+        variant = open_variant(path)
+        found = load_format(variant.format).source(variant, allow_requantize=allow_requantize)
+        if found is not None:
+            return found
+    return Checkpoint.open(source)
 
 
 def written(path: Path, format_: str, scheme: str) -> Variant:

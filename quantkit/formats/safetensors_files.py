@@ -76,6 +76,10 @@ class Safetensors:
         """Of all tensors; nothing is quantized."""
         return opened(variant).bytes * 8 / source.parameters, None
 
+    def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:  # noqa: ARG002
+        """None: what is packed is no source."""
+        return None
+
     def unpacked(self, variant: Variant, source: Checkpoint) -> Model:  # noqa: ARG002
         """The variant itself: the reference engine unpacks it as it loads it."""
         return variant

@@ -11,9 +11,9 @@ from quantkit.errors import RecipeError
 from quantkit.formats.detect import open_model
 from quantkit.gateway.access_log import say
 from quantkit.gateway.address import base_url, curl_example, is_loopback
-from quantkit.gateway.arguments import of_pairs
 from quantkit.gateway.config import GatewayConfig, load_config, of_command_line
 from quantkit.ledger import LEDGER, Ledger, Row
+from quantkit.models.engine_config import EngineConfig, options_of
 from quantkit.recommendation import Candidate, by_default
 from quantkit.recommendation.nearness import divergence
 
@@ -37,6 +37,7 @@ class ServeCommand:
     idle_timeout: float | None = None
     preload: bool = False
     engine: str | None = None
+    """``NAME``, or ``NAME:OPTION=VALUE,…``."""
     context: int | None = None
     slots: int | None = None
     arguments: Sequence[str] = ()
@@ -78,22 +79,25 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
         return load_config(command.config, overrides)
     paths = _by_id(command.paths)
     aliases: dict[str, str] = {}
-    engines: dict[str, str] = {}
+    engines: dict[str, EngineConfig] = {}
     if command.from_run is not None:
         ledger = Ledger.read(command.from_run / LEDGER)
         pick = recommended(ledger)
+        # As they were measured: of several engines, the first.
+        engines = {row.id: row.bench[0].engine.having({}) for row in ledger.variants if row.bench}
         paths |= _of_run(command.from_run, ledger, pick)
         aliases = {name: row.id for name, row in best_and_fast(ledger).items()}
         if pick:
             aliases[RECOMMENDED] = pick.row.id
-            engines[pick.row.id] = pick.engine
+            engines[pick.row.id] = pick.config.having({})
     if not paths:
         raise RecipeError("nothing to serve: give a PATH, --from-run DIR or --config FILE")
-    given = {"engine": command.engine, "context": command.context, "slots": command.slots}
+    asked = None if command.engine is None else EngineConfig.parse(command.engine)
+    given = {"engine": asked, "context": command.context, "slots": command.slots}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     # One alone is what the gateway is there for: it is loaded before anybody asks.
     preload = command.preload or len(paths) == 1
-    settings |= {"preload": preload, "arguments": of_pairs(command.arguments)}
+    settings |= {"preload": preload, "arguments": options_of(command.arguments, "--engine-arg")}
     backends = {
         name: {"path": path, **({"engine": engines[name]} if name in engines else {}), **settings}
         for name, path in paths.items()

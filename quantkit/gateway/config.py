@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from quantkit.errors import RecipeError, did_you_mean
-from quantkit.gateway.arguments import Argument, check
+from quantkit.models.engine_config import EngineEntry, Option, check_options
 from quantkit.system.sizes import Size
 from quantkit.system.yaml_file import Section, first_problem, read_yaml
 
@@ -32,7 +32,9 @@ class Backend(Section):
     """The environment variable that holds the key of ``url``."""
     model: str | None = None
     """What ``url`` calls the model; this backend's own name where null."""
-    engine: str | None = None
+    engine: EngineEntry | None = None
+    """By its name, or ``{name: vllm, tensor_parallel_size: 2}``; null: the first that serves the
+    format."""
     context: int | None = Field(None, ge=1)
     """Tokens a request; the model's own maximum where null."""
     slots: int = Field(4, ge=1)
@@ -42,13 +44,13 @@ class Backend(Section):
     preload: bool = False
     memory: Size | None = None
     """What it counts for in the memory budget; estimated, then measured where null."""
-    arguments: dict[str, Argument] = Field(default_factory=dict)
-    """Of the engine's own command line: ``tensor_parallel_size: 2``."""
+    arguments: dict[str, Option] = Field(default_factory=dict)
+    """Options of whichever engine it is: ``tensor_parallel_size: 2``."""
 
     @field_validator("arguments")
     @classmethod
-    def _not_ours(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
-        check(arguments)
+    def _not_ours(cls, arguments: dict[str, Option]) -> dict[str, Option]:
+        check_options(arguments)
         return arguments
 
     @model_validator(mode="after")

@@ -13,7 +13,6 @@ import psutil
 from quantkit.engines.base import Engine
 from quantkit.engines.process import Process, free_port, launched
 from quantkit.engines.server import ServeOptions
-from quantkit.gateway.arguments import words
 from quantkit.gateway.config import Backend
 from quantkit.models.variant import Model
 
@@ -47,10 +46,11 @@ class EngineProcess:
             model_name=name,
         )
         command = engine.server(model, options)
-        argv = (*command.argv, *words(section.arguments))
         stack = contextlib.ExitStack()
         started = asyncio.ensure_future(
-            asyncio.to_thread(stack.enter_context, launched(engine.name, argv, command.env, log))
+            asyncio.to_thread(
+                stack.enter_context, launched(engine.name, command.argv, command.env, log)
+            )
         )
         try:
             process = await asyncio.shield(started)

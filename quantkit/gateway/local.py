@@ -48,7 +48,7 @@ class Local(Serving):
         super().__init__(name, section)
         self.engine = engine.name
         self.sums_choices = engine.capabilities.sums_choices
-        self.renders_chats = renders_chats(model, section.arguments)
+        self.renders_chats = renders_chats(model, engine.options)
         self.reserved = False
         """Whether it counts in the memory budget: it runs, or is about to."""
         self.process: EngineProcess | None = None

@@ -16,8 +16,10 @@ from quantkit.ledger.load import Bench, Goodput, MemoryBandwidth, RateBench
 from quantkit.ledger.loss import Loss, NoiseFloor
 from quantkit.ledger.prompt_drift import PromptDrift
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import CalibrationRecord, ConvertCost
 from quantkit.system.files import write_json
+from quantkit.system.table import Cell, Table, Tabular
 
 LEDGER = "ledger.json"
 """Its name in the directory of a run."""
@@ -43,8 +45,7 @@ class Metric(_Entry):
     n: int
     reference: str | None
     protocol: dict[str, Any]
-    engine: str
-    """Name and version: ``transformers 5.19.0``."""
+    engine: EngineConfig
 
 
 class OnText(_Entry):
@@ -165,10 +166,10 @@ class TextEntry(_Entry):
     sha256: str
 
 
-class Ledger(_Entry):
+class Ledger(Tabular, _Entry):
     """A whole run. The first row is the source itself, with the id ``reference``."""
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     name: str
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float
@@ -196,9 +197,18 @@ class Ledger(_Entry):
         """Whether any row is incomplete."""
         return any(row.failed for row in self.variants)
 
+    def table(self) -> Table:
+        """One row a variant: what it takes, what it lost on each text, what it delivers."""
+        return Table.of_records([_record(row, len(self.texts) > 1) for row in self.variants])
+
     def write(self, path: Path) -> None:
         """Write in one rename. A non-finite number is refused: count it, don't write it."""
         write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def of_run(cls, directory: Path) -> Ledger:
+        """That of a run's directory; see ``read``."""
+        return cls.read(directory / LEDGER)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -216,6 +226,25 @@ class Ledger(_Entry):
             ) from error
         except UnicodeDecodeError as error:
             raise EvaluationError(f"{path}: not a ledger: {error}") from error
+
+
+def _record(row: Row, several_texts: bool) -> dict[str, Cell]:
+    found: dict[str, Cell] = {
+        "variant": row.id,
+        "spec": row.spec,
+        "bytes": row.bytes,
+        "bits_per_weight": row.bits_per_weight,
+    }
+    for text, name, metric in row.all_metrics:
+        if text is None or name in ("ppl", "kld_mean", "top1_agreement"):
+            found[f"{name} {text}" if text and several_texts else name] = metric.value
+    for bench in row.bench:
+        found[f"output_tokens_per_s {bench.engine.id} @{bench.concurrency}"] = (
+            bench.output_tokens_per_s
+        )
+    if row.failed:
+        found["failed"] = f"{row.failed.stage}: {row.failed.error}"
+    return found
 
 
 def is_accuracy(name: str) -> bool:

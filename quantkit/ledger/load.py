@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quantkit.errors import RecipeError
+from quantkit.models.engine_config import EngineConfig
 
 Arrivals = Literal["constant", "poisson"]
 """How requests of an open loop come: at equal distances, or independently of each other."""
@@ -135,8 +136,7 @@ class Delivered(_Entry):
     Throughputs, latencies and shares are medians over ``repetitions``; counts are their sums.
     """
 
-    engine: str
-    """Name and version: ``llamacpp 0.3.36``."""
+    engine: EngineConfig
     output_tokens_per_s: float
     request_per_s: float
     ttft_ms: Percentiles
@@ -210,7 +210,7 @@ class RateReading(_Entry):
 class Goodput(_Entry):
     """The highest rate at which the objective was attained, by a bracketing search."""
 
-    engine: str
+    engine: EngineConfig
     slo: Slo
     arrivals: Arrivals
     rate_per_s: float

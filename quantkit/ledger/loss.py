@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from quantkit.models.engine_config import EngineConfig
+
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,8 +43,8 @@ class Loss(_Entry):
     kld_quantization: Part | None
     """Divergence of its unpacked weights in the reference engine."""
     windows: int
-    reference_engine: str
-    serving_engine: str | None
+    reference_engine: EngineConfig
+    serving_engine: EngineConfig | None
     """None where it was not measured."""
     protocol: dict[str, Any]
     notes: list[str] = Field(default_factory=list)
@@ -52,7 +54,7 @@ class NoiseFloor(_Entry):
     """The source itself on another engine, or in other batches, against the reference engine: a
     drift that no quantization caused, and below which a variant's says nothing of its weights."""
 
-    engine: str
+    engine: EngineConfig
     batch: int = 1
     """How many times as many windows were computed at once as in the reference; above 1 on the
     reference engine itself."""

@@ -31,6 +31,7 @@ from quantkit.recommendation.limits import (
     said,
 )
 from quantkit.recommendation.nearness import Drift, Nearness
+from quantkit.system.table import Cell, Table, Tabular
 
 __all__ = [
     "ACCEPTED", "PROFILES", "Assessed", "Candidate", "Check", "Drift", "Interval", "Limit",
@@ -49,8 +50,8 @@ class Missing:
     reason: str
 
 
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Tabular):
     """What to ship under ``limits``, at ``concurrency`` requests at a time."""
 
     profile: Profile
@@ -74,6 +75,24 @@ class Recommendation:
     def pick(self) -> Assessed | None:
         """What to ship."""
         return self.choice.pick if self.choice else None
+
+    def table(self) -> Table:
+        """One row for each that was served: the pick first."""
+        rest = [one for one in self.assessed if one is not self.pick]
+        ordered = [self.pick, *rest] if self.pick else rest
+        return Table.of_records([self._record(one) for one in ordered])
+
+    def _record(self, one: Assessed) -> dict[str, Cell]:
+        candidate = one.candidate
+        throughput, drift = candidate.throughput(self.concurrency), candidate.divergence
+        return {
+            "": "ship" if one is self.pick else "next" if one is self.runner_up else "",
+            "variant": candidate.row.id,
+            "engine": candidate.engine,
+            "memory_bytes": candidate.memory.value,
+            "kld_mean": drift.value if drift else None,
+            f"output_tokens_per_s @{self.concurrency}": throughput.value if throughput else None,
+        }
 
 
 def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:

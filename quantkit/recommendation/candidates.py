@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from quantkit.ledger import REFERENCE, Ledger, Row
 from quantkit.ledger.load import Bench, Delivered, Goodput, Slo
+from quantkit.models.engine_config import EngineConfig
 from quantkit.recommendation.interval import Interval, of_repetitions
 from quantkit.recommendation.nearness import Drift, divergence, worst_text
 
@@ -22,13 +23,17 @@ class Candidate:
     """A row as one engine serves it; ``benches`` in the order of their concurrency."""
 
     row: Row
-    engine: str
-    """Its name, without the version."""
+    config: EngineConfig
     benches: tuple[Bench, ...]
     goodputs: tuple[Goodput, ...] = ()
     levels_off: bool = False
     """Whether its sweep ended where more requests at a time brought no more tokens."""
     drift: Drift = "worst"
+
+    @property
+    def engine(self) -> str:
+        """Its name and options, without the version."""
+        return self.config.id
 
     @property
     def key(self) -> tuple[str, str]:
@@ -118,7 +123,7 @@ def candidates(ledger: Ledger, drift: Drift = "worst") -> list[Candidate]:
     return [
         Candidate(
             row,
-            engine,
+            next(bench.engine for bench in row.bench if name_of(bench) == engine),
             tuple(sorted(_of(engine, row.bench), key=lambda bench: bench.concurrency)),
             tuple(_of(engine, row.goodput)),
             _swept(ledger) and row.failed is None,
@@ -131,8 +136,8 @@ def candidates(ledger: Ledger, drift: Drift = "worst") -> list[Candidate]:
 
 
 def name_of(measured: Bench | Goodput) -> str:
-    """The engine without its version."""
-    return measured.engine.partition(" ")[0]
+    """The engine and its options, without its version."""
+    return measured.engine.id
 
 
 def _of(engine: str, measured: Sequence[T]) -> list[T]:

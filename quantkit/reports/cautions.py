@@ -103,7 +103,7 @@ def _other_engine(ledger: Ledger) -> list[Prose]:
     return [
         (
             "The reference was scored by ",
-            Name(own.engine),
+            Name(str(own.engine)),
             ", another engine than that of ",
             *listing(found),
             "; their drift includes whatever the engines differ in.",

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 from quantkit.ledger import REFERENCE, Ledger, is_accuracy
 from quantkit.recommendation import Candidate, Interval, candidates
@@ -23,16 +24,18 @@ from quantkit.reports.prose import Prose
 from quantkit.reports.scales import logarithmic
 from quantkit.reports.table import Cell, concurrencies, shown, task_title
 
-NAMES = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
-_FIRST, _SECOND = "vllm", "llamacpp"
+_SPELLED = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
+"""Engines as they spell themselves."""
 _FOUR_BITS = re.compile(r"[\w-]+:w4g.*|gguf:(Q4_|IQ4_).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Race:
-    """One engine against the other: whom they served, and the ratio at each concurrency."""
+    """One engine against another: whom they served, and the ratio at each concurrency."""
 
     title: str
+    engines: tuple[str, str]
+    """As they are called in sentences."""
     subtitle: str
     ratios: list[tuple[int, Interval, Candidate, Candidate]]
     says: Prose
@@ -67,7 +70,9 @@ def claims(ledger: Ledger) -> Claims | None:
     """None where neither two engines nor a 4-bit variant beside the reference were benched."""
     served = candidates(ledger)
     levels = concurrencies(ledger)
-    races = [race for race in _races(served, levels) if race.ratios]
+    pairs = combinations(sorted({one.engine for one in served}, reverse=True), 2)
+    found = chain.from_iterable(_races(served, pair, levels) for pair in pairs)
+    races = [race for race in found if race.ratios]
     few = shown(levels)
     tasks = sorted({name for row in ledger.variants for name in row.metrics if is_accuracy(name)})
     int4 = [_int4(ledger, one, served, few, tasks) for one in served
@@ -77,28 +82,32 @@ def claims(ledger: Ledger) -> Claims | None:
     return Claims(races, _chart(races), few, [task_title(name) for name in tasks], int4)
 
 
-def _races(served: Sequence[Candidate], levels: Sequence[int]) -> list[Race]:
-    first, second = ([one for one in served if one.engine == name] for name in (_FIRST, _SECOND))
+def _races(
+    served: Sequence[Candidate], engines: tuple[str, str], levels: Sequence[int]
+) -> list[Race]:
+    """Of two engines: the reference, what both served, and the fastest of each."""
+    first, second = ([one for one in served if one.engine == name] for name in engines)
     both = [(a, b) for a in first for b in second if a.row.id == b.row.id]
     reference = [_fastest(_unquantized(ones), levels) for ones in (first, second)]
     races = []
     if reference[0] and reference[1]:
         races.append(
             _race(
-                "The reference, unquantized", [(reference[0], reference[1])], levels,
+                "The reference, unquantized", engines, [(reference[0], reference[1])], levels,
                 "The weights are the same; their formats and the engines' arithmetic are not.",
             )
         )  # fmt: skip
     races += [
         _race(
-            a.row.id, [(a, b)], levels,
+            a.row.id, engines, [(a, b)], levels,
             "One file on both engines: kernels and scheduling differ, the weights do not.",
         )
         for a, b in both
     ]  # fmt: skip
     races.append(
         _race(
-            "The fastest variant of each", [(a, b) for a in first for b in second], levels,
+            "The fastest variant of each", engines, [(a, b) for a in first for b in second],
+            levels,
             "The formats differ, and with them size and drift: this compares what each engine can "
             "be given, not the engines alone.",
         )
@@ -131,6 +140,7 @@ def _at(one: Candidate, level: int) -> Interval | None:
 
 def _race(
     title: str,
+    engines: tuple[str, str],
     pairs: Sequence[tuple[Candidate, Candidate]],
     levels: Sequence[int],
     caveat: str,
@@ -151,17 +161,26 @@ def _race(
     if len(single) == 1:
         _, _, a, b = ratios[0]
         subtitle = f"{a.row.id} ÷ {b.row.id}" if a.row.id != b.row.id else ""
-    return Race(title, subtitle, ratios, _says(ratios), caveat)
+    names = spelled(engines[0]), spelled(engines[1])
+    return Race(title, names, subtitle, ratios, _says(ratios, names), caveat)
 
 
-def _says(ratios: Sequence[tuple[int, Interval, Candidate, Candidate]]) -> Prose:
+def spelled(engine: str) -> str:
+    """``vLLM``, ``llama.cpp (kv_cache=q8_0)``."""
+    name, space, options = engine.partition(" ")
+    return f"{_SPELLED.get(name, name)}{space}{options}"
+
+
+def _says(
+    ratios: Sequence[tuple[int, Interval, Candidate, Candidate]], names: tuple[str, str]
+) -> Prose:
     """``At 1 request … 0.83 (0.80 to 0.86) times as fast; …``, at three concurrencies."""
     if not ratios:
         return ()
     few = shown([level for level, *_ in ratios])
-    text: Prose = (f"{NAMES[_FIRST]} is ",)
+    text: Prose = (f"{names[0]} is ",)
     for index, (level, ratio, *_) in enumerate(one for one in ratios if one[0] in few):
-        text += (", " if index else "", f"{span(ratio, _times)} times as fast as {NAMES[_SECOND]}"
+        text += (", " if index else "", f"{span(ratio, _times)} times as fast as {names[1]}"
                  if not index else span(ratio, _times), f" with {level}")  # fmt: skip
         text += (" request at a time" if level == 1 else " at a time",) if not index else ()
     ahead = [level for level, ratio, *_ in ratios if ratio.low > 1]
@@ -194,7 +213,7 @@ def _chart(races: Sequence[Race]) -> Panels | None:
         [
             Measure(
                 race.title,
-                (f"{NAMES[_FIRST]} ÷ {NAMES[_SECOND]}, log scale", race.subtitle),
+                (f"{race.engines[0]} ÷ {race.engines[1]}, log scale", race.subtitle),
                 [[_reading(one) for one in race.ratios if one[0] == level] for level in levels],
                 lambda _, left, right: logarithmic(together, left, right),
                 line_at=1.0,
@@ -203,7 +222,7 @@ def _chart(races: Sequence[Race]) -> Panels | None:
         ],
         row_height=34.0,
         key=[("mean", 0, "times as fast, with its 95 % interval; the dashed line is a tie")],
-        summary="How many times as fast vLLM is as llama.cpp at each concurrency, with 95 % "
+        summary="How many times as fast one engine is as another at each concurrency, with 95 % "
         "intervals. The sentences below have the same numbers.",
     )
 

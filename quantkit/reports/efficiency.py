@@ -68,7 +68,7 @@ def efficiency_chart(ledger: Ledger) -> Panels | None:
         ),
     ]
     return lay_out(
-        [(one.row.id, one.benches[0].engine) for one in served],
+        [(one.row.id, str(one.benches[0].engine)) for one in served],
         measures,
         row_height=38.0,
         summary="Goodput, share of the memory bandwidth, cost, energy and start-up of each variant "
@@ -82,9 +82,9 @@ def loads(ledger: Ledger) -> Loads:
         (row.id, engine, cells)
         for row in ledger.variants
         for engine, cells in (
-            *((one.engine, _delivered(one)) for one in row.bench),
-            *((one.engine, _delivered(one)) for one in row.rates),
-            *((one.engine, _goodput_cells(one)) for one in row.goodput),
+            *((str(one.engine), _delivered(one)) for one in row.bench),
+            *((str(one.engine), _delivered(one)) for one in row.rates),
+            *((str(one.engine), _goodput_cells(one)) for one in row.goodput),
         )
     ]
     titles = [title for title in _COLUMNS if any(title in cells for *_, cells in found)]

@@ -118,7 +118,7 @@ def measured(ledger: Ledger) -> list[Measured]:
         for name in sorted(families, key=lambda name: (order.get(name, len(order)), name))
     ]
     benched = [
-        ((bench.protocol, None), row.id, bench.engine)
+        ((bench.protocol, None), row.id, str(bench.engine))
         for row in ledger.variants
         for bench in row.bench
     ]
@@ -158,7 +158,9 @@ def _family(name: str) -> str:
 
 
 def _metric_family(name: str, metrics: list[tuple[str, Metric]]) -> Measured:
-    ways = _ways([((metric.protocol, metric.n), id_, metric.engine) for id_, metric in metrics])
+    ways = _ways(
+        [((metric.protocol, metric.n), id_, str(metric.engine)) for id_, metric in metrics]
+    )
     if is_accuracy(name):
         stopped = any("until" in metric.protocol for _, metric in metrics)
         meaning = _STOPPED if stopped else _ACCURACY

@@ -33,8 +33,8 @@ class Served:
 
     @property
     def engine(self) -> str:
-        """The engine's name without its version."""
-        return self.bench.engine.partition(" ")[0]
+        """The engine's name and options, without its version."""
+        return self.bench.engine.id
 
     @property
     def throughput(self) -> Interval:

@@ -27,7 +27,7 @@ class Engine:
 
 def engines_of(ledger: Ledger) -> dict[str, Engine]:
     """Every engine of the benches, by its name without the version."""
-    names = {name_of(bench): bench.engine for row in ledger.variants for bench in row.bench}
+    names = {name_of(bench): str(bench.engine) for row in ledger.variants for bench in row.bench}
     return {
         name: Engine(names[name], SHAPES[index % len(SHAPES)], f"e{index % len(SHAPES)}")
         for index, name in enumerate(sorted(names))

@@ -68,7 +68,7 @@ def _line(id_: str, loss: Loss, floor: AgainstFloor | None) -> Line:
     return Line(
         id_,
         False,
-        loss.serving_engine or f"{loss.reference_engine} only",
+        str(loss.serving_engine or f"{loss.reference_engine} only"),
         tuple(_signed(getattr(loss, name)) for name in PARTS),
         _signed(loss.total),
         _percent(loss.total),
@@ -84,7 +84,7 @@ def _floor_line(floor: NoiseFloor) -> Line:
     return Line(
         f"{_FLOOR}: {floor.weights if floor.batch == 1 else _batch(floor)}",
         True,
-        floor.engine,
+        str(floor.engine),
         (_signed(None),) * len(PARTS),
         _signed(floor.nll),
         _percent(floor.nll),
@@ -130,8 +130,8 @@ def _percent(part: Part) -> str:
 
 
 def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | None:
-    names = [(_floor_name(floor), floor.engine) for floor in floors]
-    names += [(row.id, loss.serving_engine or loss.reference_engine) for row, loss in split]
+    names = [(_floor_name(floor), str(floor.engine)) for floor in floors]
+    names += [(row.id, str(loss.serving_engine or loss.reference_engine)) for row, loss in split]
     return lay_out(
         names,
         [

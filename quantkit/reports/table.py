@@ -127,13 +127,13 @@ def task_title(name: str) -> str:
 
 def engines(row: Row) -> list[str]:
     """Every engine that served the row in a bench."""
-    return sorted({bench.engine for bench in row.bench})
+    return sorted({str(bench.engine) for bench in row.bench})
 
 
 def bench_of(row: Row, engine: str, concurrency: int) -> Bench | None:
     """What this engine delivered at this concurrency; None where it was not measured."""
     for bench in row.bench:
-        if bench.engine == engine and bench.concurrency == concurrency:
+        if str(bench.engine) == engine and bench.concurrency == concurrency:
             return bench
     return None
 

@@ -193,7 +193,7 @@ def _size_keys(largest: int) -> list[SizeKey]:
 def _words(one: Placed) -> str:
     """Everything about a point, a line each: for the tooltip and for a screen reader."""
     row, bench = one.candidate.row, one.candidate.benches[0]
-    lines = [row.id, bench.engine, f"{span(one.throughput)} output tokens/s"]
+    lines = [row.id, str(bench.engine), f"{span(one.throughput)} output tokens/s"]
     if row.id == REFERENCE:
         lines.append("the reference: divergence 0")
     for text, metric in divergences(row.texts).items() if row.id != REFERENCE else ():

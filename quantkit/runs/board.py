@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from quantkit.system.progress import console, say
+from quantkit.system.progress import progress, say
 
 _DOING, _WAITING = "…", "·"
 
@@ -59,11 +59,12 @@ class Board:
 def board(steps: Sequence[tuple[str, str]]) -> Iterator[Board]:
     """A board that is shown for as long as the block runs; elsewhere than on a terminal it says a
     line as each step begins."""
-    if not console().is_terminal:
+    console = progress().console
+    if console is None:
         yield _Lines(steps)
         return
     shown = Board(steps)
-    with Live(shown, console=console(), transient=True, refresh_per_second=2):
+    with Live(shown, console=console, transient=True, refresh_per_second=2):
         yield shown
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from quantkit.engines.base import config_of
 from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.producers.convert import convert
 from quantkit.engines import load_engine, scoring_engine, serving_engine
-from quantkit.engines.base import Engine, label
+from quantkit.engines.base import Engine, config_of
 from quantkit.version import __version__
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated, MeasuredText
@@ -121,7 +122,7 @@ class Splitting:
             kld_quantization=part(own["kld_mean"]) if own else None,
             windows=len(self.base),
             reference_engine=self.reference.engine,
-            serving_engine=label(serving) if served else None,
+            serving_engine=config_of(serving) if served else None,
             protocol=self._protocol,
             notes=notes,
         )
@@ -138,7 +139,7 @@ class Splitting:
         """The source in the reference engine once more, more windows at once."""
         from quantkit.engines.transformers import Transformers
 
-        engine = Transformers(_OTHER_BATCH)
+        engine = Transformers({"batch": _OTHER_BATCH})
         make = partial(self._measure, self.source, engine)
         key = self._key(engine) | {"batch": _OTHER_BATCH}
         found = self.directory.result("again", self.source, key, make, MeasuredText)
@@ -162,7 +163,7 @@ class Splitting:
 
         kld, same = found.windows.get("kld_mean"), found.metrics.get("top1_agreement")
         return NoiseFloor(
-            engine=label(engine),
+            engine=config_of(engine),
             batch=batch,
             weights=weights,
             nll=parts(self.base, None, found.windows["ppl"], None)["total"],
@@ -230,7 +231,7 @@ class Splitting:
         }
 
     def _key(self, engine: Engine) -> dict[str, Any]:
-        return {"engine": [engine.name, engine.version()], "protocol": self._protocol}
+        return {"engine": str(config_of(engine)), "protocol": self._protocol}
 
 
 def _unless(notes: list[str], name: str, measure: Callable[[], T]) -> T | None:

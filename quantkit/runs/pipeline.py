@@ -21,6 +21,7 @@ from quantkit.producers.base import Plan
 from quantkit.system.garbage import keeping_all
 from quantkit.ledger import Ledger, SourceEntry
 from quantkit.system.progress import say
+from quantkit.system.table import Table, Tabular
 from quantkit.runs.recipe import Recipe
 from quantkit.runs.directory import open_run
 from quantkit.ledger import LEDGER
@@ -28,8 +29,8 @@ from quantkit.runs.stages import Texts, check_measuring_engine
 from quantkit.runs.steps import Work
 
 
-@dataclass(frozen=True)
-class RunPlan:
+@dataclass(frozen=True, repr=False)
+class RunPlan(Tabular):
     """What a run will do, known before any long work."""
 
     source: Checkpoint
@@ -42,6 +43,23 @@ class RunPlan:
     def bytes(self) -> int:
         """Disk that the variants will take."""
         return sum(variant.bytes for variant in self.variants)
+
+
+    def table(self) -> Table:
+        """One row a variant that is to be made."""
+        return Table.of_records(
+            [
+                {
+                    "variant": one.spec.directory,
+                    "spec": str(one.spec),
+                    "bytes": one.bytes,
+                    "bits_per_weight": one.bits_per_weight,
+                    "needs_calibration": "yes" if one.needs_calibration else "no",
+                    "notes": "; ".join(one.notes),
+                }
+                for one in self.variants
+            ]
+        )
 
 
 @keeping_all()

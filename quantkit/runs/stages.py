@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from quantkit.engines.base import config_of
 from quantkit.data.calibration import Calibration, calibrate, stream
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.tokenizer import load_tokenizer
@@ -118,7 +119,7 @@ class Evaluation:
         key = {
             "metrics_version": METRICS_VERSION,
             "kept_version": KEPT_VERSION,
-            "engine": [engine.name, engine.version()],
+            "engine": str(config_of(engine)),
             "texts": {name: windows.protocol() for name, windows in self.plan.texts.items()},
             "reference": [reference.source for reference in self.references.values()],
             "prompts": _prompts_key(self.answers) if self.answers else None,
@@ -191,7 +192,7 @@ class Benching:
         from quantkit.benchmark.measured import BenchResult
 
         key = {
-            "engine": [engine.name, engine.version()],
+            "engine": str(config_of(engine)),
             "options": self.options.key(),
             "bandwidth": self.bandwidth.model_dump() if self.bandwidth else None,
         }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,26 @@ class Section(BaseModel):
     """Keys of such a file that belong together; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def given(cls, asked: Self | Mapping[str, Any] | None = None, **keys: Any) -> Self:
+        """The section itself, or one of these keys and values.
+
+        Raise RecipeError for the first that is unknown or has no such value.
+        """
+        if isinstance(asked, cls) and not keys:
+            return asked
+        values = asked.model_dump() if isinstance(asked, cls) else dict(asked or {})
+        try:
+            return cls.model_validate({**values, **keys})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            said = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+            where = ".".join(map(str, problem["loc"]))
+            known = (
+                did_you_mean(where, list(cls.model_fields)) if "extra" in problem["type"] else ""
+            )
+            raise RecipeError(f"{where}: {said}{known}") from error
 
 
 def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_bench_on_llama_server(variant: Variant, tmp_path: Path) -> None:
     assert result.sample.completion
     weights = variant.weights.stat().st_size
     for found in result.benches:
-        assert found.engine.startswith("llamacpp 0.")
+        assert str(found.engine).startswith("llamacpp 0.")
         assert found.errors == 0
         assert len(found.repetitions) == 2
         spread = found.throughput_spread

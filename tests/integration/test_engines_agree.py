@@ -23,6 +23,7 @@ from quantkit.evaluation.evaluate import evaluate
 from quantkit.evaluation.plan import EvaluationPlan
 from quantkit.ledger import require_comparable
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.spec import Spec
 from quantkit.producers.convert import convert
 from tests.integration.servers import tree, wait_until_gone
@@ -131,11 +132,11 @@ def test_a_task_gives_nearly_the_same_on_every_engine(
     on = {
         "transformers": evaluate(demo, {}, plan),
         "llamacpp": evaluate(gguf, {}, plan),
-        "vllm": evaluate(demo, {}, replace(plan, engine="vllm")),
+        "vllm": evaluate(demo, {}, replace(plan, engine=EngineConfig(name="vllm"))),
     }
     accuracies = [found.metrics["mmlu_acc"] for found in on.values()]
     picks = [found.answers["mmlu_acc"].picks for found in on.values()]
-    assert [m.engine.split()[0] for m in accuracies] == list(on)
+    assert [m.engine.name for m in accuracies] == list(on)
     for accuracy, picked in zip(accuracies[1:], picks[1:], strict=True):
         require_comparable("mmlu_acc", accuracies[0], accuracy)
         assert accuracy.n == 16

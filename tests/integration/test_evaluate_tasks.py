@@ -41,7 +41,7 @@ def test_choices_and_written_answers_in_one_table(tiny_llama: Path) -> None:
     }  # fmt: skip
     for metric in measured.values():
         assert metric["n"] == 4
-        assert metric["engine"].startswith("transformers ")
+        assert metric["engine"]["name"] == "transformers"
         assert "transformers" not in json.dumps(metric["protocol"])
         assert len(metric["protocol"]["chat_template_sha256"]) == 64
 
@@ -77,10 +77,10 @@ def test_a_recipe_names_the_engine_for_what_it_takes(
     )  # fmt: skip
     ledger = pipeline.run(load_recipe("quickstart", settings), tmp_path / "run")
     assert not ledger.failed
-    engines = [row.metrics["template_acc"].engine.split()[0] for row in ledger.variants]
+    engines = [row.metrics["template_acc"].engine.name for row in ledger.variants]
     assert engines == ["vllm", "llamacpp"]
     # Another engine is another result.
     again = pipeline.run(
         load_recipe("quickstart", [*settings, "evaluate.engine=null"]), tmp_path / "run"
     )
-    assert again.reference.metrics["template_acc"].engine.startswith("transformers")
+    assert again.reference.metrics["template_acc"].engine.name == "transformers"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.cli import verbs
+from quantkit import api
+from quantkit.cli.spec_arguments import specs_of
 from quantkit.errors import CheckpointError, ConversionError, RecipeError
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.imatrix import ImportanceMatrix, InputSquares
@@ -27,22 +28,12 @@ MOE = {
     "moe_intermediate_size": 256,
     "norm_topk_prob": True,
 }
-NO_CALIBRATION: dict[str, Any] = {}
 NATIVE: dict[str, Any] = {"producer": None, "producer_args": ()}
 
 
 def make(source: Path, scheme: str, out: Path, requantize: bool = False, **gguf: Any) -> Variant:
-    (variant,) = verbs.convert(
-        str(source),
-        [f"gguf:{scheme}"],
-        out,
-        force=False,
-        calibration=NO_CALIBRATION,
-        producer=NATIVE,
-        integers={},
-        gguf=gguf,
-        allow_requantize=requantize,
-    )
+    specs = specs_of([f"gguf:{scheme}"], gguf=gguf, integers={}, producer=NATIVE)
+    (variant,) = api.convert(source, specs, out, allow_requantize=requantize)
     return variant
 
 
@@ -175,17 +166,10 @@ def test_what_is_made_of_the_checkpoint_only_is_refused(
     sources: dict[str, Path], quantized: dict[str, Path], tmp_path: Path
 ) -> None:
     def refused(source: Path, spec: str, **options: Any) -> str:
+        specs = specs_of([spec], gguf=options, integers={}, producer=NATIVE)
+        calibration = {"text": "pydoc:calibration"}
         with pytest.raises((ConversionError, CheckpointError, RecipeError)) as error:
-            verbs.convert(
-                str(source),
-                [spec],
-                tmp_path / "out",
-                force=False,
-                calibration={"text": "pydoc:calibration"},
-                producer=NATIVE,
-                integers={},
-                gguf=options,
-            )
+            api.convert(source, specs, tmp_path / "out", calibration=calibration)
         assert not (tmp_path / "out").exists()
         return str(error.value)
 

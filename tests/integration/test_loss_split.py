@@ -131,13 +131,13 @@ def test_a_run_splits_every_loss(
     assert batches.kld is not None
     assert 0 <= batches.kld.value < 1e-9  # float32 on a CPU
     assert batches.nll.value == pytest.approx(0, abs=1e-7)
-    assert llamacpp.engine.startswith("llamacpp")
+    assert llamacpp.engine.name == "llamacpp"
     assert llamacpp.nll == full.conversion
     assert llamacpp.kld is not None
     assert 0 < llamacpp.kld.value < 1e-3 < q4.kld.value
     assert llamacpp.top1_agreement is not None
     assert llamacpp.top1_agreement.value > 0.97
-    assert (vllm.engine, vllm.kld) == ("vllm 0.0.0", None)
+    assert (str(vllm.engine), vllm.kld) == ("vllm 0.0.0", None)
     assert vllm.nll.value == pytest.approx(0, abs=1e-6)
     assert "4 windows of pydoc:evaluation" in (out / "report.html").read_text(encoding="utf-8")
     assert not list((out / "cache").rglob("*.gguf"))  # the unquantized one is gone

@@ -85,7 +85,7 @@ def test_a_whole_run_fills_every_cell_of_the_ledger(
             assert bench.bandwidth is not None
         assert row.sample is not None
         assert row.bytes
-    served = [row.bench[0].engine.split()[0] for row in ledger.variants]
+    served = [row.bench[0].engine.name for row in ledger.variants]
     assert served == ["vllm", "llamacpp", "vllm", "vllm"]
     reference, gguf, gptq, awq = ledger.variants
     for text in TEXTS:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from quantkit.benchmark.closed_loop import TooSlow
-from quantkit.benchmark.command import section
 from quantkit.benchmark.generator import Client, LoadGenerator
 from quantkit.benchmark.guidellm import Target, scenario
 from quantkit.benchmark.loads import Closed, Load, Open, Times, Workload
@@ -18,6 +17,7 @@ from quantkit.benchmark.options import BenchOptions
 from quantkit.benchmark.results import changes
 from quantkit.benchmark.section import BenchSection
 from quantkit.benchmark.session import Session
+from quantkit.cli.load_section import section
 from quantkit.errors import EngineError, RecipeError
 from quantkit.ledger.load import Percentiles, Reading, Slo
 from quantkit.models.variant import Variant

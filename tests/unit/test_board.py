@@ -7,7 +7,6 @@ import io
 import pytest
 from rich.console import Console
 
-from quantkit.runs import board as boards
 from quantkit.runs.board import Board
 from quantkit.runs.course import Step, run_course
 from quantkit.system import progress
@@ -39,8 +38,7 @@ def test_board_has_a_row_and_a_column_for_each_and_says_where_it_is() -> None:
 def test_board_is_drawn_below_what_is_said_and_beside_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     terminal = Console(file=out, force_terminal=True, width=80)
-    for module in (boards, progress):
-        monkeypatch.setattr(module, "console", lambda: terminal)
+    monkeypatch.setattr(progress, "_console", lambda: terminal)
 
     def work() -> None:
         assert list(progress.track(range(3), "blocks")) == [0, 1, 2]
@@ -56,8 +54,7 @@ def test_board_is_drawn_below_what_is_said_and_beside_bars(monkeypatch: pytest.M
 def test_elsewhere_each_step_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     console = Console(file=out)
-    for module in (boards, progress):
-        monkeypatch.setattr(module, "console", lambda: console)
+    monkeypatch.setattr(progress, "_console", lambda: console)
     steps = [Step("a", stage, 1.0, lambda: None) for stage in ("convert", "bench")]
     run_course(steps, lambda _: None)
     assert out.getvalue().splitlines() == [

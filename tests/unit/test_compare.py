@@ -15,10 +15,13 @@ from quantkit.evaluation.samples import Answers, Evaluated, MeasuredText, flips
 from quantkit.ledger import Ledger, Metric
 from quantkit.ledger.drift import ALPHA, Comparison
 from tests import ledgers
+from tests.engine_configs import config
 
 
 def _metric(value: float, **protocol: object) -> Metric:
-    return Metric(value=value, stderr=0.1, n=1, reference=None, protocol=protocol, engine="x 1")
+    return Metric(
+        value=value, stderr=0.1, n=1, reference=None, protocol=protocol, engine=config("x 1")
+    )
 
 
 def _text(nll: list[float], kld: list[float], version: int = 2) -> Evaluated:
@@ -179,7 +182,7 @@ def test_a_ledger_keeps_comparisons_and_refuses_another_schema(tmp_path: Path) -
     path = tmp_path / "ledger.json"
     ledger.write(path)
     assert Ledger.read(path) == ledger
-    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 3'))
+    path.write_text(path.read_text().replace('"schema_version": 5', '"schema_version": 4'))
     with pytest.raises(EvaluationError, match=r"not a ledger this version reads: schema_version"):
         Ledger.read(path)
 

@@ -23,6 +23,7 @@ from quantkit.evaluation.tasks import TaskResult
 from quantkit.ledger import REFERENCE
 from quantkit.ledger.drift import Comparison, Flips, Verdict
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import Option
 from quantkit.reports.drifts import pairs
 from quantkit.reports.pages import html
 from tests import ledgers
@@ -55,6 +56,7 @@ class _Engine:
     """Says how often each model was loaded; never two at a time."""
 
     name = "choosing"
+    options: dict[str, Option] = {}  # noqa: RUF012
 
     def __init__(self, wrong: dict[Path, float], letters: list[int]) -> None:
         self.wrong = wrong

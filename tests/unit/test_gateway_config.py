@@ -9,9 +9,9 @@ import pytest
 
 from quantkit.cli.main import serve
 from quantkit.errors import RecipeError
-from quantkit.gateway.arguments import of_pairs, words
 from quantkit.gateway.command import ServeCommand, best_and_fast, gateway_config, run
 from quantkit.gateway.config import GatewayConfig, load_config
+from quantkit.models.engine_config import EngineConfig, options_of, words
 from quantkit.recommendation import recommend
 from quantkit.system.sizes import parse_size
 from tests.ledger_rows import DOCS, with_metrics
@@ -76,7 +76,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("model: big", "engine: vllm", r":5: backends.farm: `engine` is for a `path`"),
         ("slots: 2", "model: x", r":4: backends.laptop: .* are for a `url`"),
         ("slots: 2", "arguments: {port: 1}", r"'port' is decided by quantkit"),
-        ("slots: 2", "arguments: {'a b': 1}", r"'a b' is not the name of an engine's argument"),
+        ("slots: 2", "arguments: {'a b': 1}", r"'a b' is not the name of an engine's option"),
         ("port: 9000", "port: 0", r":1: port: "),
         ("backends:", "backend:", r":3: unknown key 'backend'.*did you mean 'backends'"),
         ("port: 9000", "[", "not YAML"),
@@ -117,12 +117,12 @@ def test_engine_arguments() -> None:
     assert words({"tensor_parallel_size": 2, "enforce-eager": True, "x": False, "y": "a b"}) == [
         "--tensor-parallel-size", "2", "--enforce-eager", "--y", "a b",
     ]  # fmt: skip
-    assert of_pairs(["tensor-parallel-size=2", "enforce-eager"]) == {
+    assert options_of(["tensor-parallel-size=2", "enforce-eager"], "--engine-arg") == {
         "tensor-parallel-size": "2",
         "enforce-eager": True,
     }
     with pytest.raises(RecipeError, match="--engine-arg: 'api_key' is decided by quantkit"):
-        of_pairs(["api_key=x"])
+        options_of(["api_key=x"], "--engine-arg")
 
 
 def variant(tmp_path: Path, name: str) -> str:
@@ -173,7 +173,7 @@ def test_one_path_is_loaded_at_the_start(tmp_path: Path) -> None:
     config = gateway_config(ServeCommand([one], slots=2, context=64, engine="vllm"))
     backend = config.backends["one"]
     assert (backend.preload, backend.slots, backend.context, backend.engine) == (
-        True, 2, 64, "vllm",
+        True, 2, 64, EngineConfig(name="vllm"),
     )  # fmt: skip
     assert gateway_config(ServeCommand([one], aliases=["a=one"])).backends["one"].preload
     several = gateway_config(ServeCommand([one, two])).backends
@@ -204,12 +204,12 @@ def test_a_run_serves_what_is_recommended_on_its_engine(tmp_path: Path) -> None:
     assert config.aliases == {
         "recommended": "gguf-Q4_K_M", "best": "gguf-F16", "fast": "gptq-w4g64",
     }  # fmt: skip
-    assert config.backends["gguf-Q4_K_M"].engine == "llamacpp"
+    assert config.backends["gguf-Q4_K_M"].engine == EngineConfig(name="llamacpp")
     assert set(config.models) == {row.id for row in swept().variants[1:]}
     # What the command line says of engines holds for all.
     assert gateway_config(
         ServeCommand(from_run=tmp_path, engine="llamacpp")
-    ).backends["gptq-w4g64"].engine == "llamacpp"  # fmt: skip
+    ).backends["gptq-w4g64"].engine == EngineConfig(name="llamacpp")  # fmt: skip
 
 
 def test_a_run_serves_the_reference_only_where_that_is_recommended(tmp_path: Path) -> None:

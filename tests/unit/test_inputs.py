@@ -489,7 +489,7 @@ def test_a_bug_is_one_line_and_names_debug(
     def broken(_: str) -> None:
         raise AssertionError("first\nsecond")
 
-    monkeypatch.setattr("quantkit.cli.verbs.inspect", broken)
+    monkeypatch.setattr("quantkit.api.inspect", broken)
     ended = quantkit("inspect", copy)
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
@@ -506,6 +506,6 @@ def test_a_file_that_may_not_be_read_is_one_line(
     def denied(_: str) -> None:
         raise PermissionError(13, "Permission denied", str(copy / "x"))
 
-    monkeypatch.setattr("quantkit.cli.verbs.inspect", denied)
+    monkeypatch.setattr("quantkit.api.inspect", denied)
     ended = quantkit("inspect", copy)
     assert (ended.code, ended.err) == (2, f"quantkit: {copy / 'x'}: Permission denied\n")

@@ -31,6 +31,7 @@ ORDER = (
     ("runs",),
     ("gateway",),
     ("doctor",),
+    ("api",),
     ("cli",),
 )
 """Each imports from itself and from those above it in this list."""

@@ -36,6 +36,7 @@ class Fake(VLLM):
     """vLLM, whose server is another program and counts its starts."""
 
     def __init__(self, program: str = "tests.fake_vllm") -> None:
+        super().__init__()
         self.program = program
         self.started: list[ServeOptions] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.cli.verbs import inspect
+from quantkit.api import inspect
 from quantkit.engines import load_engine
 from quantkit.engines.transformers.weights import load
 from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant

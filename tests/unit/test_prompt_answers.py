@@ -157,7 +157,7 @@ def test_a_gguf_answers_in_llama_cpp(
 ) -> None:
     variant = convert(source, Spec.parse("gguf:F32"), None, tmp_path)
     metrics = evaluate(variant, {}, plan, answers=reference).metrics
-    assert metrics["prompts_kld_mean"].engine.startswith("llamacpp")
+    assert metrics["prompts_kld_mean"].engine.name == "llamacpp"
     assert 0 < metrics["prompts_kld_mean"].value < 1e-4
     assert metrics["prompts_exact_match"].value >= 0.8
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from quantkit.cli import verbs
+from quantkit import api
 from quantkit.data.calibration import bos_id, calibrate
 from quantkit.data.text import Text
 from quantkit.engines.llamacpp.vocabulary import Vocabulary
@@ -230,7 +230,7 @@ def test_a_normalizer_that_llama_cpp_lacks_is_refused_before_anything_is_made(
     (told,) = made.manifest.proof["tokens"].differences
     assert f"({name})" in told
     assert told in made.manifest.notes
-    assert told in verbs.inspect(str(made.path))["oddities"]
+    assert told in api.inspect(str(made.path))["oddities"]
     assert made.manifest.proof["tokens"].compared > 300
 
 

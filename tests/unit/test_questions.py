@@ -24,6 +24,7 @@ from quantkit.evaluation.plan import EvaluationPlan
 from quantkit.evaluation.questions import json_lines, wikitext_file
 from quantkit.evaluation.task_files import digests
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.tokenizer import load_tokenizer
 from quantkit.system.packaged import packaged_directory
 from tests.models import VOCABULARY
@@ -202,9 +203,15 @@ def test_a_plan_names_its_engine_or_the_one_that_has_logits(
     monkeypatch.setattr(VLLM, "check", lambda *_: None)
     plan = EvaluationPlan(source.tokenizer, 2048, tasks=("template",))
     assert plan.engine_of(source).name == "transformers"
-    assert replace(plan, engine="vllm").engine_of(source).name == "vllm"
+    assert replace(plan, engine=EngineConfig(name="vllm")).engine_of(source).name == "vllm"
     # The reference of GGUF variants that llama.cpp is asked to measure.
-    assert replace(plan, engine="llamacpp").engine_of(source).name == "transformers"
-    text = replace(plan, engine="vllm", texts={"t": windows(list(range(64)), 32, None, None)})
+    assert (
+        replace(plan, engine=EngineConfig(name="llamacpp")).engine_of(source).name == "transformers"
+    )
+    text = replace(
+        plan,
+        engine=EngineConfig(name="vllm"),
+        texts={"t": windows(list(range(64)), 32, None, None)},
+    )
     with pytest.raises(EvaluationError, match=r"vllm gives no logits .*transformers gives them$"):
         text.engine_of(source)

@@ -210,7 +210,7 @@ def test_measured_puts_equal_protocols_together() -> None:
     assert [way.ids for way in perplexity.ways] == [
         ("reference", "gguf-Q8_0", "gguf-Q4_K_M", "gguf-Q4_0", "gptq-w4g64", "awq-w4g64")
     ]
-    assert perplexity.engines == [ledger_rows.TRANSFORMERS, ledger_rows.LLAMACPP]
+    assert perplexity.engines == [str(ledger_rows.TRANSFORMERS), str(ledger_rows.LLAMACPP)]
     assert divergence.ways[0].n == 20_400
 
 

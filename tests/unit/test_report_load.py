@@ -18,6 +18,9 @@ from quantkit.reports.recommendation import advice
 from quantkit.reports.tradeoff import tradeoffs
 from tests import ledgers
 from tests import loads as made_up
+from tests.engine_configs import config
+
+VLLM, LLAMACPP = config("vllm 0.32.0"), config("llamacpp 1")
 
 
 def said(sentences: list[Prose]) -> str:
@@ -87,9 +90,9 @@ def checked(ledger: Ledger) -> Claims:
 def test_the_race_of_two_engines_by_hand() -> None:
     ledger = with_benches(
         ledgers.swept(),
-        reference=[made_up.bench("vllm 0.32.0", n, [r] * 3) for n, r in ((1, 30.0), (8, 150.0))],
-        gguf_F16=[made_up.bench("llamacpp 1", n, [r] * 3) for n, r in ((1, 60.0), (8, 100.0))],
-        gguf_Q8_0=[made_up.bench("llamacpp 1", n, [r] * 3) for n, r in ((1, 90.0), (8, 160.0))],
+        reference=[made_up.bench(VLLM, n, [r] * 3) for n, r in ((1, 30.0), (8, 150.0))],
+        gguf_F16=[made_up.bench(LLAMACPP, n, [r] * 3) for n, r in ((1, 60.0), (8, 100.0))],
+        gguf_Q8_0=[made_up.bench(LLAMACPP, n, [r] * 3) for n, r in ((1, 90.0), (8, 160.0))],
     )
     reference, best = checked(ledger).races
     assert reference.title == "The reference, unquantized"
@@ -109,8 +112,8 @@ def test_the_race_of_two_engines_by_hand() -> None:
 def test_what_the_data_cannot_tell_apart_is_no_lead() -> None:
     ledger = with_benches(
         ledgers.swept(),
-        reference=[made_up.bench("vllm 0.32.0", 4, [100.0] * 3)],
-        gguf_F16=[made_up.bench("llamacpp 1", 4, [102.0] * 3, client_bound=True)],
+        reference=[made_up.bench(VLLM, 4, [100.0] * 3)],
+        gguf_F16=[made_up.bench(LLAMACPP, 4, [102.0] * 3, client_bound=True)],
     )
     text = plain(checked(ledger).races[0].says)
     assert "with 4 the two cannot be told apart; with 4 the load generator was the" in text
@@ -141,7 +144,7 @@ def test_int4_is_set_against_the_unquantized_on_the_same_engine() -> None:
 
 
 def test_nothing_is_claimed_of_what_was_not_run() -> None:
-    only = with_benches(ledgers.swept(), gguf_Q8_0=[made_up.bench("llamacpp 1", 4, [100.0] * 3)])
+    only = with_benches(ledgers.swept(), gguf_Q8_0=[made_up.bench(LLAMACPP, 4, [100.0] * 3)])
     assert claims(only) is None
     assert claims(ledgers.unmeasured()) is None
 

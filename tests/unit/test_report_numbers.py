@@ -19,6 +19,7 @@ from quantkit.reports.noise import (
 from quantkit.reports.scales import Scale, around, from_zero, logarithmic
 from quantkit.reports.table import shown, task_title
 from tests import loads
+from tests.engine_configs import config
 from tests.ledger_rows import DOCS, bench, metric
 from tests.ledgers import quickstart, unmeasured, with_row
 
@@ -109,13 +110,16 @@ def test_tiers_go_by_the_paired_tests_and_not_by_the_errors_of_the_values() -> N
 def test_fastest_names_all_that_repetitions_cannot_tell_apart() -> None:
     row = quickstart().variants[1]
     served = [
-        Served(row, loads.bench("vllm 1", 1, [rate, rate, rate])) for rate in (95.9, 100.0, 96.1)
+        Served(row, loads.bench(config("vllm 1"), 1, [rate, rate, rate]))
+        for rate in (95.9, 100.0, 96.1)
     ]
     assert [one.bench.output_tokens_per_s for one in fastest(served)] == [100.0, 96.1]
-    assert fastest([Served(row, bench("vllm 1", 1, math.nan, 10.0)), *served])[0] is served[1]
+    assert (
+        fastest([Served(row, bench(config("vllm 1"), 1, math.nan, 10.0)), *served])[0] is served[1]
+    )
     assert fastest([]) == []
     # One run each: a tenth.
-    single = [Served(row, loads.bench("vllm 1", 1, [rate])) for rate in (89.9, 100.0, 90.1)]
+    single = [Served(row, loads.bench(config("vllm 1"), 1, [rate])) for rate in (89.9, 100.0, 90.1)]
     assert [one.bench.output_tokens_per_s for one in fastest(single)] == [100.0, 90.1]
 
 

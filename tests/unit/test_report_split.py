@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 
 from quantkit.ledger import Ledger
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
+from quantkit.models.engine_config import EngineConfig
 from quantkit.reports.cautions import cautions
 from quantkit.reports.noise import against_floor
 from quantkit.reports.pages import html, markdown
@@ -18,8 +19,9 @@ from quantkit.reports.panels import Mark
 from quantkit.reports.prose import plain
 from quantkit.reports.split import losses
 from tests import ledgers
+from tests.engine_configs import config
 
-LLAMACPP, VLLM = "llamacpp 0.3.36", "vllm 0.32.0"
+LLAMACPP, VLLM = config("llamacpp 0.3.36"), config("vllm 0.32.0")
 PROTOCOL = {"context": 512, "windows": 12}
 
 
@@ -32,7 +34,7 @@ def loss(
     quantization: float | None,
     engine: float | None,
     *,
-    serving: str | None = LLAMACPP,
+    serving: EngineConfig | None = LLAMACPP,
     kld: float | None = None,
     notes: tuple[str, ...] = (),
 ) -> Loss:
@@ -45,14 +47,14 @@ def loss(
         kld=None if kld is None else part(kld),
         kld_quantization=part(0.02),
         windows=12,
-        reference_engine="transformers 5.19.0",
+        reference_engine=config("transformers 5.19.0"),
         serving_engine=serving,
         protocol=PROTOCOL,
         notes=list(notes),
     )
 
 
-def floor(engine: str, nll: Part, kld: float | None, batch: int = 1) -> NoiseFloor:
+def floor(engine: EngineConfig, nll: Part, kld: float | None, batch: int = 1) -> NoiseFloor:
     return NoiseFloor(
         engine=engine,
         batch=batch,
@@ -148,7 +150,7 @@ def test_a_drift_below_the_floor_says_so() -> None:
 
 def _with_floor(nll: float, kld: float) -> Ledger:
     """Beside the other engines' floors, one of the reference engine in other batches."""
-    batches = floor("transformers 5.19.0", part(nll, 0.0), kld, batch=2)
+    batches = floor(config("transformers 5.19.0"), part(nll, 0.0), kld, batch=2)
     ledger = split()
     return ledger.model_copy(update={"noise_floor": [batches, *ledger.noise_floor]})
 
@@ -213,7 +215,8 @@ def test_both_pages_have_every_number() -> None:
     page = _Text(html(split()))
     (row,) = (row for row in page.rows if row[0] == "gguf-Q4_0" and "floor" in row[-1])
     assert row == [
-        "gguf-Q4_0", LLAMACPP, "+0.0002", "± 0.0010", "+0.1000", "± 0.0010", "−0.0300", "± 0.0010",
+        "gguf-Q4_0", str(LLAMACPP), "+0.0002", "± 0.0010", "+0.1000", "± 0.0010",
+        "−0.0300", "± 0.0010",
         "+0.0702", "± 0.0010", "+7.27 %", "0.0200", "± 0.0010", "0.1200", "± 0.0010",
         "KLD 1,200 × the floor",
     ]  # fmt: skip
@@ -232,10 +235,10 @@ def test_both_pages_have_every_number() -> None:
 
 def test_hostile_strings_stay_text() -> None:
     nasty = ledgers.HOSTILE
-    bad = loss(0.1, 0.1, 0.1, serving=nasty, notes=(nasty,)).model_copy(
-        update={"reference_engine": nasty}
+    bad = loss(0.1, 0.1, 0.1, serving=ledgers.HOSTILE_ENGINE, notes=(nasty,)).model_copy(
+        update={"reference_engine": ledgers.HOSTILE_ENGINE}
     )
-    floors = [floor(nasty, part(0.1), 0.1).model_copy(update={"weights": nasty})]
+    floors = [floor(ledgers.HOSTILE_ENGINE, part(0.1), 0.1).model_copy(update={"weights": nasty})]
     ledger = ledgers.with_row(split(), 1, loss=bad).model_copy(update={"noise_floor": floors})
     assert _Text(html(ledger)).tags == _Text(html(split())).tags
     assert " ".join(nasty.split()) in " ".join(_Text(html(ledger)).text.split())

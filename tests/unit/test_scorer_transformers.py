@@ -98,7 +98,7 @@ def test_larger_batches_give_the_same_logits(
     )
     found = []
     for batch in (1, 2):
-        with Transformers(batch).scorer(Checkpoint.open(tiny_llama), 300) as scorer:
+        with Transformers({"batch": batch}).scorer(Checkpoint.open(tiny_llama), 300) as scorer:
             shapes.clear()
             found.append(list(scorer.logits(sequences, [150] * 5)))
         assert shapes == {1: [1] * 5, 2: [3, 2]}[batch]

@@ -71,8 +71,9 @@ def test_behind_a_gateway(model: Path, said: Path, tmp_path: Path) -> None:
     )
     section = load_config(file, {}).backends["huge"]
     variant = Variant("huge", model, "awq", "w4g64", None)
+    engine = VLLM(section.arguments)
     with pytest.raises(EngineError, match="exit code 3 before it was ready"):
-        asyncio.run(EngineProcess.launch("huge", variant, VLLM(), section, tmp_path / "engine.log"))
+        asyncio.run(EngineProcess.launch("huge", variant, engine, section, tmp_path / "log"))
     words = said.read_text().splitlines()
     assert words[-6:] == ON_THE_COMMAND_LINE
     assert words[words.index("--max-num-seqs") + 1] == "128"

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 
 from quantkit.engines.base import Capabilities, Scorer, check_format
+from quantkit.engines.llamacpp.kv_cache import kv_cache_type
 from quantkit.engines.llamacpp.server import load_seconds, server_command
 from quantkit.engines.process import RunningServer
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.errors import ToolchainError
+from quantkit.models.engine_config import Option
 from quantkit.models.variant import Model
 from quantkit.toolchains import own
 from quantkit.toolchains.llama_server import HOW_TO_GET, find_llama_server
 
 
 class LlamaCpp:
-    """Runs GGUF variants."""
+    """Runs GGUF variants.
+
+    Option ``kv_cache``: the type of keys and values, ``q8_0`` or another of ``KV_CACHE_TYPES``, in
+    this process as in llama-server. All else is for llama-server alone.
+    """
 
     name = "llamacpp"
     capabilities = Capabilities(
@@ -26,6 +34,9 @@ class LlamaCpp:
         devices=("cpu", "cuda", "metal"),
         sums_choices=False,
     )
+
+    def __init__(self, options: Mapping[str, Option] = MappingProxyType({})) -> None:
+        self.options = options
 
     def version(self) -> str | None:
         """The version of llama-cpp-python, whose build makes library and server one, followed by
@@ -42,13 +53,16 @@ class LlamaCpp:
         if self.version() is None:
             raise ToolchainError(f"llamacpp: llama-cpp-python is not installed; {HOW_TO_GET}")
         check_format(self, model)
+        kv_cache_type(self.options)
 
     def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
         """Load the GGUF file in this process."""
         from quantkit.engines.llamacpp.scorer import LlamaScorer
 
         self.check(model)
-        scorer: AbstractContextManager[Scorer] = LlamaScorer(model, context)
+        scorer: AbstractContextManager[Scorer] = LlamaScorer(
+            model, context, kv_cache_type(self.options)
+        )
         return scorer
 
     def language_model(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
@@ -58,7 +72,7 @@ class LlamaCpp:
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """llama-server with one slot for each request that may run at the same time."""
         self.check(model)
-        return server_command(find_llama_server(), model, options)
+        return server_command(find_llama_server(), model, options, self.options)
 
     def attached(self, model: Model, server: RunningServer, context: int) -> None:  # noqa: ARG002
         """None: it scores in this process."""

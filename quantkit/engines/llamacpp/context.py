@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 import numpy as np
 
+from quantkit.engines.llamacpp.kv_cache import DEFAULT, needs_flash_attention
 from quantkit.errors import EngineError
+from quantkit.formats.gguf import ggml
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +62,9 @@ class Token:
 
 
 class Context:
-    """A cache of ``cells`` tokens, default settings (16 bits), which all sequences draw from."""
+    """A cache of ``cells`` tokens, which all sequences draw from; ``kv_cache``: its type."""
 
-    def __init__(self, model: Any, path: Path, cells: int) -> None:
+    def __init__(self, model: Any, path: Path, cells: int, kv_cache: str = DEFAULT) -> None:
         import torch
 
         settings = llama_cpp.llama_context_default_params()
@@ -70,6 +72,10 @@ class Context:
         settings.n_ubatch = UBATCH
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # one cache for all sequences: they differ in length
+        kind = ggml.types()[kv_cache.upper()].number
+        settings.type_k = settings.type_v = kind
+        if needs_flash_attention(kv_cache):
+            settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         self._path = path
         self._context = llama_cpp.llama_init_from_model(model, settings)

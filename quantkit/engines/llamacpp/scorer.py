@@ -20,6 +20,7 @@ from quantkit.engines.llamacpp.context import (
     error,
     listen,
 )
+from quantkit.engines.llamacpp.kv_cache import DEFAULT
 from quantkit.engines.llamacpp.session import Session
 from quantkit.engines.prefixes import runs
 from quantkit.errors import EngineError
@@ -35,13 +36,15 @@ _TOKENS_ANSWERED = 8192
 
 
 class LlamaScorer(Scorer):
-    """A GGUF file in llama.cpp with its default settings (16-bit KV cache), loaded within ``with``.
+    """A GGUF file in llama.cpp with its default settings, loaded within ``with``; ``kv_cache``: the
+    type of its keys and values.
 
     Short sequences are computed several at a time, each as a sequence of its own in one batch.
     """
 
-    def __init__(self, model: Model, context: int) -> None:
+    def __init__(self, model: Model, context: int, kv_cache: str = DEFAULT) -> None:
         self._path = model.weights
+        self._kv_cache = kv_cache
         # Whole units of computation: what is left of one would only be computed less efficiently.
         self._capacity = -(-context // UBATCH) * UBATCH
         self._model: Any = None
@@ -139,7 +142,7 @@ class LlamaScorer(Scorer):
             yield batch
 
     def _open(self, cells: int) -> Context:
-        self._contexts.append(Context(self._model, self._path, cells))
+        self._contexts.append(Context(self._model, self._path, cells, self._kv_cache))
         return self._contexts[-1]
 
     def _free(self) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import psutil
 
 from quantkit.engines.llamacpp.chats import chat_settings
-from quantkit.engines.server import ServeOptions, ServerCommand
+from quantkit.engines.llamacpp.kv_cache import kv_cache_type, needs_flash_attention
+from quantkit.engines.server import ServeOptions, ServerCommand, asked
 from quantkit.formats.gguf.model_file import ModelFile
+from quantkit.models.engine_config import Option, words
 from quantkit.models.variant import Model, Variant
 from quantkit.toolchains.llama_server import LlamaServer
 
@@ -18,11 +22,18 @@ _LOADING = re.compile(_STAMP + "loading model", re.MULTILINE)
 _LOADED = re.compile(_STAMP + "model loaded", re.MULTILINE)
 
 
-def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> ServerCommand:
-    """The command line; the key goes through the environment, where ``ps`` does not show it.
+def server_command(
+    server: LlamaServer,
+    model: Model,
+    options: ServeOptions,
+    own: Mapping[str, Option] = MappingProxyType({}),
+) -> ServerCommand:
+    """The command line, with the engine's ``own`` options at its end; the key goes through the
+    environment, where ``ps`` does not show it.
 
     Raise CheckpointError where the model's file is damaged.
     """
+    options, rest = asked(options, own)
     argv = [
         str(server.path),
         "--model", str(model.weights),
@@ -47,10 +58,24 @@ def server_command(server: LlamaServer, model: Model, options: ServeOptions) -> 
     if isinstance(model, Variant) and model.manifest:
         overrides = model.manifest.override_kv.items()
         argv += [word for k, v in overrides for word in ("--override-kv", f"{k}=int:{v}")]
+    argv += _own(rest)
     env = {**server.env, **chats.env}
     if options.api_key is not None:
         env["LLAMA_API_KEY"] = options.api_key
     return ServerCommand(tuple(argv), env)
+
+
+def _own(options: Mapping[str, Option]) -> list[str]:
+    """Of the user's options ``kv_cache`` for keys and values alike, and all others by their
+    names."""
+    rest = {name: value for name, value in options.items() if name != "kv_cache"}
+    if "kv_cache" not in options:
+        return words(rest)
+    kind = kv_cache_type(options)
+    cache = ["--cache-type-k", kind, "--cache-type-v", kind]
+    if needs_flash_attention(kind) and "flash_attn" not in rest:
+        cache += ["--flash-attn", "on"]
+    return [*cache, *words(rest)]
 
 
 def load_seconds(log: str) -> float | None:

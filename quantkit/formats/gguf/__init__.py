@@ -85,6 +85,12 @@ class GGUF:
         """Of all tensors; their names are not the source's."""
         return sum(self.served_bytes(variant).values()) * 8 / source.parameters, None
 
+    def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:
+        """As ``Format.source``: of other GGUF files alone."""
+        from quantkit.formats.gguf.gguf_source import GGUFSource
+
+        return GGUFSource.of_file(variant.weights, allow_requantize=allow_requantize)
+
     def unpacked(self, variant: Variant, source: Checkpoint) -> Checkpoint:
         """As ``Format.unpacked``: under the names of the source's tensors."""
         from quantkit.formats.gguf.unpacked import UnpackedGGUF

@@ -1,0 +1,148 @@
+"""An engine with its options: what rows are compared by, and what is served as it was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from quantkit.errors import RecipeError
+from quantkit.registry import check_name
+
+Option = bool | int | float | str
+"""A value on a command line; ``True`` is a flag without one."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_OWNED = frozenset({
+    "model", "served-model-name", "alias", "host", "port", "uds", "api-key", "api-key-file",
+    "root-path", "api-prefix",
+})  # fmt: skip
+"""What quantkit itself decides about."""
+
+
+def check_options(options: Mapping[str, Option]) -> None:
+    """Raise ValueError for an option that quantkit decides about, or that is none."""
+    for name in options:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of an engine's option")
+        if name.replace("_", "-") in _OWNED or name.startswith("ssl"):
+            raise ValueError(f"{name!r} is decided by quantkit")
+
+
+def words(options: Mapping[str, Option]) -> list[str]:
+    """``{"tensor_parallel_size": 2, "enforce_eager": True}`` as words of a command line."""
+    found: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            found += [flag] if value else []
+        else:
+            found += [flag, str(value)]
+    return found
+
+
+def options_of(pairs: Sequence[str], where: str) -> dict[str, Option]:
+    """Of ``NAME=VALUE`` or ``NAME``; raise RecipeError, beginning with ``where``, for one that may
+    not be given."""
+    parts = [pair.partition("=") for pair in pairs]
+    options: dict[str, Option] = {name: v if equals else True for name, equals, v in parts}
+    try:
+        check_options(options)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return options
+
+
+class EngineConfig(BaseModel):
+    """``name`` as in the registry; ``version`` is what ran, None where it is only asked for.
+
+    ``options``: ``kv_cache`` (the type of its keys and values, in the engine's words), ``context``
+    and ``slots`` (tokens of a request, requests at a time), and any option of the engine's own
+    command line by its name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str | None = None
+    options: dict[str, Option] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _may_be_given(cls, options: dict[str, Option]) -> dict[str, Option]:
+        check_options(options)
+        return options
+
+    @classmethod
+    def parse(cls, text: str) -> EngineConfig:
+        """``llamacpp``, or with options ``llamacpp:kv_cache=q8_0,flash_attn=on``.
+
+        Raise RecipeError for an unknown engine or an option that may not be given.
+        """
+        name, colon, rest = text.strip().partition(":")
+        pairs = [pair.strip() for pair in rest.split(",") if pair.strip()] if colon else []
+        check_name("engine", name)
+        return cls(name=name, options=options_of(pairs, f"engine {text}"))
+
+    @classmethod
+    def of_entry(cls, entry: Any) -> EngineConfig:
+        """An entry of a recipe: a name, or a mapping of ``name`` and options.
+
+        Raise RecipeError where it is neither.
+        """
+        if isinstance(entry, EngineConfig):
+            return entry
+        if isinstance(entry, str):
+            return cls.parse(entry)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            raise RecipeError(
+                "expected an engine's name, or a mapping of its `name` and options: "
+                "{name: llamacpp, kv_cache: q8_0}"
+            )
+        check_name("engine", entry["name"])
+        if set(entry) <= {"name", "version", "options"} and isinstance(entry.get("options"), dict):
+            return cls.model_validate(entry)  # as it was written
+        given = {str(key): value for key, value in entry.items() if key != "name"}
+        try:
+            return cls(name=entry["name"], options=given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise RecipeError(f"engine {entry['name']}: {problem['msg']}") from error
+
+    def having(self, options: Mapping[str, Option]) -> EngineConfig:
+        """The same with these options too, which win."""
+        return EngineConfig(name=self.name, options={**self.options, **options})
+
+    @property
+    def id(self) -> str:
+        """Name and options, without the version: what tells it from others in one report."""
+        said = ", ".join(f"{name}={_said(value)}" for name, value in sorted(self.options.items()))
+        return f"{self.name} ({said})" if said else self.name
+
+    def __str__(self) -> str:
+        """``llamacpp 0.3.36``, ``llamacpp 0.3.36 (kv_cache=q8_0)``."""
+        return (
+            self.id
+            if self.version is None
+            else f"{self.name} {self.version}{self.id.removeprefix(self.name)}"
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.version, tuple(sorted(self.options.items()))))
+
+
+def _said(value: Option) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _entry(value: Any) -> Any:
+    try:
+        return EngineConfig.of_entry(value)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+EngineEntry = Annotated[EngineConfig, BeforeValidator(_entry)]
+"""In a file that a person writes: ``llamacpp``, or ``{name: llamacpp, kv_cache: q8_0}``."""
