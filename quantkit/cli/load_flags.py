@@ -322,7 +322,8 @@ def wants(command: Command) -> Command:
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Consider only this engine: llamacpp or vllm.",
+                help="Consider only this engine: llamacpp or vllm; with options, as "
+                "llamacpp:kv_cache=q8_0.",
                 show_default="all",
             ),
         ),

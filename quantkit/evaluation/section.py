@@ -43,8 +43,8 @@ class EvaluateSection(Section):
     chat: bool = False
     """Ask each question as a user's message in the model's chat template."""
     engine: EngineEntry | None = None
-    """Engine that measures the formats that it takes; for others, and where null, the one that
-    gives full logits."""
+    """Engine that measures the formats that it takes, by a name or with options; for others the one
+    that gives full logits. Null: the first of ``bench.engines`` that does, else the usual one."""
     data: dict[str, str] = Field(default_factory=dict)
     """Where tasks find their data on this machine, by the task's name: ``mmlu_csv`` and
     ``wikitext_file``."""

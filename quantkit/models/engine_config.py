@@ -55,6 +55,9 @@ def options_of(pairs: Sequence[str], where: str) -> dict[str, Option]:
     return options
 
 
+_USUAL_KV_CACHE = (None, "auto", "f16")
+
+
 class EngineConfig(BaseModel):
     """``name`` as in the registry; ``version`` is what ran, None where it is only asked for.
 
@@ -120,6 +123,12 @@ class EngineConfig(BaseModel):
         """Name and options, without the version: what tells it from others in one report."""
         said = ", ".join(f"{name}={_said(value)}" for name, value in sorted(self.options.items()))
         return f"{self.name} ({said})" if said else self.name
+
+    @property
+    def kv_cache(self) -> str | None:
+        """The type of keys and values; None where it is the engine's usual one."""
+        kind = self.options.get("kv_cache")
+        return None if kind in _USUAL_KV_CACHE else str(kind)
 
     def __str__(self) -> str:
         """``llamacpp 0.3.36``, ``llamacpp 0.3.36 (kv_cache=q8_0)``."""

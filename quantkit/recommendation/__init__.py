@@ -17,6 +17,7 @@ from typing import get_args
 from quantkit.errors import EvaluationError, RecipeError, did_you_mean
 from quantkit.ledger import REFERENCE, Ledger
 from quantkit.ledger.load import Slo
+from quantkit.models.engine_config import EngineConfig
 from quantkit.recommendation.candidates import Candidate, candidates
 from quantkit.recommendation.choice import Assessed, Choice, Loosened, Reason, choose, loosened
 from quantkit.recommendation.interval import Interval
@@ -105,6 +106,7 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
     served = candidates(ledger, wants.drift)
     if not served:
         raise EvaluationError("nothing to recommend: no whole variant of this run was benched")
+    unjudged = [one for one in served if not one.judged and any(one.row.all_metrics)]
     served = [one for one in served if one.judged]
     if all(one.row.id == REFERENCE for one in served) and len(ledger.variants) > 1:
         raise EvaluationError(
@@ -131,7 +133,7 @@ def recommend(ledger: Ledger, wants: Wants | None = None) -> Recommendation:
         runner_up=second.pick if second else None,
         loosened=tuple(loosened(assessed, bounds, nearness, profile)),
         open=tuple(_open(assessed, nearness, profile)),
-        missing=tuple(_missing(ledger, assessed, concurrency)),
+        missing=(*_missing(ledger, assessed, concurrency), *map(_other_cache, unjudged)),
         nearness=nearness,
         drift=wants.drift,
     )
@@ -152,6 +154,8 @@ def by_default(ledger: Ledger) -> Recommendation | None:
 
 def _on_engine(served: list[Candidate], engine: str | None) -> list[Candidate]:
     names = sorted({one.engine for one in served})
+    if engine is not None and ":" in engine:
+        engine = EngineConfig.parse(engine).id
     if engine is not None and engine not in names:
         raise RecipeError(
             f"engine {engine!r}: this run benched {', '.join(names)}{did_you_mean(engine, names)}"
@@ -192,6 +196,13 @@ def _open(assessed: Sequence[Assessed], nearness: Nearness, profile: Profile) ->
         if then and then.pick.candidate is one.candidate:
             found.append(one)
     return found
+
+
+def _other_cache(one: Candidate) -> Missing:
+    return Missing(
+        f"{one.row.id} on {one.engine}",
+        "what it loses with this KV cache was not measured; give `evaluate.engine` the same",
+    )
 
 
 def _missing(ledger: Ledger, assessed: Sequence[Assessed], concurrency: int) -> list[Missing]:

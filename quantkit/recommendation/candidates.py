@@ -47,8 +47,11 @@ class Candidate:
 
     @property
     def judged(self) -> bool:
-        """Whether anything is known of what it lost."""
-        return self.row.id == REFERENCE or bool(self.row.texts or self.row.metrics)
+        """Whether anything is known of what it loses as it is served: with this KV cache."""
+        measured = {metric.engine.kv_cache for _, _, metric in self.row.all_metrics}
+        if self.row.id == REFERENCE:
+            measured.add(None)
+        return self.config.kv_cache in measured
 
     @property
     def memory(self) -> Interval:

@@ -201,6 +201,16 @@ class Benching:
         return self.directory.result("bench", servers.model, key, make, BenchResult)
 
 
+def evaluated_as_served(recipe: Recipe) -> EvaluateSection | None:
+    """The recipe's ``evaluate``, on the first engine of its load that gives full logits where it
+    names none: what is served is what was measured."""
+    section, engines = recipe.evaluate, recipe.bench.engines if recipe.bench else []
+    if section is None or section.engine is not None:
+        return section
+    able = (one for one in engines if load_engine(one).capabilities.logits == "full")
+    return section.model_copy(update={"engine": next(able, None)})
+
+
 def check_measuring_engine(recipe: Recipe, source: Checkpoint) -> None:
     """Raise RecipeError where the engine that ``evaluate`` names takes none of the formats or gives
     no logits for what needs them, ToolchainError where it is not installed."""

@@ -24,7 +24,7 @@ from quantkit.runs.rows import RowBuilder
 from quantkit.runs.directory import RunDirectory
 from quantkit.models.spec import Spec
 from quantkit.runs.loss_attribution import Splitting
-from quantkit.runs.stages import Benching, Evaluation, Texts
+from quantkit.runs.stages import Benching, Evaluation, Texts, evaluated_as_served
 from quantkit.runs.estimates import usual_seconds
 from quantkit.models.variant import Variant
 
@@ -56,6 +56,7 @@ class Work:
         self.benching: Benching | None = None
         self._floors: dict[str, NoiseFloor | None] = {}
         self._recipe, self._source, self._texts = recipe, source, texts
+        self._section = evaluated_as_served(recipe)
         self._directory, self._stack = directory, stack
         self._calibrated = {plan.spec for plan in plans if plan.needs_calibration}
         makers = directory.variants(
@@ -84,7 +85,7 @@ class Work:
         With an early stop the source answers what its variants needed: then all of them are
         evaluated before any is put under load.
         """
-        section, batches = self._recipe.evaluate, self._batches()
+        section, batches = self._section, self._batches()
         made = [list(self._make(batch)) for batch in batches]
         served = [list(self._serve(batch)) for batch in batches]
         evidence = [*chain(*map(chain, made, served))]
@@ -112,7 +113,7 @@ class Work:
         """Every model of the batch, then every drift."""
         for entry in batch:
             yield self._step(entry, "convert", partial(self._convert, entry, batch))
-        if self._recipe.evaluate:
+        if self._section:
             for entry in batch:
                 work = partial(self._evaluate, self.variants[entry])
                 yield self._step(entry, "evaluate", work)
@@ -139,7 +140,7 @@ class Work:
 
     @property
     def _splits(self) -> bool:
-        section = self._recipe.evaluate
+        section = self._section
         return bool(section and section.split_windows and section.texts)
 
     def _convert(self, entry: Spec | Brought, batch: Sequence[Spec | Brought]) -> None:
@@ -162,7 +163,7 @@ class Work:
             )
 
     def _evaluate(self, row: RowBuilder) -> None:
-        section = self._recipe.evaluate
+        section = self._section
         if row.model and section and self.evaluation:
             measure = partial(self.evaluation.measure, row.model)
             row.evaluated = row.attempt("evaluate", measure) or row.evaluated
@@ -219,7 +220,7 @@ class Work:
     @cached_property
     def _splitting(self) -> Splitting | None:
         """None where nothing is to be split; asked for when the source was evaluated."""
-        section = self._recipe.evaluate
+        section = self._section
         if section is None or self.evaluation is None:
             return None
         own = self.own.evaluated

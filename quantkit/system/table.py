@@ -30,12 +30,14 @@ class Table:
     def __str__(self) -> str:
         lines = [self.columns, *(tuple(map(_shown, row)) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        right = [all(map(_is_number, column)) for column in zip(*self.rows, strict=True)]
+        shapes = list(zip(widths, right or [False] * len(widths), strict=True))
         return "\n".join(
             "  ".join(
-                cell.rjust(width) if index and number else cell.ljust(width)
-                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, (width, right) in zip(line, shapes, strict=True)
             ).rstrip()
-            for number, line in enumerate(lines)
+            for line in lines
         )
 
     def html(self) -> str:
@@ -70,6 +72,10 @@ class Tabular:
 
         table = self.table()
         return pandas.DataFrame(list(table.rows), columns=list(table.columns))
+
+
+def _is_number(cell: Cell) -> bool:
+    return not isinstance(cell, str)
 
 
 def _shown(cell: Any) -> str:
