@@ -33,6 +33,15 @@ def serving_engine(model: Model, config: EngineConfig | None = None) -> Engine:
     return _first(model, lambda can: can.serves, "serves")
 
 
+def first_serving(format_: str) -> str:
+    """The name of the first engine that serves a format; empty where there is none."""
+    for name in registry.registered("engine"):
+        can = load_engine(name).capabilities
+        if can.serves and format_ in can.formats:
+            return name
+    return ""
+
+
 def _first(model: Model, able: Callable[[Capabilities], bool], what: str) -> Engine:
     for name in registry.registered("engine"):
         engine = load_engine(name)

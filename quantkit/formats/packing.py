@@ -1,6 +1,6 @@
 """Bit layouts: integers into int32 words, eight 4-bit (or four 8-bit) values a word.
 
-Layouts as AutoGPTQ and AutoAWQ write them and vLLM's kernels read them; DESIGN, section 4.
+Layouts as AutoGPTQ and AutoAWQ write them and vLLM's kernels read them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.runs.recipe import Recipe
 from quantkit.benchmark.section import BenchSection
 from quantkit.evaluation.section import EvaluateSection
-from quantkit.models.spec import Spec
 
 _FLOPS = 2e11
 """A second, of a forward pass."""
@@ -27,23 +26,30 @@ _BESIDES = 3.0
 """Seconds that the load generator takes for itself at each load."""
 
 
-def usual_seconds(recipe: Recipe, source: Checkpoint, entry: Spec | None, stage: str) -> float:
-    """Of one stage; ``entry``: what is made, None for the source and for what others made."""
+def usual_seconds(
+    recipe: Recipe,
+    source: Checkpoint,
+    stage: str,
+    *,
+    made: bool = False,
+    by_blocks: bool = False,
+    engine: str = "vllm",
+) -> float:
+    """Of one stage of one row. ``made``: whether it is a variant that is made here; ``by_blocks``:
+    one that is quantized block after block; ``engine``: what serves it."""
     each = 2 * source.parameters / _FLOPS
     evaluate, bench = recipe.evaluate, recipe.bench
     if stage == "convert":
         calibration = recipe.calibration
         tokens = calibration.samples * calibration.sequence_length
-        integers = entry is not None and entry.format != "gguf"
-        return 1 + (_QUANTIZING * tokens * each if integers else source.bytes / _BYTES_WRITTEN)
+        return 1 + (_QUANTIZING * tokens * each if by_blocks else source.bytes / _BYTES_WRITTEN)
     if stage == "bench" and bench:
-        served_as_gguf = entry is not None and entry.format == "gguf"
-        return _START["llamacpp" if served_as_gguf else "vllm"] + _loads(bench)
+        return _START.get(engine, max(_START.values())) + _loads(bench)
     if evaluate is None:
         return 1.0
     if stage in ("split", "noise floor"):
         return 3 + 2 * (evaluate.split_windows or 0) * evaluate.context * each
-    if entry is None and stage == "evaluate":  # the source's own logits are known already
+    if not made and stage == "evaluate":  # the source's own logits are known already
         return 3 + _asked(evaluate) * each
     return 3 + (_text(evaluate) + _prompts(evaluate) + _asked(evaluate)) * each
 

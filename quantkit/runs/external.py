@@ -19,14 +19,14 @@ from quantkit.models.variant import Variant
 
 
 @dataclass(frozen=True)
-class Brought:
+class ExternalVariant:
     """An entry ``{path: ./their-awq}``: a directory, a GGUF file, or ``org/name[@revision]``."""
 
     path: str
     name: str | None = None
 
     @classmethod
-    def of_entry(cls, entry: Mapping[str, Any]) -> Brought:
+    def of_entry(cls, entry: Mapping[str, Any]) -> ExternalVariant:
         """Raise RecipeError for anything but a ``path`` and a ``name``."""
         more = [key for key in entry if key not in ("path", "name")]
         if more:

@@ -36,7 +36,7 @@ _OTHER_BATCH = 2
 
 
 @dataclass(frozen=True)
-class Splitting:
+class LossAttribution:
     """Splits losses over the first few ``windows`` of those that ``reference`` was computed on.
 
     ``text``: its name. ``base``: the source's mean negative log likelihood of each. What each step
@@ -55,7 +55,7 @@ class Splitting:
     @classmethod
     def of(
         cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int | None
-    ) -> Splitting | None:
+    ) -> LossAttribution | None:
         """Cut an evaluation down to the first windows of its first text; ``measured``: of the
         source.
 

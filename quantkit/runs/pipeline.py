@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantkit import reports as report
 from quantkit.system import extras
-from quantkit.runs.external import Brought
+from quantkit.runs.external import ExternalVariant
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.convert import plan as plan_variant
 from quantkit.producers.convert import require_space
@@ -35,7 +35,7 @@ class RunPlan(Tabular):
 
     source: Checkpoint
     variants: list[Plan]
-    brought: list[Brought]
+    brought: list[ExternalVariant]
     unusable: dict[str, str]
     """Of those that others made, which cannot be measured, by their ids, and why."""
 
@@ -66,7 +66,7 @@ class RunPlan(Tabular):
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
     source = Checkpoint.open(recipe.source)
-    brought = [entry for entry in recipe.variants if isinstance(entry, Brought)]
+    brought = [entry for entry in recipe.variants if isinstance(entry, ExternalVariant)]
     unusable = {}
     for entry in brought:
         try:

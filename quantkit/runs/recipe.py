@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from quantkit.runs.external import Brought
+from quantkit.runs.external import ExternalVariant
 from quantkit.errors import RecipeError, did_you_mean
 from quantkit.benchmark.section import BenchSection
 from quantkit.data.section import CalibrationSection
@@ -26,10 +26,10 @@ from quantkit.models.spec import Spec
 from quantkit.system.yaml_file import Section, first_problem, read_yaml
 
 
-def _variant(entry: Any) -> Spec | Brought:
+def _variant(entry: Any) -> Spec | ExternalVariant:
     """What an entry of ``convert`` says: what to make, or what somebody else made."""
     if isinstance(entry, dict) and "path" in entry:
-        return Brought.of_entry(entry)
+        return ExternalVariant.of_entry(entry)
     return Spec.of_entry(entry)
 
 
@@ -64,7 +64,7 @@ class Recipe(Section):
     """The load that every variant is put under; null: none."""
 
     @property
-    def variants(self) -> list[Spec | Brought]:
+    def variants(self) -> list[Spec | ExternalVariant]:
         """The entries of ``convert``, parsed."""
         return [_variant(entry) for entry in self.convert]
 

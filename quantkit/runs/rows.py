@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from quantkit.benchmark.measured import BenchResult
-from quantkit.runs.external import Brought
+from quantkit.runs.external import ExternalVariant
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluation.samples import Evaluated
@@ -48,10 +48,10 @@ class RowBuilder:
         return cls(REFERENCE, f"{source.format}:{source.scheme}", str(source.path), source)
 
     @classmethod
-    def of_variant(cls, entry: Spec | Brought) -> RowBuilder:
+    def of_variant(cls, entry: Spec | ExternalVariant) -> RowBuilder:
         """The row of a variant that is still to be made, or opened."""
         made = f"variants/{entry.directory}"
-        return cls(entry.directory, str(entry), entry.path if isinstance(entry, Brought) else made)
+        return cls(entry.directory, str(entry), entry.path if isinstance(entry, ExternalVariant) else made)
 
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
         """``work()``, or None where it fails: then the row keeps the first reason and the run

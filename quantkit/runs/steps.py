@@ -8,14 +8,15 @@ from functools import cached_property, partial
 from itertools import chain
 
 from quantkit.benchmark.server import Servers
-from quantkit.runs.external import Brought
+from quantkit.runs.external import ExternalVariant
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.convert import groups
 from quantkit.runs.course import Step
-from quantkit.engines import serving_engine
+from quantkit.engines import first_serving, serving_engine
 from quantkit.engines.base import Engine
 from quantkit.evaluation.compare import compare
-from quantkit.producers.base import Plan
+from quantkit.producers import load_producer
+from quantkit.producers.base import Plan, SharesReading
 from quantkit.ledger.drift import Comparison
 from quantkit.ledger.loss import NoiseFloor
 from quantkit.runs.recipe import Recipe
@@ -23,7 +24,7 @@ from quantkit.evaluation.section import EvaluateSection
 from quantkit.runs.rows import RowBuilder
 from quantkit.runs.directory import RunDirectory
 from quantkit.models.spec import Spec
-from quantkit.runs.loss_attribution import Splitting
+from quantkit.runs.loss_attribution import LossAttribution
 from quantkit.runs.stages import Benching, Evaluation, Texts, evaluated_as_served
 from quantkit.runs.estimates import usual_seconds
 from quantkit.models.variant import Variant
@@ -98,18 +99,18 @@ class Work:
             evidence = [*first, *evidence]
         return [*evidence, *self._serve_source()]
 
-    def _batches(self) -> list[list[Spec | Brought]]:
+    def _batches(self) -> list[list[Spec | ExternalVariant]]:
         """What is made together; what needs calibration after the rest."""
         position = list(self.variants).index
-        brought: list[list[Spec | Brought]]
-        brought = [[entry] for entry in self.variants if isinstance(entry, Brought)]
-        batches = [*map(list[Spec | Brought], groups(self._recipe.specs)), *brought]
+        brought: list[list[Spec | ExternalVariant]]
+        brought = [[entry] for entry in self.variants if isinstance(entry, ExternalVariant)]
+        batches = [*map(list[Spec | ExternalVariant], groups(self._recipe.specs)), *brought]
         return sorted(
             batches,
             key=lambda batch: (not self._calibrated.isdisjoint(batch), position(batch[0])),
         )
 
-    def _make(self, batch: Sequence[Spec | Brought]) -> Iterator[Step]:
+    def _make(self, batch: Sequence[Spec | ExternalVariant]) -> Iterator[Step]:
         """Every model of the batch, then every drift."""
         for entry in batch:
             yield self._step(entry, "convert", partial(self._convert, entry, batch))
@@ -118,7 +119,7 @@ class Work:
                 work = partial(self._evaluate, self.variants[entry])
                 yield self._step(entry, "evaluate", work)
 
-    def _serve(self, batch: Sequence[Spec | Brought]) -> Iterator[Step]:
+    def _serve(self, batch: Sequence[Spec | ExternalVariant]) -> Iterator[Step]:
         """Every model under load, and where its loss comes from."""
         for entry in batch:
             row = self.variants[entry]
@@ -133,20 +134,28 @@ class Work:
         if self._splits:
             yield self._step(None, "noise floor", self._measure_floors)
 
-    def _step(self, entry: Spec | Brought | None, stage: str, work: Callable[[], None]) -> Step:
+    def _step(self, entry: Spec | ExternalVariant | None, stage: str, work: Callable[[], None]) -> Step:
         row = self.variants[entry] if entry else self.own
-        made = entry if isinstance(entry, Spec) else None
-        return Step(row.id, stage, usual_seconds(self._recipe, self._source, made, stage), work)
+        usual = partial(usual_seconds, self._recipe, self._source, stage)
+        if isinstance(entry, Spec):
+            together = isinstance(load_producer(entry), SharesReading)
+            usual = partial(
+                usual,
+                made=True,
+                by_blocks=entry in self._calibrated and not together,
+                engine=first_serving(entry.format),
+            )
+        return Step(row.id, stage, usual(), work)
 
     @property
     def _splits(self) -> bool:
         section = self._section
         return bool(section and section.split_windows and section.texts)
 
-    def _convert(self, entry: Spec | Brought, batch: Sequence[Spec | Brought]) -> None:
+    def _convert(self, entry: Spec | ExternalVariant, batch: Sequence[Spec | ExternalVariant]) -> None:
         """The first of the batch makes them all: they share its time when the last one is had."""
         row = self.variants[entry]
-        if isinstance(entry, Brought):
+        if isinstance(entry, ExternalVariant):
             row.model = row.attempt("open", partial(entry.open, self._source))
         else:
             row.model = row.attempt("convert", self._makers[entry])
@@ -218,10 +227,10 @@ class Work:
         return {engine.name: engine for engine in engines}
 
     @cached_property
-    def _splitting(self) -> Splitting | None:
+    def _splitting(self) -> LossAttribution | None:
         """None where nothing is to be split; asked for when the source was evaluated."""
         section = self._section
         if section is None or self.evaluation is None:
             return None
         own = self.own.evaluated
-        return Splitting.of(self.evaluation, self._source, own, section.split_windows)
+        return LossAttribution.of(self.evaluation, self._source, own, section.split_windows)

@@ -9,7 +9,7 @@ from pathlib import Path
 _BLOCK_BYTES = 8 << 20
 
 
-class GrowingDigest:
+class StreamingDigest:
     """SHA-256 of a file that becomes final from its beginning on: a thread follows the writer.
 
     Hashing 100 GB takes most of a minute, in which the writer's other cores would wait.

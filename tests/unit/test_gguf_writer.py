@@ -25,7 +25,7 @@ from quantkit.producers.gguf.quantizer import Job, Quantizer
 from quantkit.producers.gguf.special_tokens import SpecialTokens
 from quantkit.producers.native_gguf import NativeGGUF
 from quantkit.producers.proof.tokens import Comparison
-from quantkit.system.streaming_digest import GrowingDigest
+from quantkit.system.streaming_digest import StreamingDigest
 from tests.models import make_checkpoint
 
 SCHEMES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "IQ4_NL")
@@ -80,7 +80,7 @@ def test_a_digest_follows_a_file_that_grows(tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(3_000_000)
     path = tmp_path / "file"
     path.write_bytes(bytes(len(data)))
-    digest = GrowingDigest(path)
+    digest = StreamingDigest(path)
     with path.open("r+b") as file:
         for end in (1, 70_000, 70_000, 2_500_000):
             file.write(data[file.tell() : end])
@@ -88,11 +88,11 @@ def test_a_digest_follows_a_file_that_grows(tmp_path: Path) -> None:
             digest.advance(end)
         file.write(data[file.tell() :])
     assert digest.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
-    longer = GrowingDigest(path)
+    longer = StreamingDigest(path)
     longer.advance(2_000_000)
     with pytest.raises(OSError, match="ends after 3000000 bytes"):
         longer.hexdigest(4_000_000)
-    GrowingDigest(path).abandon()
+    StreamingDigest(path).abandon()
     assert not [t for t in threading.enumerate() if t.name == "growing-digest"]
 
 

@@ -23,7 +23,7 @@ from quantkit.producers.gguf.content import Content, ContentTensor
 from quantkit.producers.gguf.plans import FilePlan
 from quantkit.producers.gguf.quantizer import Job, Quantizer
 from quantkit.system.progress import track
-from quantkit.system.streaming_digest import GrowingDigest
+from quantkit.system.streaming_digest import StreamingDigest
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Output:
     def __post_init__(self) -> None:
         self._descriptors: list[int] = []
         self._writing = threading.Lock()
-        self._digests: list[GrowingDigest] = []
+        self._digests: list[StreamingDigest] = []
         self._places = {place.tensor.name: place for place in self.plan.layout.places}
         self._awaited = list(reversed(self.plan.layout.places))
         self._whole: set[str] = set()
@@ -57,7 +57,7 @@ class Output:
                 self._descriptors.append(descriptor)
                 _write(descriptor, memoryview(part.header), 0)
                 os.truncate(descriptor, part.bytes)
-                self._digests.append(GrowingDigest(path))
+                self._digests.append(StreamingDigest(path))
         except OSError as error:
             self.give_up(error)
 

@@ -18,7 +18,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.producers.convert import convert
 from quantkit.runs import pipeline
-from quantkit.runs.external import Brought
+from quantkit.runs.external import ExternalVariant
 from quantkit.runs.recipe import Recipe
 from tests.models import make_checkpoint
 from tests.packed_checkpoints import as_compressed, draw, write
@@ -140,7 +140,7 @@ def test_of_the_hub_safetensors_alone_are_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
-    entry = Brought.of_entry({"path": "org/model-AWQ@v1"})
+    entry = ExternalVariant.of_entry({"path": "org/model-AWQ@v1"})
     entry.check(Checkpoint.open(tiny_llama))
     assert entry.directory == "model-AWQ"
     assert entry.open(Checkpoint.open(tiny_llama)).id == "model-AWQ"
@@ -166,4 +166,4 @@ def test_what_is_wrong_with_an_entry_is_said_at_once(
 ) -> None:
     source = Checkpoint.open(tiny_llama)
     with pytest.raises(RecipeError, match=message):
-        Brought.of_entry(entry).check(source)
+        ExternalVariant.of_entry(entry).check(source)
