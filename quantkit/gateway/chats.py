@@ -14,9 +14,9 @@ _GIVEN = frozenset({"chat-template", "chat-template-file"})
 """Arguments of engines that take the place of the model's own template."""
 
 
-def renders_chats(model: Model, arguments: Mapping[str, Option]) -> bool:
+def renders_chats(model: Model, options: Mapping[str, Option]) -> bool:
     """Whether the model has a chat template, or its engine is given one."""
-    given = {name.replace("_", "-") for name in arguments}
+    given = {name.replace("_", "-") for name in options}
     return bool(given & _GIVEN) or chat_template.renders_chats(
         format_of(model).chat_templates(model)
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.engines import serving_engine
 from quantkit.errors import RecipeError
 from quantkit.formats.detect import open_model
 from quantkit.gateway.access_log import say
 from quantkit.gateway.address import base_url, curl_example, is_loopback
 from quantkit.gateway.config import GatewayConfig, load_config, of_command_line
 from quantkit.ledger import LEDGER, Ledger, Row
-from quantkit.models.engine_config import EngineConfig, options_of
+from quantkit.models.engine_config import EngineConfig, Option, options_of
 from quantkit.recommendation import Candidate, by_default
 from quantkit.recommendation.nearness import divergence
 
@@ -92,17 +93,27 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
             engines[pick.row.id] = pick.config.having({})
     if not paths:
         raise RecipeError("nothing to serve: give a PATH, --from-run DIR or --config FILE")
-    asked = None if command.engine is None else EngineConfig.parse(command.engine)
-    given = {"engine": asked, "context": command.context, "slots": command.slots}
+    given = {"context": command.context, "slots": command.slots}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     # One alone is what the gateway is there for: it is loaded before anybody asks.
     preload = command.preload or len(paths) == 1
-    settings |= {"preload": preload, "arguments": options_of(command.arguments, "--engine-arg")}
+    settings["preload"] = preload
+    options = options_of(command.arguments, "--engine-arg")
+    if command.engine is not None:
+        engines = dict.fromkeys(paths, EngineConfig.parse(command.engine))
+    if options:
+        engines = {name: _engine(engines.get(name), path, options) for name, path in paths.items()}
     backends = {
-        name: {"path": path, **({"engine": engines[name]} if name in engines else {}), **settings}
+        name: {"path": path, "engine": engines.get(name), **settings}
         for name, path in paths.items()
     }
     return of_command_line(backends, command.aliases, aliases, overrides)
+
+
+def _engine(asked: EngineConfig | None, path: str, options: Mapping[str, Option]) -> EngineConfig:
+    """What is asked for, or the usual engine of what lies at ``path``, with these options."""
+    usual = asked or EngineConfig(name=serving_engine(open_model(path)).name)
+    return usual.having(options)
 
 
 def recommended(ledger: Ledger) -> Candidate | None:

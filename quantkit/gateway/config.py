@@ -11,12 +11,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from quantkit.errors import RecipeError, did_you_mean
-from quantkit.models.engine_config import EngineEntry, Option, check_options
+from quantkit.models.engine_config import EngineEntry
 from quantkit.system.sizes import Size
 from quantkit.system.yaml_file import Section, first_problem, read_yaml
 
@@ -44,21 +43,13 @@ class Backend(Section):
     preload: bool = False
     memory: Size | None = None
     """What it counts for in the memory budget; estimated, then measured where null."""
-    arguments: dict[str, Option] = Field(default_factory=dict)
-    """Options of whichever engine it is: ``tensor_parallel_size: 2``."""
-
-    @field_validator("arguments")
-    @classmethod
-    def _not_ours(cls, arguments: dict[str, Option]) -> dict[str, Option]:
-        check_options(arguments)
-        return arguments
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.path is None) == (self.url is None):
             raise ValueError("expected either `path` or `url`")
         if self.url is not None:
-            local = {"engine", "context", "preload", "memory", "arguments"} & self.model_fields_set
+            local = {"engine", "context", "preload", "memory"} & self.model_fields_set
             if local:
                 raise ValueError(f"`{min(local)}` is for a `path`, not for a `url`")
         elif self.api_key_env or self.model:

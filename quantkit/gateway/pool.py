@@ -14,7 +14,6 @@ from quantkit.gateway.answers import NotTaken
 from quantkit.gateway.backends import Remote, Serving
 from quantkit.gateway.config import Backend, GatewayConfig
 from quantkit.gateway.local import Local
-from quantkit.models.engine_config import EngineConfig
 from quantkit.system.home import home
 
 _SECONDS_BETWEEN_SWEEPS = 2.0
@@ -123,8 +122,7 @@ class Pool:
             return Remote(name, section, _remote_key(name, section))
         assert section.path is not None
         model = open_model(section.path)
-        asked = section.engine or EngineConfig(name=engines.serving_engine(model).name)
-        engine = engines.load_engine(asked.having(section.arguments))
+        engine = engines.serving_engine(model, section.engine)
         engine.check(model)
         return Local(name, section, model, engine, logs / f"{_file_name(name)}.log", self.reserve)
 

@@ -62,7 +62,7 @@ def served(
             "plain": {"path": str(variants["plain"]), **one},
             "plain, given": {
                 "path": str(variants["plain"]),
-                "arguments": {"chat_template": "chatml"},
+                "engine": {"name": "llamacpp", "chat_template": "chatml"},
                 **one,
             },
             "far": {"url": f"{engine.url}/v1", "model": "m", "api_key_env": "FAR_KEY"},

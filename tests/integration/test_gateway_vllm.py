@@ -53,8 +53,7 @@ def served(
             "quick": {"path": str(patient_llama["Q8_0"]), **one},
             "bulk": {
                 "path": str(patient_llama["source"]),
-                "engine": "vllm",
-                "arguments": {"structured_outputs_config": compact, **tools},
+                "engine": {"name": "vllm", "structured_outputs_config": compact, **tools},
                 **one,
             },
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -116,6 +117,22 @@ def test_table_is_text_and_escaped_html() -> None:
     table = Table.of_records([{"a": "<b>", "n": 0.123456}, {"a": "x", "m": 3}])
     assert str(table).splitlines() == ["a         n  m", "<b>  0.1235  –", "x         –  3"]
     assert "<td>&lt;b&gt;</td><td>0.1235</td><td>–</td>" in table.html()
+
+
+def test_the_page_on_python_names_what_is_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "qk"
+    }
+    listed = set(re.findall(r"`(\w+)\([^)]*\)`", page.partition("| function |")[2]))
+    functions = {name for name in qk.__all__ if name.islower() and not name.startswith("_")}
+    assert used | listed <= set(qk.__all__)
+    assert listed == functions - {"show_progress"}
 
 
 class _Heard(progress.Progress):

@@ -65,15 +65,14 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_behind_a_gateway(model: Path, said: Path, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
-    arguments = json.dumps(SEVERAL_MACHINES)
-    file.write_text(
-        f"backends:\n  huge: {{path: {model}, engine: vllm, slots: 128, arguments: {arguments}}}\n"
-    )
+    engine = json.dumps({"name": "vllm", **SEVERAL_MACHINES})
+    file.write_text(f"backends:\n  huge: {{path: {model}, engine: {engine}, slots: 128}}\n")
     section = load_config(file, {}).backends["huge"]
     variant = Variant("huge", model, "awq", "w4g64", None)
-    engine = VLLM(section.arguments)
+    assert section.engine is not None
+    vllm = VLLM(section.engine.options)
     with pytest.raises(EngineError, match="exit code 3 before it was ready"):
-        asyncio.run(EngineProcess.launch("huge", variant, engine, section, tmp_path / "log"))
+        asyncio.run(EngineProcess.launch("huge", variant, vllm, section, tmp_path / "log"))
     words = said.read_text().splitlines()
     assert words[-6:] == ON_THE_COMMAND_LINE
     assert words[words.index("--max-num-seqs") + 1] == "128"
