@@ -150,7 +150,9 @@ def test_the_command_line_makes_the_same_configuration(tmp_path: Path) -> None:
     assert config.aliases == {"fast": "two"}
     assert config.memory_budget == 2 << 30
     two = config.backends["two"]
-    assert (two.slots, two.preload, two.arguments) == (8, True, {"pipeline_parallel_size": "2"})
+    assert (two.slots, two.preload) == (8, True)
+    assert two.engine is not None
+    assert two.engine.options == {"pipeline_parallel_size": "2"}
 
 
 def test_options_that_are_no_good(tmp_path: Path) -> None:
