@@ -16,7 +16,7 @@ from quantkit.benchmark.results import Facts, results
 from quantkit.benchmark.server import Servers
 from quantkit.benchmark.session import Keep, Session
 from quantkit.engines import load_engine, serving_engine
-from quantkit.engines.base import Engine
+from quantkit.engines.base import ServingEngine, serving
 from quantkit.errors import EngineError
 from quantkit.formats import format_of
 from quantkit.ledger.load import MemoryBandwidth
@@ -24,15 +24,17 @@ from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
 
 
-def engines_of(asked: Sequence[EngineConfig], model: Model) -> list[Engine]:
+def engines_of(asked: Sequence[EngineConfig], model: Model) -> list[ServingEngine]:
     """Those of the engines that serve the model's format; the usual one where none does."""
     named = [load_engine(config) for config in asked]
     able = [one for one in named if model.format in one.capabilities.formats]
-    able = [engine for engine in able if engine.capabilities.serves]
-    return able or [serving_engine(model)]
+    serves = [serving(engine, model) for engine in able if engine.capabilities.serves]
+    return serves or [serving_engine(model)]
 
 
-def on_each(engines: Sequence[Engine], measure: Callable[[Engine], BenchResult]) -> BenchResult:
+def on_each(
+    engines: Sequence[ServingEngine], measure: Callable[[ServingEngine], BenchResult]
+) -> BenchResult:
     """The results of all engines together: an engine that fails leaves an error and what was
     measured before, and the next one goes on."""
     found = []
@@ -48,7 +50,7 @@ def on_each(engines: Sequence[Engine], measure: Callable[[Engine], BenchResult])
 
 def bench(
     servers: Servers,
-    engine: Engine,
+    engine: ServingEngine,
     bandwidth: MemoryBandwidth | None = None,
     keep: Keep | None = None,
 ) -> BenchResult:

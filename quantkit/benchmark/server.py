@@ -17,7 +17,7 @@ from quantkit.benchmark import guidellm
 from quantkit.benchmark.generator import Client
 from quantkit.benchmark.guidellm import Target
 from quantkit.benchmark.options import BenchOptions
-from quantkit.engines.base import Engine, config_of
+from quantkit.engines.base import ServingEngine, config_of
 from quantkit.engines.process import Process, RunningServer, free_port, launched
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.errors import EngineError
@@ -103,7 +103,7 @@ class Servers:
     ) -> None:
         self._stack.close()
 
-    def on(self, engine: Engine) -> Served:
+    def on(self, engine: ServingEngine) -> Served:
         """The model on this engine; raise EngineError where it did not start, or has ended."""
         config = config_of(engine)
         if config not in self._found:
@@ -118,7 +118,7 @@ class Servers:
         found.check()
         return found
 
-    def _started(self, engine: Engine) -> AbstractContextManager[Served]:
+    def _started(self, engine: ServingEngine) -> AbstractContextManager[Served]:
         self._work.mkdir(parents=True, exist_ok=True)
         name = f"{self.model.id}-{config_of(engine).id}"
         log = self._work / f"{re.sub(r'[^-.0-9A-Za-z_]+', '-', name)}-server.log"
@@ -128,7 +128,7 @@ class Servers:
 @contextmanager
 def _started(
     model: Model,
-    engine: Engine,
+    engine: ServingEngine,
     options: BenchOptions,
     key: str,
     longest: int | None,

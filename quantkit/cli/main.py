@@ -340,5 +340,5 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 
 def _interrupted() -> None:
-    click.echo("quantkit: interrupted; the same command goes on from here", err=True)
+    click.echo("quantkit: interrupted; run the same command again to continue", err=True)
     sys.exit(130)

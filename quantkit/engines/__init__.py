@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quantkit import registry
-from quantkit.engines.base import Capabilities, Engine
+from quantkit.engines.base import (
+    Capabilities,
+    Engine,
+    ScoringEngine,
+    ServingEngine,
+    scoring,
+    serving,
+)
 from quantkit.errors import IncompatibleVariant
 from quantkit.models.engine_config import EngineConfig
 from quantkit.models.variant import Model
@@ -21,16 +28,19 @@ def load_engine(config: EngineConfig | str) -> Engine:
     return engine
 
 
-def scoring_engine(model: Model) -> Engine:
+def scoring_engine(model: Model) -> ScoringEngine:
     """The first engine that gives full logits for this model's format."""
-    return _first(model, lambda can: can.logits == "full", "gives full logits")
+    return scoring(_first(model, lambda can: can.logits == "full", "gives full logits"), model)
 
 
-def serving_engine(model: Model, config: EngineConfig | None = None) -> Engine:
-    """The engine that is asked for or, without one, the first that serves this model's format."""
+def serving_engine(model: Model, config: EngineConfig | None = None) -> ServingEngine:
+    """The engine that is asked for or, without one, the first that serves this model's format.
+
+    Raise IncompatibleVariant where it does not serve.
+    """
     if config is not None:
-        return load_engine(config)
-    return _first(model, lambda can: can.serves, "serves")
+        return serving(load_engine(config), model)
+    return serving(_first(model, lambda can: can.serves, "serves"), model)
 
 
 def first_serving(format_: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from quantkit.errors import EngineError, IncompatibleVariant
 from quantkit.models.engine_config import EngineConfig, Option
@@ -125,14 +125,22 @@ class Engine(Protocol):
         cannot load this model; cheap, before anything is started."""
         ...
 
-    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
-        """Load the model in this process for sequences up to ``context`` tokens."""
-        ...
-
     def language_model(self, model: Model, context: int) -> AbstractContextManager[LanguageModel]:
         """Load the model for sequences up to ``context`` tokens, in this process or in a server:
         what asks for no more than likelihoods and answers runs on every engine."""
         ...
+
+
+class ScoringEngine(Engine, Protocol):
+    """An engine that gives the logits of the whole vocabulary, in this process."""
+
+    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
+        """Load the model in this process for sequences up to ``context`` tokens."""
+        ...
+
+
+class ServingEngine(Engine, Protocol):
+    """An engine that has a server."""
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
         """The command that serves the model behind an OpenAI-compatible API."""
@@ -148,6 +156,25 @@ class Engine(Protocol):
     def load_seconds(self, log: str) -> float | None:
         """How long the server took to read the weights, as its log says; None where it does not."""
         ...
+
+
+def scoring(engine: Engine, model: Model) -> ScoringEngine:
+    """The engine, to score ``model``; raise IncompatibleVariant where it gives no logits."""
+    if engine.capabilities.logits != "full":
+        raise IncompatibleVariant(
+            f"{engine.name} gives no logits of the whole vocabulary ({model.path}); evaluate it "
+            "with transformers or llamacpp"
+        )
+    return cast(ScoringEngine, engine)
+
+
+def serving(engine: Engine, model: Model) -> ServingEngine:
+    """The engine, to serve ``model``; raise IncompatibleVariant where it does not serve."""
+    if not engine.capabilities.serves:
+        raise IncompatibleVariant(
+            f"{engine.name} does not serve ({model.path}); `quantkit engines list` says which do"
+        )
+    return cast(ServingEngine, engine)
 
 
 def config_of(engine: Engine) -> EngineConfig:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.engines.base import config_of
+from quantkit.engines.base import config_of, scoring
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.prompt_reference import ReferenceAnswers, along, answer, in_order
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated
@@ -92,7 +92,7 @@ def _ask(
     if reference.is_of(model):
         own = (reference.logits(i) for i in order)
         return list(reference.answers), _divergences(own, order, model, reference, vocabulary)
-    with engine.scorer(model, prompts.context) as scorer:
+    with scoring(engine, model).scorer(model, prompts.context) as scorer:
         # First what finds and counts logits that are not numbers.
         rows = scorer.logits(*along(prompts, reference.answers, order))
         divergences = _divergences(rows, order, model, reference, vocabulary)

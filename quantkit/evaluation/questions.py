@@ -170,7 +170,7 @@ def _parse(path: Path, text: str, target: str) -> dict[str, Any]:
 def _given(task: str, path: str | None, what: str) -> Path:
     if not path:
         raise EvaluationError(
-            f"{task}: its data is local, and nobody says where: --eval-data {task}=PATH (in a "
+            f"{task}: its data is local; say where it is: --eval-data {task}=PATH (in a "
             f"recipe evaluate.data.{task}), {what}"
         )
     return Path(path).expanduser()

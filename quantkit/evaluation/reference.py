@@ -185,7 +185,7 @@ def _read(
             if output is None and name is None:
                 output = load(archive.read(_OUTPUT))["output"]
     except (BadZipFile, KeyError) as error:
-        raise EvaluationError(f"{path}: damaged ({error}); remove it, it is made again") from error
+        raise EvaluationError(f"{path}: damaged ({error}); delete it and run again") from error
     hidden = HiddenStates(path, count, about["hidden"])
     return hidden, checkpoint.read(name).float() if output is None else output
 

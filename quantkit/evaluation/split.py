@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from quantkit.engines.base import serving
 from quantkit.errors import EvaluationError
 from quantkit.ledger.loss import Part
 from quantkit.system.progress import track
@@ -79,7 +80,9 @@ def window_likelihoods(
     that are not finite, and what the engine raises.
     """
     first = [windows.first + 1] * len(windows.ids)
-    attached = engine.attached(model, server, windows.context) if server else None
+    attached = None
+    if server is not None:
+        attached = serving(engine, model).attached(model, server, windows.context)
     with attached or engine.language_model(model, windows.context) as scorer:
         found = scorer.likelihoods(windows.ids, first)
         what = f"{model.id}: windows in {engine.name}"

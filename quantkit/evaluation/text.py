@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.engines.base import config_of
+from quantkit.engines.base import config_of, scoring
 from quantkit.errors import EvaluationError
 from quantkit.evaluation.samples import METRICS_VERSION, MeasuredText
 from quantkit.ledger import REFERENCE, Metric
@@ -61,7 +61,7 @@ def measure_texts(
         scorer = None
         if anew or not known:
             context = max(windows.context for windows in texts.values())
-            scorer = stack.enter_context(engine.scorer(model, context))
+            scorer = stack.enter_context(scoring(engine, model).scorer(model, context))
         for name, windows in texts.items():
             reference = references.get(name)
             found[name] = _measure(model, engine, scorer, name, windows, reference, tokenizer)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from quantkit.engines.base import Engine
+from quantkit.engines.base import ServingEngine
 from quantkit.engines.process import Process, free_port, launched
 from quantkit.engines.server import ServeOptions
 from quantkit.gateway.config import Backend
@@ -32,7 +32,7 @@ class EngineProcess:
 
     @classmethod
     async def launch(
-        cls, name: str, model: Model, engine: Engine, section: Backend, log: Path
+        cls, name: str, model: Model, engine: ServingEngine, section: Backend, log: Path
     ) -> EngineProcess:
         """Start it and wait until it answers; raise EngineError, with its last words, where it
         does not."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from quantkit.engines.base import Engine
+from quantkit.engines.base import ServingEngine
 from quantkit.errors import EngineError, QuantkitError
 from quantkit.gateway import access_log
 from quantkit.gateway.answers import NotTaken
@@ -41,7 +41,7 @@ class Local(Serving):
         name: str,
         section: Backend,
         model: Model,
-        engine: Engine,
+        engine: ServingEngine,
         log: Path,
         reserve: Callable[[Local], Awaitable[None]],
     ) -> None:

@@ -1,6 +1,6 @@
 """The loop of the native quantizers: load a block, quantize it, write it, go on.
 
-Killed, it goes on from the last finished block: ``convert`` finds the directory with the shards
+Killed, it continues from the last finished block: ``convert`` finds the directory with the shards
 again, and a file beside them says which blocks are in them. Each block is run with the weights
 that were written, so that both ways give the same bits.
 """
@@ -90,8 +90,8 @@ def convert_linears(
             finished, losses = _convert(asked, written, windows, directory, quantize)
     except OSError as error:
         raise ConversionError(
-            f"{spec}: writing {directory} failed: {error}; the same command goes on from the last "
-            "finished block"
+            f"{spec}: writing {directory} failed: {error}; run the same command again to "
+            "continue from the last finished block"
         ) from error
     total = sum(entry.bytes for entry in planned)
     packed = {f"{name}.{part}" for name, layout in layouts.items() for part in layout.parts}

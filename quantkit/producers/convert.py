@@ -63,7 +63,7 @@ def plan(checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: boo
 def _refuse_other_tokens(spec: Spec, checkpoint: Checkpoint, differences: Sequence[str]) -> None:
     for difference in differences:
         raise ConversionError(
-            f"{spec}: {checkpoint.path}: {difference}; to make it all the same, pass "
+            f"{spec}: {checkpoint.path}: {difference}; to make it anyway, pass "
             "--allow-tokenizer-differences (in a recipe: allow_tokenizer_differences: true)"
         )
 

@@ -141,7 +141,9 @@ def _check(
         raise ConversionError(f"{spec}: the producer quantized nothing")
     unknown = [name for name in packed if f"{name}.weight" not in checkpoint.tensors]
     if unknown:
-        raise ConversionError(f"{spec}: the producer wrote {unknown[0]}, which the source has not")
+        raise ConversionError(
+            f"{spec}: the producer wrote {unknown[0]}, which the source does not have"
+        )
     for name in packed:
         info = written[f"{name}.scales"]
         with safe_open(info.shard, framework="pt") as shard:

@@ -42,8 +42,8 @@ def as_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
         return found
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConversionError(
-            "rope_parameters by kind of layer: transformers 4 has no such thing; use producer "
-            "native or auto-round"
+            "rope_parameters per kind of layer, which transformers 4 does not support; use "
+            "producer native or auto-round"
         )
     rope = dict(rope)
     if "rope_theta" in rope:

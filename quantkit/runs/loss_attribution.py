@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantkit.engines.base import config_of
+from quantkit.engines.base import config_of, serving
 from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.producers.convert import convert
 from quantkit.engines import load_engine, scoring_engine, serving_engine
@@ -95,12 +95,12 @@ class LossAttribution:
         notes: list[str] = []
         whole = measured.texts[self.text].windows
         known = {name: values[: len(self.base)] for name, values in whole.items()}
-        serving = serving_engine(model)
+        engine = serving_engine(model)
         own: dict[str, list[float]] | None
         served: dict[str, list[float]] | None
         if self.asks_server(model):
             own, plain = known, None
-            nll = _unless(notes, "engine", partial(self._likelihoods, model, serving, servers))
+            nll = _unless(notes, "engine", partial(self._likelihoods, model, engine, servers))
             served = None if nll is None else {"ppl": nll}
         else:
             served = known
@@ -122,7 +122,7 @@ class LossAttribution:
             kld_quantization=part(own["kld_mean"]) if own else None,
             windows=len(self.base),
             reference_engine=self.reference.engine,
-            serving_engine=config_of(serving) if served else None,
+            serving_engine=config_of(engine) if served else None,
             protocol=self._protocol,
             notes=notes,
         )
@@ -179,7 +179,7 @@ class LossAttribution:
         engine.check(model)
 
         def make() -> list[float]:
-            running = servers.on(engine).running if servers else None
+            running = servers.on(serving(engine, model)).running if servers else None
             return window_likelihoods(model, engine, self.windows, running)
 
         return self.directory.result("served", model, self._key(engine), make, list[float])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from quantkit.benchmark.measured import BenchResult
     from quantkit.benchmark.options import BenchOptions
     from quantkit.benchmark.server import Servers
-    from quantkit.engines.base import Engine
+    from quantkit.engines.base import ServingEngine
     from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.early_stop import EarlyStop, Keep
     from quantkit.evaluation.prompt_file import Prompts
@@ -187,7 +187,7 @@ class Benching:
         engines = engines_of(self.section.engines, servers.model)
         return on_each(engines, partial(self._measure, servers))
 
-    def _measure(self, servers: Servers, engine: Engine) -> BenchResult:
+    def _measure(self, servers: Servers, engine: ServingEngine) -> BenchResult:
         from quantkit.benchmark import bench
         from quantkit.benchmark.measured import BenchResult
 

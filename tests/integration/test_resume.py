@@ -146,5 +146,5 @@ def test_out_of_disk_it_says_so_and_then_goes_on_to_the_same_bits(tmp_path: Path
     assert ended.returncode == 0, ended.stderr[-3000:]
     message, left = ended.stdout.splitlines()
     assert "awq:w4g64: writing" in message
-    assert "goes on from the last finished block" in message
+    assert "continues from the last finished block" in message
     assert int(left) <= 1

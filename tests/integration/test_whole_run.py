@@ -194,7 +194,7 @@ def test_exit_codes(tiny_llama: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, rest = process.communicate()
     assert process.returncode == 130
-    assert "interrupted; the same command goes on from here" in rest
+    assert "interrupted; run the same command again to continue" in rest
     assert "Traceback" not in rest
     page = (out / "report.html").read_text()
     assert "<strong>The run was interrupted</strong> at <code>awq-w4g64: convert</code>" in page

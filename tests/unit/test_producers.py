@@ -212,5 +212,5 @@ def test_configurations_as_transformers_4_reads_them() -> None:
     }
     four = {"torch_dtype": "float16", "rope_theta": 1e6, "rope_scaling": None}
     assert as_transformers_4(four) == four
-    with pytest.raises(ConversionError, match="by kind of layer"):
+    with pytest.raises(ConversionError, match="per kind of layer"):
         as_transformers_4({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})

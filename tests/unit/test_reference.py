@@ -213,7 +213,7 @@ def test_a_damaged_file_is_named(source: Checkpoint, cut: Windows, tmp_path: Pat
     Reference.build(source, cut, tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(EvaluationError, match=rf"{path.name}: damaged .*remove it"):
+    with pytest.raises(EvaluationError, match=rf"{path.name}: damaged .*delete it"):
         Reference.build(source, cut, tmp_path)
 
 

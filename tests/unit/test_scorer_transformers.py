@@ -12,11 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.data.calibration import calibrate
 from quantkit.data.texts import load_text
+from quantkit.engines import load_engine, serving_engine
+from quantkit.engines.base import scoring
 from quantkit.engines.transformers import Transformers, TransformersScorer
 from quantkit.engines.transformers import scorer as engine
 from quantkit.errors import CheckpointError, EngineError, IncompatibleVariant
 from quantkit.formats import awq, gptq
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.engine_config import EngineConfig
 from quantkit.models.spec import Spec
 from quantkit.producers.convert import convert
 from tests.models import VOCABULARY, make_checkpoint
@@ -160,11 +163,11 @@ def test_a_tensor_that_the_config_does_not_describe_is_an_error(
 
 
 def test_does_not_serve(tiny_llama: Path) -> None:
-    from quantkit.engines.server import ServeOptions
-
-    assert not Transformers().capabilities.serves
-    with pytest.raises(IncompatibleVariant, match="does not serve"):
-        Transformers().server(Checkpoint.open(tiny_llama), ServeOptions(port=1))
+    source = Checkpoint.open(tiny_llama)
+    with pytest.raises(IncompatibleVariant, match="transformers does not serve"):
+        serving_engine(source, EngineConfig(name="transformers"))
+    with pytest.raises(IncompatibleVariant, match="vllm gives no logits of the whole vocabulary"):
+        scoring(load_engine("vllm"), source)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])

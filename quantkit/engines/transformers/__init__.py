@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from quantkit.engines.base import Capabilities, check_format
-from quantkit.engines.process import RunningServer
-from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.transformers.scorer import TransformersScorer
 from quantkit.engines.transformers.weights import check as check_weights
-from quantkit.errors import IncompatibleVariant, RecipeError, ToolchainError
+from quantkit.errors import RecipeError, ToolchainError
 from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.models.engine_config import Option
 from quantkit.models.variant import Model
@@ -74,17 +72,3 @@ class Transformers:
     def language_model(self, model: Model, context: int) -> TransformersScorer:
         """The scorer: it writes as well."""
         return self.scorer(model, context)
-
-    def server(self, model: Model, options: ServeOptions) -> ServerCommand:  # noqa: ARG002
-        """Raise IncompatibleVariant: this engine does not serve."""
-        raise IncompatibleVariant(
-            f"transformers does not serve ({model.path}); vllm does (`quantkit engines list`)"
-        )
-
-    def attached(self, model: Model, server: RunningServer, context: int) -> None:  # noqa: ARG002
-        """None: it scores in this process."""
-        return
-
-    def load_seconds(self, log: str) -> float | None:  # noqa: ARG002
-        """None: there is no server."""
-        return None

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit import toolchains
-from quantkit.engines.base import Capabilities, LanguageModel, Scorer, check_format
+from quantkit.engines.base import Capabilities, LanguageModel, check_format
 from quantkit.engines.process import RunningServer
 from quantkit.engines.server import ServeOptions, ServerCommand, asked
 from quantkit.engines.vllm import demand_key
@@ -21,7 +21,7 @@ from quantkit.engines.vllm.served import ServedModel, started
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
 from quantkit.engines.vllm.unsupported import check_experts, check_kernels, check_quantization
-from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.errors import ToolchainError
 from quantkit.formats import format_of
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import FORMAT
@@ -85,13 +85,6 @@ class VLLM:
         if toolchain.device == "cpu":
             check_kernels(config, model)
             check_experts(config, model)
-
-    def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
-        """Raise IncompatibleVariant: vLLM runs in another environment."""
-        raise IncompatibleVariant(
-            f"vllm gives no logits in this process ({model.path}, context {context}); "
-            "evaluate it with transformers"
-        )
 
     def language_model(self, model: Model, context: int) -> AbstractContextManager[LanguageModel]:
         """vLLM's own server, which runs while the ``with`` block does."""
