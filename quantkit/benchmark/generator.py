@@ -27,7 +27,7 @@ from quantkit.ledger.load import Reading, Slo
 from quantkit.system.progress import say
 
 _SCRIPT = Path(__file__).with_name("client.py")
-_SECONDS_BESIDES = 90.0
+_SECONDS_BESIDES = 300.0
 """For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
 _ATTEMPTS = 2
 """GuideLLM was seen to wait for its worker for ever at the end of a load, twice in fifty runs; and
@@ -93,7 +93,7 @@ class Client:
         ``limit``: seconds; ``check`` is called again and again, what it raises ends the load. Raise
         EngineError where GuideLLM fails.
         """
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             self.start()
             assert self._process is not None
             process = self._process
@@ -109,7 +109,8 @@ class Client:
             code = process.exit_code
             what = "stands still" if code is None else f"ended with exit code {code}"
             error = process.error(f"{what} ({where})")
-            say(f"{error}; it is started again")
+            if attempt < _ATTEMPTS:
+                say(f"{error}; it is started again")
             self._stack.close()
             self._process = None
         raise error

@@ -15,8 +15,8 @@ import pytest
 
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
-from quantkit.formats.gptq import GPTQ
 from quantkit.ledger import Ledger
+from quantkit.producers.native_gptq import NativeGPTQ
 from quantkit.runs import pipeline
 from quantkit.runs.recipe import Recipe, load_recipe
 from tests.vllm_kernels import needs_integer_kernels
@@ -161,7 +161,7 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(
     def fail(*_: object) -> None:
         raise MemoryError("no memory left for the Hessian")
 
-    monkeypatch.setattr(GPTQ, "convert", fail)  # a fault that can't be caused otherwise
+    monkeypatch.setattr(NativeGPTQ, "convert", fail)  # a fault that can't be caused otherwise
     recipe = _recipe(
         tiny_llama, "bench=null", "evaluate.prompts=null", "convert=[gptq:w4g64, gguf:Q8_0]"
     )
