@@ -27,7 +27,7 @@ from quantkit.ledger.load import Reading, Slo
 from quantkit.system.progress import say
 
 _SCRIPT = Path(__file__).with_name("client.py")
-_SECONDS_BESIDES = 300.0
+_SECONDS_BESIDES = 180.0
 """For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
 _ATTEMPTS = 2
 """GuideLLM was seen to wait for its worker for ever at the end of a load, twice in fifty runs; and
