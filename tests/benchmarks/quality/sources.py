@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,9 +34,31 @@ def unpack(gguf: Path, out: Path) -> None:
     config = model.config.to_dict()
     config = {k: v for k, v in config.items() if k != "quantization_config" and k[0] != "_"}
     config |= {"architectures": [type(model).__name__], "dtype": "bfloat16"}
-    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    if _begins_with_bos(gguf):
+        _begin_with_bos(tokenizer)
+    tokenizer.save_pretrained(out)
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _begins_with_bos(gguf: Path) -> bool:
+    from quantkit.formats.gguf.header import read_header
+
+    return read_header(gguf).metadata.get("tokenizer.ggml.add_bos_token") is True
+
+
+def _begin_with_bos(tokenizer: Any) -> None:
+    """What transformers leaves out as it reads a GGUF, and Gemma talks nonsense without."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    if tokenizer("a").input_ids[0] != tokenizer.bos_token_id:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos}:1 $B:1",
+            special_tokens=[(bos, tokenizer.bos_token_id)],
+        )
 
 
 def rescale(source: Path, out: Path) -> None:
