@@ -1,0 +1,1 @@
+"""A whole run: its recipe, its steps, its directory."""
