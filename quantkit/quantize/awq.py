@@ -90,7 +90,7 @@ class BlockAWQ:
             run = judge.replay(block.blocks.autocast) if judge else None
             hessian = statistics.hessian[given].to(dtype)
             scale = search_scales(module, fold, statistics.mean_abs[given], hessian, run, grid)
-            fold_scales(module, fold, scale)
+            fold_scales(module, fold, storable_scales(module, fold, scale, self._dtype))
 
 
 def search_scales(
@@ -137,6 +137,25 @@ def search_scales(
     for reader, weight in zip(readers, floats, strict=True):
         reader.weight.data = weight
     return chosen
+
+
+def storable_scales(
+    block: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The scales near ``scale`` (in,) by which a norm, divided, is exact in the model's ``dtype``.
+
+    A file holds the norm's weight less what is added to it, rounded to eight bits: of 1 + weight,
+    where that is small, little would be left. The readers take up what rounding does, so nothing is
+    lost. A linear before them is not rounded like that, and keeps the scales.
+    """
+    weight = block.get_parameter(f"{fold.smooth}.weight").data.double()
+    if weight.dim() != 1:
+        return scale
+    weight = weight + fold.offset
+    divided = (weight / scale - fold.offset).to(dtype).double() + fold.offset
+    found = torch.where(weight == 0, scale, weight / divided)
+    # Nothing is left of it: as it was.
+    return torch.where(found.isfinite() & (found > 0), found, 1.0).to(scale.dtype)
 
 
 def _relative_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

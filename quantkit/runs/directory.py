@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from quantkit.data.calibration import Calibration
-from quantkit.models.checkpoint import Checkpoint
-from quantkit.producers.convert import convert_many, groups
 from quantkit.errors import RecipeError
-from quantkit.system.files import partials, sha256_json, write_json
-from quantkit.producers.base import Plan
+from quantkit.formats.detect import open_variant
 from quantkit.ledger import REFERENCE
-from quantkit.system.progress import say
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
-from quantkit.formats.detect import open_variant
+from quantkit.producers.base import Plan
+from quantkit.producers.convert import convert_many, groups
+from quantkit.system.files import partials, sha256_json, write_json
+from quantkit.system.progress import say
 
 _MARKER = "run.json"
 

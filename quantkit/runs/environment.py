@@ -7,10 +7,10 @@ from importlib import metadata
 
 import psutil
 
-from quantkit.version import __version__
 from quantkit.ledger import Environment
 from quantkit.ledger.load import MemoryBandwidth
 from quantkit.system.machine import cores, cpu_name, gpu
+from quantkit.version import __version__
 
 _PACKAGES = (
     "torch",

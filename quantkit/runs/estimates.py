@@ -6,10 +6,10 @@ tokens is counted, the rest is a constant. ``quantkit.runs.course`` sets it righ
 
 from __future__ import annotations
 
-from quantkit.models.checkpoint import Checkpoint
-from quantkit.runs.recipe import Recipe
 from quantkit.benchmark.section import BenchSection
 from quantkit.evaluation.section import EvaluateSection
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.runs.recipe import Recipe
 
 _FLOPS = 2e11
 """A second, of a forward pass."""

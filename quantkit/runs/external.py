@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.models import hub
-from quantkit.models.checkpoint import Checkpoint
 from quantkit.errors import RecipeError
+from quantkit.evaluation.tokenizer_match import require_same_tokens
 from quantkit.formats import load_format
 from quantkit.formats.detect import open_variant
+from quantkit.models import hub
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.gguf_files import SUFFIX
-from quantkit.evaluation.tokenizer_match import require_same_tokens
 from quantkit.models.spec import check_name
 from quantkit.models.variant import Variant
 

@@ -8,24 +8,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantkit.engines.base import config_of, serving
-from quantkit.models.checkpoint import FORMAT, Checkpoint
-from quantkit.producers.convert import convert
 from quantkit.engines import load_engine, scoring_engine, serving_engine
-from quantkit.engines.base import Engine, config_of
-from quantkit.version import __version__
+from quantkit.engines.base import Engine, config_of, serving
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated, MeasuredText
 from quantkit.formats import load_format
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
-from quantkit.runs.directory import RunDirectory
+from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
+from quantkit.producers.convert import convert
+from quantkit.runs.directory import RunDirectory
+from quantkit.version import __version__
 
 if TYPE_CHECKING:
     from quantkit.benchmark.server import Servers
-    from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.perplexity import Windows
+    from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.reference import Reference
     from quantkit.runs.stages import Evaluation
 

@@ -8,25 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit import reports as report
-from quantkit.system import extras
-from quantkit.runs.external import ExternalVariant
+from quantkit.engines import scoring_engine, serving_engine
+from quantkit.errors import QuantkitError, RecipeError
+from quantkit.ledger import LEDGER, Ledger, SourceEntry
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.producers.base import Plan
 from quantkit.producers.convert import plan as plan_variant
 from quantkit.producers.convert import require_space
 from quantkit.runs.course import run_course
-from quantkit.engines import scoring_engine, serving_engine
-from quantkit.runs.environment import environment
-from quantkit.errors import QuantkitError, RecipeError
-from quantkit.producers.base import Plan
-from quantkit.system.garbage import keeping_all
-from quantkit.ledger import Ledger, SourceEntry
-from quantkit.system.progress import say
-from quantkit.system.table import Table, Tabular
-from quantkit.runs.recipe import Recipe
 from quantkit.runs.directory import open_run
-from quantkit.ledger import LEDGER
+from quantkit.runs.environment import environment
+from quantkit.runs.external import ExternalVariant
+from quantkit.runs.recipe import Recipe
 from quantkit.runs.stages import Texts, check_measuring_engine
 from quantkit.runs.steps import Work
+from quantkit.system import extras
+from quantkit.system.garbage import keeping_all
+from quantkit.system.progress import say
+from quantkit.system.table import Table, Tabular
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +42,6 @@ class RunPlan(Tabular):
     def bytes(self) -> int:
         """Disk that the variants will take."""
         return sum(variant.bytes for variant in self.variants)
-
 
     def table(self) -> Table:
         """One row a variant that is to be made."""

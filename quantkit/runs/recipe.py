@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 
-from quantkit.runs.external import ExternalVariant
-from quantkit.errors import RecipeError, did_you_mean
 from quantkit.benchmark.section import BenchSection
 from quantkit.data.section import CalibrationSection
+from quantkit.errors import RecipeError, did_you_mean
 from quantkit.evaluation.section import EvaluateSection
-from quantkit.system.packaged import packaged_files
 from quantkit.models.spec import Spec
+from quantkit.runs.external import ExternalVariant
+from quantkit.system.packaged import packaged_files
 from quantkit.system.yaml_file import Section, first_problem, read_yaml
 
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from quantkit.benchmark.measured import BenchResult
-from quantkit.runs.external import ExternalVariant
-from quantkit.models.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.evaluation.samples import Evaluated
 from quantkit.formats import load_format
 from quantkit.ledger import REFERENCE, Failure, OnText, Row
 from quantkit.ledger.loss import Loss
-from quantkit.system.progress import say
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model
+from quantkit.runs.external import ExternalVariant
+from quantkit.system.progress import say
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class RowBuilder:
     def of_variant(cls, entry: Spec | ExternalVariant) -> RowBuilder:
         """The row of a variant that is still to be made, or opened."""
         made = f"variants/{entry.directory}"
-        return cls(entry.directory, str(entry), entry.path if isinstance(entry, ExternalVariant) else made)
+        return cls(
+            entry.directory, str(entry), entry.path if isinstance(entry, ExternalVariant) else made
+        )
 
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
         """``work()``, or None where it fails: then the row keeps the first reason and the run

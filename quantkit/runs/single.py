@@ -166,7 +166,9 @@ def bench(
 
     extras.require("bench")
     models = named(paths)
-    engines = {name: engines_of(_asked(section, model, options), model) for name, model in models.items()}
+    engines = {
+        name: engines_of(_asked(section, model, options), model) for name, model in models.items()
+    }
     loads = {}
     for name, model in models.items():
         for engine in engines[name]:

@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from quantkit.engines.base import config_of
+from quantkit.benchmark.section import BenchSection
 from quantkit.data.calibration import Calibration, calibrate, stream
-from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.tokenizer import load_tokenizer
+from quantkit.data.mix import Mix, judges, load_calibration
+from quantkit.data.text import Text
+from quantkit.data.texts import check_disjoint, load_texts
 from quantkit.engines import load_engine
-from quantkit.runs.environment import environment
+from quantkit.engines.base import config_of
 from quantkit.errors import RecipeError
 from quantkit.evaluation.prompt_file import load_prompts
 from quantkit.evaluation.samples import KEPT_VERSION, METRICS_VERSION, Evaluated
+from quantkit.evaluation.section import EvaluateSection
+from quantkit.formats import format_of
 from quantkit.ledger import TextEntry
 from quantkit.ledger.load import MemoryBandwidth
-from quantkit.data.mix import Mix, judges, load_calibration
-from quantkit.runs.recipe import Recipe
-from quantkit.benchmark.section import BenchSection
-from quantkit.evaluation.section import EvaluateSection
-from quantkit.runs.directory import RunDirectory
-from quantkit.data.texts import check_disjoint, load_texts
-from quantkit.data.text import Text
-from quantkit.formats import format_of
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tokenizer import load_tokenizer
 from quantkit.models.variant import Model, tokenizer_directory
+from quantkit.runs.directory import RunDirectory
+from quantkit.runs.environment import environment
+from quantkit.runs.recipe import Recipe
 
 if TYPE_CHECKING:
     from quantkit.benchmark.generator import Client
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from quantkit.benchmark.options import BenchOptions
     from quantkit.benchmark.server import Servers
     from quantkit.engines.base import ServingEngine
-    from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.early_stop import EarlyStop, Keep
+    from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.prompt_file import Prompts
     from quantkit.evaluation.prompt_reference import ReferenceAnswers
     from quantkit.evaluation.reference import Reference
@@ -247,8 +247,8 @@ def evaluation_plan(
     Raise EvaluationError where a text is too short, CheckpointError where ``model`` brings no
     tokenizer (a bare GGUF file).
     """
-    from quantkit.evaluation.plan import EvaluationPlan
     from quantkit.evaluation.perplexity import windows
+    from quantkit.evaluation.plan import EvaluationPlan
 
     tokenizer = load_tokenizer(tokenizer_directory(model))
     cut = {}

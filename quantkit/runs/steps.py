@@ -8,26 +8,26 @@ from functools import cached_property, partial
 from itertools import chain
 
 from quantkit.benchmark.server import Servers
-from quantkit.runs.external import ExternalVariant
-from quantkit.models.checkpoint import Checkpoint
-from quantkit.producers.convert import groups
-from quantkit.runs.course import Step
 from quantkit.engines import first_serving, serving_engine
 from quantkit.engines.base import Engine
 from quantkit.evaluation.compare import compare
-from quantkit.producers import load_producer
-from quantkit.producers.base import Plan, SharesReading
+from quantkit.evaluation.section import EvaluateSection
 from quantkit.ledger.drift import Comparison
 from quantkit.ledger.loss import NoiseFloor
-from quantkit.runs.recipe import Recipe
-from quantkit.evaluation.section import EvaluateSection
-from quantkit.runs.rows import RowBuilder
-from quantkit.runs.directory import RunDirectory
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
-from quantkit.runs.loss_attribution import LossAttribution
-from quantkit.runs.stages import Benching, Evaluation, Texts, evaluated_as_served
-from quantkit.runs.estimates import usual_seconds
 from quantkit.models.variant import Variant
+from quantkit.producers import load_producer
+from quantkit.producers.base import Plan, SharesReading
+from quantkit.producers.convert import groups
+from quantkit.runs.course import Step
+from quantkit.runs.directory import RunDirectory
+from quantkit.runs.estimates import usual_seconds
+from quantkit.runs.external import ExternalVariant
+from quantkit.runs.loss_attribution import LossAttribution
+from quantkit.runs.recipe import Recipe
+from quantkit.runs.rows import RowBuilder
+from quantkit.runs.stages import Benching, Evaluation, Texts, evaluated_as_served
 
 _BATCHES = "batches"
 
@@ -134,7 +134,9 @@ class Work:
         if self._splits:
             yield self._step(None, "noise floor", self._measure_floors)
 
-    def _step(self, entry: Spec | ExternalVariant | None, stage: str, work: Callable[[], None]) -> Step:
+    def _step(
+        self, entry: Spec | ExternalVariant | None, stage: str, work: Callable[[], None]
+    ) -> Step:
         row = self.variants[entry] if entry else self.own
         usual = partial(usual_seconds, self._recipe, self._source, stage)
         if isinstance(entry, Spec):
@@ -152,7 +154,9 @@ class Work:
         section = self._section
         return bool(section and section.split_windows and section.texts)
 
-    def _convert(self, entry: Spec | ExternalVariant, batch: Sequence[Spec | ExternalVariant]) -> None:
+    def _convert(
+        self, entry: Spec | ExternalVariant, batch: Sequence[Spec | ExternalVariant]
+    ) -> None:
         """The first of the batch makes them all: they share its time when the last one is had."""
         row = self.variants[entry]
         if isinstance(entry, ExternalVariant):

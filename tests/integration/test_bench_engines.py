@@ -172,10 +172,12 @@ _STAGE = """
 import sys
 from pathlib import Path
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.runs.recipe import BenchSection
+from quantkit.benchmark.section import BenchSection
 from quantkit.runs.directory import open_run
 from quantkit.runs.stages import Benching
 from quantkit.formats.detect import open_variant
+from quantkit.system.progress import to_terminal
+to_terminal()
 source, variant, out = map(Path, sys.argv[1:4])
 section = BenchSection.model_validate_json(sys.argv[4])
 with open_run(out) as run:

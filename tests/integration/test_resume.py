@@ -26,7 +26,9 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.convert import convert
 from quantkit.models.spec import Spec
 from quantkit.data.texts import load_text
+from quantkit.system.progress import to_terminal
 
+to_terminal()
 source, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
 spec = Spec.of_entry(json.loads(sys.argv[3]))
 checkpoint = Checkpoint.open(source)
@@ -146,5 +148,5 @@ def test_out_of_disk_it_says_so_and_then_goes_on_to_the_same_bits(tmp_path: Path
     assert ended.returncode == 0, ended.stderr[-3000:]
     message, left = ended.stdout.splitlines()
     assert "awq:w4g64: writing" in message
-    assert "continues from the last finished block" in message
+    assert "continue from the last finished block" in message
     assert int(left) <= 1

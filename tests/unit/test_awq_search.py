@@ -8,10 +8,10 @@ from torch import nn
 
 from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.decoder.structure import fold_scales
+from quantkit.decoder.structure import Fold, fold_scales
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme
-from quantkit.quantize.awq import BlockAWQ, Grid, search_scales
+from quantkit.quantize.awq import BlockAWQ, Grid, search_scales, storable_scales
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
 from tests.block_outputs import exact, rounded
@@ -68,3 +68,37 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
         return float((exact(blocks, candidate, hidden) - wanted).square().mean())
 
     assert error(block) < 0.75 * error(plain)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_folded_norm_survives_its_dtype(offset: float) -> None:
+    """By a norm of bf16, also of 1 + weight: what is stored and the readers give the same again."""
+    generator = torch.Generator().manual_seed(0)
+    fold = Fold("norm", ("reader",), offset=offset)
+
+    def block() -> nn.Module:
+        made = nn.ModuleDict({"norm": nn.LayerNorm(512, bias=False), "reader": nn.Linear(512, 8)})
+        return made.requires_grad_(False)
+
+    given = torch.randn(64, 512, generator=generator)
+    norm = (torch.rand(512, generator=generator) * 4 - offset).bfloat16().float()
+    reader = torch.randn(8, 512, generator=generator) / 512**0.5
+    norm[:3] = torch.tensor([-offset, 1e-30 - offset, 3.0])
+    scale = torch.exp(torch.randn(512, generator=generator) * 1.5)
+
+    def error(scale: torch.Tensor) -> float:
+        one = block()
+        one.norm.weight.data, one.reader.weight.data = norm.clone(), reader.clone()
+        fold_scales(one, fold, scale)
+        stored = one.norm.weight.bfloat16().double() + offset
+        found = (given.double() * stored) @ one.reader.weight.double().T
+        wanted = (given.double() * (norm.double() + offset)) @ reader.double().T
+        return float((found - wanted).norm() / wanted.norm())
+
+    one = block()
+    one.norm.weight.data = norm.clone()
+    kept = storable_scales(one, fold, scale, torch.bfloat16)
+    assert error(kept) < 1e-5
+    assert error(scale) > 1e-3
+    # It is still the scale that was asked for, but where little would be left of the norm.
+    assert ((kept / scale).log().abs() < 0.01).float().mean() > 0.7
