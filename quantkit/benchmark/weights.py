@@ -42,8 +42,7 @@ class Weights:
 def weights(model: Model) -> Weights | None:
     """All tensors but embeddings, of which a token reads a row; the embedding too where it is the
     output layer as well. None where a mixture does not say how many experts it chooses."""
-    format_ = format_of(model)
-    return _counted(format_.served_bytes(model), *format_.experts(model))
+    return _counted(*format_of(model).served_weights(model))
 
 
 def _counted(sizes: Mapping[str, int], experts: int, chosen: int) -> Weights | None:

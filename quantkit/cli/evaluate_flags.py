@@ -143,15 +143,12 @@ show_default="all",
     return in_order(*groups, verdicts)(command)
 
 
-def asked(
-    *, verdicts: Mapping[str, Any], data: Sequence[str], engine: str | None, **given: Any
-) -> dict[str, Any]:
+def asked(*, verdicts: Mapping[str, Any], data: Sequence[str], **given: Any) -> dict[str, Any]:
     """What was typed, as the keys of a recipe's section."""
     return {
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items()},
+        **given,
         **verdicts,
         "data": _data(data),
-        "engine": engine,
     }
 
 

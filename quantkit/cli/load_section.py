@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from quantkit.benchmark.section import BenchSection
 from quantkit.errors import RecipeError
 from quantkit.models.engine_config import EngineConfig
+from quantkit.system.yaml_file import said
 
 
 def section(
@@ -30,9 +31,8 @@ def section(
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "bench"
         option = {"--rates": "--rate", "--engines": "--engine"}.get(option, option)
-        said = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
         where = ".".join(map(str, problem["loc"][1:]))
-        raise RecipeError(f"{option} {where}".rstrip() + f": {said}") from error
+        raise RecipeError(f"{option} {where}".rstrip() + f": {said(problem)}") from error
 
 
 def _words(text: str) -> list[str]:

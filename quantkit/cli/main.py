@@ -252,10 +252,7 @@ def report(directory: Path) -> None:
 
     Example:  quantkit report runs/quickstart
     """
-    from quantkit import reports as reports
-    from quantkit.ledger import LEDGER, Ledger
-
-    click.echo(reports.write(Ledger.read(directory / LEDGER), directory))
+    click.echo(api.report(directory))
 
 
 @cloup.command()

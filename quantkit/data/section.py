@@ -7,17 +7,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from quantkit.data.mix import parse_mix
-from quantkit.errors import RecipeError
 from quantkit.system.devices import AUTO, Precision
-from quantkit.system.yaml_file import Section
+from quantkit.system.yaml_file import Section, as_value_error
 
 
 def _mix(text: Any) -> Any:
     if isinstance(text, dict):
-        try:
+        with as_value_error():
             parse_mix(text)
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from quantkit import registry
 from quantkit.engines.base import (
@@ -30,7 +31,8 @@ def load_engine(config: EngineConfig | str) -> Engine:
 
 def scoring_engine(model: Model) -> ScoringEngine:
     """The first engine that gives full logits for this model's format."""
-    return scoring(_first(model, lambda can: can.logits == "full", "gives full logits"), model)
+    found = _first(model.format, lambda can: can.logits == "full")
+    return scoring(found or _no_engine(model, "gives full logits"), model)
 
 
 def serving_engine(model: Model, config: EngineConfig | None = None) -> ServingEngine:
@@ -40,21 +42,25 @@ def serving_engine(model: Model, config: EngineConfig | None = None) -> ServingE
     """
     if config is not None:
         return serving(load_engine(config), model)
-    return serving(_first(model, lambda can: can.serves, "serves"), model)
+    return serving(first_serving(model.format) or _no_engine(model, "serves"), model)
 
 
-def first_serving(format_: str) -> str:
-    """The name of the first engine that serves a format; empty where there is none."""
-    for name in registry.registered("engine"):
-        can = load_engine(name).capabilities
-        if can.serves and format_ in can.formats:
-            return name
-    return ""
+def first_serving(format_: str) -> Engine | None:
+    """The first engine that serves a format; None where there is none."""
+    return _first(format_, lambda can: can.serves)
 
 
-def _first(model: Model, able: Callable[[Capabilities], bool], what: str) -> Engine:
-    for name in registry.registered("engine"):
-        engine = load_engine(name)
-        if able(engine.capabilities) and model.format in engine.capabilities.formats:
-            return engine
+def _first(format_: str, able: Callable[[Capabilities], bool]) -> Engine | None:
+    engines = map(load_engine, registry.registered("engine"))
+    return next(
+        (
+            engine
+            for engine in engines
+            if able(engine.capabilities) and format_ in engine.capabilities.formats
+        ),
+        None,
+    )
+
+
+def _no_engine(model: Model, what: str) -> NoReturn:
     raise IncompatibleVariant(f"no engine {what} for the format {model.format} ({model.path})")

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.variant import Model, Variant
 
 if TYPE_CHECKING:
     import torch
+
+
+class ServedWeights(NamedTuple):
+    """``sizes``: bytes of each tensor, as an engine holds it. Of a mixture: how many ``experts``
+    there are, and how many are ``chosen`` for each token; else 0."""
+
+    sizes: Mapping[str, int]
+    experts: int
+    chosen: int
 
 
 class Format(Protocol):
@@ -49,12 +58,8 @@ class Format(Protocol):
         """The tokens that the weights' file itself holds; None where they lie beside it."""
         ...
 
-    def served_bytes(self, model: Model) -> Mapping[str, int]:
-        """Bytes of each tensor, as an engine holds it."""
-        ...
-
-    def experts(self, model: Model) -> tuple[int, int]:
-        """Of a mixture, how many experts there are and how many each token is given; else 0."""
+    def served_weights(self, model: Model) -> ServedWeights:
+        """What an engine holds of the weights."""
         ...
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:

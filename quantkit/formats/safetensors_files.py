@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from quantkit.formats.base import ServedWeights
 from quantkit.models import dtypes
 from quantkit.models.chat_template import chat_templates
 from quantkit.models.checkpoint import FORMAT, Checkpoint
@@ -59,18 +60,15 @@ class Safetensors:
         """None: it is in the tokenizer's files."""
         return None
 
-    def served_bytes(self, model: Model) -> Mapping[str, int]:
-        """Of floats at most two each; of all else what is stored."""
-        return {name: _served(tensor) for name, tensor in opened(model).tensors.items()}
-
-    def experts(self, model: Model) -> tuple[int, int]:
-        """As config.json has it."""
-        config = opened(model).config
+    def served_weights(self, model: Model) -> ServedWeights:
+        """Of floats at most two bytes each, of all else what is stored; experts by config.json."""
+        checkpoint = opened(model)
         experts, chosen = (
-            next((n for key in keys if isinstance(n := config.get(key), int) and n), 0)
+            next((n for key in keys if isinstance(n := checkpoint.config.get(key), int) and n), 0)
             for keys in (_EXPERT_KEYS, _CHOSEN_KEYS)
         )
-        return experts, chosen
+        sizes = {name: _served(tensor) for name, tensor in checkpoint.tensors.items()}
+        return ServedWeights(sizes, experts, chosen)
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
         """Of all tensors; nothing is quantized."""

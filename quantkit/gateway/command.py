@@ -13,7 +13,7 @@ from quantkit.formats.detect import open_model
 from quantkit.gateway.access_log import say
 from quantkit.gateway.address import base_url, curl_example, is_loopback
 from quantkit.gateway.config import GatewayConfig, load_config, of_command_line
-from quantkit.ledger import LEDGER, Ledger, Row
+from quantkit.ledger import Ledger, Row
 from quantkit.models.engine_config import EngineConfig, Option, options_of
 from quantkit.recommendation import Candidate, by_default
 from quantkit.recommendation.nearness import divergence
@@ -82,7 +82,7 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
     aliases: dict[str, str] = {}
     engines: dict[str, EngineConfig] = {}
     if command.from_run is not None:
-        ledger = Ledger.read(command.from_run / LEDGER)
+        ledger = Ledger.of_run(command.from_run)
         pick = recommended(ledger)
         # As they were measured: of several engines, the first.
         engines = {row.id: row.bench[0].engine.having({}) for row in ledger.variants if row.bench}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from quantkit.errors import RecipeError
 from quantkit.registry import check_name
+from quantkit.system.yaml_file import as_value_error
 
 Option = bool | int | float | str
 """A value on a command line; ``True`` is a flag without one."""
@@ -115,7 +116,7 @@ class EngineConfig(BaseModel):
             raise RecipeError(f"engine {entry['name']}: {problem['msg']}") from error
 
     def having(self, options: Mapping[str, Option]) -> EngineConfig:
-        """The same with these options too, which win."""
+        """The same as it is asked for, without a version, with these options too, which win."""
         return EngineConfig(name=self.name, options={**self.options, **options})
 
     @property
@@ -132,11 +133,8 @@ class EngineConfig(BaseModel):
 
     def __str__(self) -> str:
         """``llamacpp 0.3.36``, ``llamacpp 0.3.36 (kv_cache=q8_0)``."""
-        return (
-            self.id
-            if self.version is None
-            else f"{self.name} {self.version}{self.id.removeprefix(self.name)}"
-        )
+        version = "" if self.version is None else f" {self.version}"
+        return f"{self.name}{version}{self.id.removeprefix(self.name)}"
 
     def __hash__(self) -> int:
         return hash((self.name, self.version, tuple(sorted(self.options.items()))))
@@ -147,10 +145,8 @@ def _said(value: Option) -> str:
 
 
 def _entry(value: Any) -> Any:
-    try:
+    with as_value_error():
         return EngineConfig.of_entry(value)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
 
 
 EngineEntry = Annotated[EngineConfig, BeforeValidator(_entry)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -26,6 +26,7 @@ from quantkit.decoder.structure import Structure
 from quantkit.errors import ConversionError
 from quantkit.formats.integer_linears import Integers
 from quantkit.formats.shards import Shards
+from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import (
     BlockRecord,
@@ -36,7 +37,14 @@ from quantkit.models.variant import (
 )
 from quantkit.producers.base import Converted
 from quantkit.producers.block_shards import BlockShards
-from quantkit.producers.integer_linears import IntegerLinears, entries, linear_names
+from quantkit.producers.integer_linears import (
+    IntegerLinears,
+    entries,
+    linear_names,
+    needed,
+    router_names,
+    write_config,
+)
 from quantkit.quantize.deviation import Deviation, deviation
 from quantkit.quantize.held_out import HeldOut, Loss
 from quantkit.quantize.rounding import QuantizedBlock
@@ -60,6 +68,27 @@ class BlockQuantizer(Protocol):
     def rounded(self, block: StreamedBlock, module: nn.Module) -> dict[str, Integers]:
         """The same linears of ``module``, as the source has it, rounded to nearest."""
         ...
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    asked: IntegerLinears,
+    calibration: Calibration | None,
+    directory: Path,
+    quantize: BlockQuantizer,
+    describe: Callable[[IntegerLinears, Sequence[str], Sequence[str]], dict[str, Any]],
+) -> tuple[Converted, dict[str, Any]]:
+    """Write a quantized checkpoint, config.json included; its figures, and its quantization_config.
+
+    ``describe`` gives that, of what is asked and the names of all linears and routers. Raise as
+    ``convert_linears``, and RecipeError where there is no calibration.
+    """
+    windows = needed(asked.spec, calibration)
+    blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+    converted = convert_linears(blocks, asked, windows, directory, quantize)
+    config = describe(asked, linear_names(blocks), router_names(blocks))
+    write_config(checkpoint, directory, config)
+    return converted, config
 
 
 def convert_linears(

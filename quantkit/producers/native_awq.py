@@ -11,14 +11,7 @@ from quantkit.formats.awq import BITS, GROUP_SIZES, layout
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
-from quantkit.producers.integer_linears import (
-    IntegerLinears,
-    linear_names,
-    needed,
-    plan_linears,
-    router_names,
-    write_config,
-)
+from quantkit.producers.integer_linears import IntegerLinears, plan_linears
 from quantkit.producers.linear_options import LinearOptions
 
 if TYPE_CHECKING:
@@ -38,17 +31,15 @@ class NativeAWQ:
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Producer.convert``; block after block, each on the output of the quantized ones."""
-        from quantkit.decoder.blocks import DecoderBlocks
-        from quantkit.producers.block_conversion import convert_linears
+        from quantkit.producers.block_conversion import convert_checkpoint
         from quantkit.quantize.awq import BlockAWQ
         from quantkit.quantize.gptq import DAMP_PERCENT
 
-        asked, windows = _asked(spec), needed(spec, calibration)
-        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+        asked = _asked(spec)
         quantize = BlockAWQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
-        write_config(checkpoint, directory, config)
+        converted, config = convert_checkpoint(
+            checkpoint, asked, calibration, directory, quantize, quantization_config
+        )
         return replace(converted, options={**config, "damp_percent": DAMP_PERCENT})
 
 

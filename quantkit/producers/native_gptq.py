@@ -12,14 +12,7 @@ from quantkit.formats.gptq import BITS, GROUP_SIZES, layout
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
-from quantkit.producers.integer_linears import (
-    IntegerLinears,
-    linear_names,
-    needed,
-    plan_linears,
-    router_names,
-    write_config,
-)
+from quantkit.producers.integer_linears import IntegerLinears, plan_linears
 from quantkit.producers.linear_options import LinearOptions, dynamic
 
 if TYPE_CHECKING:
@@ -39,16 +32,14 @@ class NativeGPTQ:
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Producer.convert``; block after block, each on the output of the quantized ones."""
-        from quantkit.decoder.blocks import DecoderBlocks
-        from quantkit.producers.block_conversion import convert_linears
+        from quantkit.producers.block_conversion import convert_checkpoint
         from quantkit.quantize.block_gptq import BlockGPTQ
 
-        asked, windows = _asked(spec), needed(spec, calibration)
-        blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
+        asked = _asked(spec)
         quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
-        converted = convert_linears(blocks, asked, windows, directory, quantize)
-        config = quantization_config(asked, linear_names(blocks), router_names(blocks))
-        write_config(checkpoint, directory, config)
+        converted, config = convert_checkpoint(
+            checkpoint, asked, calibration, directory, quantize, quantization_config
+        )
         (directory / "quantize_config.json").write_text(json.dumps(config, indent=2) + "\n")
         return replace(converted, options={**config, "act_order": "groups"})
 

@@ -20,7 +20,7 @@ from quantkit.evaluation.section import EvaluateSection
 from quantkit.models.spec import Spec
 from quantkit.runs.external import ExternalVariant
 from quantkit.system.packaged import packaged_files
-from quantkit.system.yaml_file import Section, first_problem, read_yaml
+from quantkit.system.yaml_file import Section, as_value_error, first_problem, read_yaml
 
 
 def _variant(entry: Any) -> Spec | ExternalVariant:
@@ -31,10 +31,8 @@ def _variant(entry: Any) -> Spec | ExternalVariant:
 
 
 def _entry(entry: Any) -> Any:
-    try:
+    with as_value_error():
         _variant(entry)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
     return entry
 
 

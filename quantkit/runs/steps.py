@@ -141,11 +141,12 @@ class Work:
         usual = partial(usual_seconds, self._recipe, self._source, stage)
         if isinstance(entry, Spec):
             together = isinstance(load_producer(entry), SharesReading)
+            by = first_serving(entry.format)
             usual = partial(
                 usual,
                 made=True,
                 by_blocks=entry in self._calibrated and not together,
-                engine=first_serving(entry.format),
+                engine=by.name if by else "",
             )
         return Step(row.id, stage, usual(), work)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from quantkit.errors import RecipeError, did_you_mean
 
@@ -32,12 +34,25 @@ class Section(BaseModel):
             return cls.model_validate({**values, **keys})
         except ValidationError as error:
             problem = error.errors()[0]
-            said = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
             where = ".".join(map(str, problem["loc"]))
             known = (
                 did_you_mean(where, list(cls.model_fields)) if "extra" in problem["type"] else ""
             )
-            raise RecipeError(f"{where}: {said}{known}") from error
+            raise RecipeError(f"{where}: {said(problem)}{known}") from error
+
+
+def said(problem: ErrorDetails) -> str:
+    """What pydantic found, or what a validator of ours says of it."""
+    return str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+
+
+@contextmanager
+def as_value_error() -> Iterator[None]:
+    """A RecipeError of the block as pydantic takes it from a validator."""
+    try:
+        yield
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
@@ -71,7 +86,7 @@ def first_problem(
     if problem["type"] == "missing":
         return RecipeError(f"{place}: {key!r} is missing")
     if problem["type"] == "value_error":
-        return RecipeError(f"{subject}: {problem['ctx']['error']}")
+        return RecipeError(f"{subject}: {said(problem)}")
     given = json.dumps(problem["input"], default=str)
     return RecipeError(f"{subject}: {problem['msg']}, not {given}")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import CheckpointError
+from quantkit.formats.base import ServedWeights
 from quantkit.models.chat_template import templates_in_gguf
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.gguf_files import SUFFIX
 from quantkit.models.variant import IMATRIX, Model, Variant
+
+if TYPE_CHECKING:
+    from quantkit.formats.gguf.model_file import ModelFile
 
 
 class GGUF:
@@ -42,9 +46,7 @@ class GGUF:
 
     def context_length(self, model: Model) -> int:
         """As ``Format.context_length``."""
-        from quantkit.formats.gguf.model_file import ModelFile
-
-        file = ModelFile.open(model.weights)
+        file = _opened(model)
         found = file.metadata.get(f"{file.architecture}.context_length")
         if not isinstance(found, int):
             raise CheckpointError(f"{model.weights}: its metadata give no context_length")
@@ -52,38 +54,27 @@ class GGUF:
 
     def chat_templates(self, model: Model) -> dict[str, str]:
         """Those inside the file."""
-        from quantkit.formats.gguf.model_file import ModelFile
-
-        return templates_in_gguf(ModelFile.open(model.weights).metadata)
+        return templates_in_gguf(_opened(model).metadata)
 
     def vocabulary(self, model: Model) -> list[str] | None:
         """As ``Format.vocabulary``."""
-        from quantkit.formats.gguf.model_file import ModelFile
+        return list(map(str, _opened(model).array("tokenizer.ggml.tokens")))
 
-        tokens = ModelFile.open(model.weights).array("tokenizer.ggml.tokens")
-        return list(map(str, tokens))
-
-    def served_bytes(self, model: Model) -> Mapping[str, int]:
+    def served_weights(self, model: Model) -> ServedWeights:
         """What is stored: llama.cpp computes with the file as it is."""
-        from quantkit.formats.gguf.model_file import ModelFile, stored_bytes
+        from quantkit.formats.gguf.model_file import stored_bytes
 
-        tensors = ModelFile.open(model.weights).tensors
-        return {tensor.name: stored_bytes(tensor) for tensor in tensors}
-
-    def experts(self, model: Model) -> tuple[int, int]:
-        """As the metadata have it."""
-        from quantkit.formats.gguf.model_file import ModelFile
-
-        file = ModelFile.open(model.weights)
+        file = _opened(model)
         count, chosen = (
             int(file.metadata.get(f"{file.architecture}.{key}", 0))
             for key in ("expert_count", "expert_used_count")
         )
-        return count, chosen
+        sizes = {tensor.name: stored_bytes(tensor) for tensor in file.tensors}
+        return ServedWeights(sizes, count, chosen)
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
         """Of all tensors; their names are not the source's."""
-        return sum(self.served_bytes(variant).values()) * 8 / source.parameters, None
+        return sum(self.served_weights(variant).sizes.values()) * 8 / source.parameters, None
 
     def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:
         """As ``Format.source``: of other GGUF files alone."""
@@ -96,3 +87,9 @@ class GGUF:
         from quantkit.formats.gguf.unpacked import UnpackedGGUF
 
         return UnpackedGGUF.of(source, variant.weights)
+
+
+def _opened(model: Model) -> ModelFile:
+    from quantkit.formats.gguf.model_file import ModelFile
+
+    return ModelFile.open(model.weights)
