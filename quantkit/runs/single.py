@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -89,15 +87,8 @@ def _planned(
     from quantkit.producers.convert import plan
 
     checkpoint = open_source(source, allow_requantize=allow_requantize)
-    threading.Thread(target=_hash, args=(checkpoint,), daemon=True).start()
     allow = allow_tokenizer_differences
     return checkpoint, [plan(checkpoint, spec, allow_tokenizer_differences=allow) for spec in specs]
-
-
-def _hash(source: Checkpoint) -> None:
-    """The manifests need the digests in the end; meanwhile the conversion is planned."""
-    with contextlib.suppress(OSError):  # which is raised again where they are needed
-        _ = source.sha256
 
 
 def evaluate(

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +46,20 @@ def test_api_has_every_name_whatever_was_imported() -> None:
     with pytest.raises(AttributeError, match="no attribute 'bnech'"):
         qk.bnech  # noqa: B018
     assert issubclass(qk.RecipeError, qk.QuantkitError)
+
+
+def test_what_is_refused_is_not_read(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread is left that would hold the process until a large source is hashed."""
+    hashed: list[object] = []
+    monkeypatch.setattr("quantkit.models.checkpoint.sha256_files", hashed.append)
+    before = set(threading.enumerate())
+    with pytest.raises(qk.QuantkitError, match="Q4_KM"):
+        qk.convert(tiny_llama, ["gguf:Q4_KM"], tmp_path / "out")
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert not hashed
 
 
 def test_the_command_line_calls_the_api_alone() -> None:
