@@ -67,6 +67,8 @@ def _compared(blocks: DecoderBlocks) -> int:
 def _from_pretrained(checkpoint: Checkpoint, ids: torch.Tensor, count: int) -> torch.Tensor | None:
     from transformers import AutoModelForCausalLM
 
+    if checkpoint.quantized:
+        return None  # transformers would need the kernels of its quantization
     config = read_config(checkpoint.path)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):

@@ -28,10 +28,15 @@ class AWQ(Packed):
         Raise IncompatibleVariant for bits or a version that cannot be unpacked.
         """
         quantization = Quantization.opened(variant.path)
-        quantization.require("bits", *BITS)
-        quantization.require("version", "gemm", "GEMM")
-        quantization.require("data_type", "int")
+        check(quantization)
         yield from unpack_linears(variant.path, ("qweight", "qzeros", "scales"), (), unpack)
+
+
+def check(quantization: Quantization) -> None:
+    """Raise IncompatibleVariant for bits or a version that cannot be unpacked."""
+    quantization.require("bits", *BITS)
+    quantization.require("version", "gemm", "GEMM")
+    quantization.require("data_type", "int")
 
 
 def layout(scheme: GroupScheme) -> LinearLayout:

@@ -7,6 +7,7 @@ from pathlib import Path
 from quantkit import registry
 from quantkit.errors import CheckpointError
 from quantkit.formats import load_format
+from quantkit.formats.decoded import open_decoded
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.gguf_files import SUFFIX, holds_gguf
 from quantkit.models.variant import MANIFEST, Model, Variant, read_manifest
@@ -14,7 +15,7 @@ from quantkit.models.variant import MANIFEST, Model, Variant, read_manifest
 
 def open_model(source: str | Path) -> Model:
     """Open a variant where ``source`` is one, else a checkpoint."""
-    return _variant_at(Path(source).expanduser().absolute()) or Checkpoint.open(source)
+    return _variant_at(Path(source).expanduser().absolute()) or open_decoded(source)
 
 
 def open_variant(path: Path) -> Variant:
@@ -35,7 +36,7 @@ def open_variant(path: Path) -> Variant:
 
 
 def open_source(source: str | Path, *, allow_requantize: bool = False) -> Checkpoint:
-    """What variants are made from: a checkpoint, or a GGUF file or variant in its place.
+    """What variants are made from: a checkpoint, decoded where quantized, or a GGUF in its place.
 
     Raise ConversionError for a GGUF that is quantized, unless ``allow_requantize``.
     """
@@ -45,7 +46,7 @@ def open_source(source: str | Path, *, allow_requantize: bool = False) -> Checkp
         found = load_format(variant.format).source(variant, allow_requantize=allow_requantize)
         if found is not None:
             return found
-    return Checkpoint.open(source)
+    return open_decoded(source)
 
 
 def written(path: Path, format_: str, scheme: str) -> Variant:

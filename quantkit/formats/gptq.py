@@ -28,7 +28,7 @@ class GPTQ(Packed):
 
         Raise IncompatibleVariant for a checkpoint format that cannot be unpacked.
         """
-        weight = partial(unpack, zero_offset=_zero_offset(Quantization.opened(variant.path)))
+        weight = partial(unpack, zero_offset=zero_offset(Quantization.opened(variant.path)))
         yield from unpack_linears(variant.path, ("qweight", "qzeros", "scales"), ("g_idx",), weight)
 
 
@@ -97,7 +97,7 @@ def unpack(
     return ((codes - zeros[group]) * scales.float()[group]).T.contiguous()
 
 
-def _zero_offset(quantization: Quantization) -> int:
+def zero_offset(quantization: Quantization) -> int:
     """1 where each zero is stored less one, 0 where as it is."""
     config = quantization.config
     if config["quant_method"] == "gptq":

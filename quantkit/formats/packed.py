@@ -27,6 +27,8 @@ _METHODS = {
     "intel/auto-round": "auto-round",
 }
 """Values of ``quant_method`` that are read; an AutoRound file is of one of the formats."""
+_SOURCES = ("fp8", "fbgemm_fp8", "mxfp4")
+"""Those that models are released in: sources, decoded as they are read, and no variants."""
 _BESIDE = dict(zip(SETTINGS, ("gptq", "awq"), strict=True))
 """What the settings that lie beside config.json are settings of."""
 _AUTOAWQ_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
@@ -64,6 +66,8 @@ class Quantization:
         if not isinstance(found, dict):
             raise CheckpointError(f"{file}: quantization_config is {found!r}, expected an object")
         method = found.get("quant_method")
+        if method in _SOURCES:
+            return None
         if not isinstance(method, str) or method not in _METHODS:
             raise IncompatibleVariant(
                 f"{path}: quant_method is {method!r}; quantkit reads "
@@ -97,7 +101,9 @@ class Quantization:
 
 
 def refuse_packed(spec: object, checkpoint: Checkpoint) -> None:
-    """Raise ConversionError for a source whose weights are quantized already."""
+    """Raise ConversionError for a source whose weights are quantized, and not decoded."""
+    if checkpoint.quantized:
+        return
     if found := Quantization.of(checkpoint.path):
         raise ConversionError(
             f"{spec}: {checkpoint.id} is quantized already ({found.config['quant_method']}); "

@@ -39,7 +39,8 @@ class Checkpoint:
     in a sentence what the weights are, where that is worth a reader's attention. ``config`` is
     config.json's, corrected where it says of tied weights what is not so. ``twice``: names of
     tensors that are equal to others and tied to them. ``index``: the file that named the shards.
-    ``notes``: where the directory holds something else than it seems to.
+    ``notes``: where the directory holds something else than it seems to. ``quantized``: how the
+    weights are stored, where ``read`` decodes them.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Checkpoint:
     twice: frozenset[str] = frozenset()
     index: Path | None = None
     notes: tuple[str, ...] = ()
+    quantized: str | None = None
 
     format = FORMAT
 

@@ -17,6 +17,11 @@ def stage_source(checkpoint: Checkpoint, directory: Path, *, transformers_4: boo
 
     The package sees no other file of the checkpoint: no code, no pickle.
     """
+    if checkpoint.quantized:
+        raise ConversionError(
+            f"{checkpoint.path}: is quantized already ({checkpoint.quantized}), and packages read "
+            "the files themselves; use a producer of quantkit's own (native)"
+        )
     directory.mkdir()
     shards = {info.shard for info in checkpoint.tensors.values()}
     index = [checkpoint.index] if checkpoint.index else []

@@ -11,6 +11,7 @@ from quantkit import reports as report
 from quantkit.engines import scoring_engine, serving_engine
 from quantkit.errors import QuantkitError, RecipeError
 from quantkit.ledger import LEDGER, Ledger, SourceEntry
+from quantkit.formats.decoded import open_decoded
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.base import Plan
 from quantkit.producers.convert import plan as plan_variant
@@ -63,7 +64,7 @@ class RunPlan(Tabular):
 @keeping_all()
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
-    source = Checkpoint.open(recipe.source)
+    source = open_decoded(recipe.source)
     brought = [entry for entry in recipe.variants if isinstance(entry, ExternalVariant)]
     unusable = {}
     for entry in brought:

@@ -79,6 +79,12 @@ def needed(checkpoint: Checkpoint) -> Converter | None:
     if converter is None:
         architectures.architecture_of(checkpoint)  # refuses, and says how to get one
     refuse_packed("gguf", checkpoint)
+    if checkpoint.quantized:
+        raise ConversionError(
+            f"gguf: {checkpoint.id} is a {checkpoint.architecture} that is quantized already "
+            f"({checkpoint.quantized}); llama.cpp's own converter reads files, which quantkit does "
+            "not decode for it: convert the unquantized weights"
+        )
     return converter
 
 
