@@ -24,6 +24,7 @@ Shape = tuple[int, ...]
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _OF_ACTIVATIONS = ("input_scale", "input_scale_ub", "activation_scale", "output_scale")
 """Beside a linear's weight: what kernels need for activations, and weights do not."""
+_SHAPE = ".weight_shape"
 _OF_CACHE = ("k_scale", "v_scale", "q_scale")
 
 
@@ -84,6 +85,8 @@ class Decoded(Checkpoint):
             shapes = {part: stored.tensors[name].shape for part, name in there.items()}
             try:
                 shape = found.shape(shapes)
+                if _SHAPE in there:  # rows of words may end in a gap
+                    shape = tuple(stored.read(there[_SHAPE]).tolist())
             except (ValueError, IndexError, ZeroDivisionError) as error:
                 raise _misfit(info, stem, shapes) from error
             plain = stem + found.plain
@@ -324,7 +327,7 @@ def _packed_integers(weights: Mapping[str, Any], file: Path) -> Encoding:
             packed, scale, shape, weight_zero_point=zeros, weight_g_idx=order
         )
 
-    parts = (".weight_packed", ".weight_scale", ".weight_shape")
+    parts = (".weight_packed", ".weight_scale", _SHAPE)
     return Encoding(parts, (".weight_zero_point", ".weight_g_idx"), ".weight", shape, decode)
 
 

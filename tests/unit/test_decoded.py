@@ -147,6 +147,39 @@ def test_mxfp4_is_what_transformers_decodes() -> None:
     assert torch.equal(ours, theirs)
 
 
+def test_decoded_stacks_of_experts_have_plain_names(tmp_path: Path) -> None:
+    path = _quantized(tmp_path / "m", {"quant_method": "mxfp4"})
+    stack = "model.layers.0.mlp.experts.down_proj"
+    blocks = torch.randint(0, 256, (3, 64, 4, 16), dtype=torch.uint8)
+    scales = torch.randint(100, 140, (3, 64, 4), dtype=torch.uint8)
+    save_file({f"{stack}_blocks": blocks, f"{stack}_scales": scales}, path / "model.safetensors")
+    source = open_decoded(path)
+    assert {name: info.shape for name, info in source.tensors.items()} == {stack: (3, 128, 64)}
+    assert torch.equal(source.read(stack), convert_moe_packed_tensors(blocks, scales))
+
+
+def test_decoded_packed_rows_may_end_in_a_gap(tmp_path: Path) -> None:
+    weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    path = _quantized(tmp_path / "m", settings)
+    words = torch.tensor([[*[0x76543210] * 4, 0x00000F21]], dtype=torch.int32)  # 35 integers
+    parts = {
+        "weight_packed": words,
+        "weight_scale": torch.tensor([[0.5]]).bfloat16(),
+        "weight_shape": torch.tensor([1, 35]),
+    }
+    state = {f"{LINEAR}.{part}": tensor for part, tensor in parts.items()}
+    save_file(state, path / "model.safetensors")
+    source = open_decoded(path)
+    assert source.tensors[f"{LINEAR}.weight"].shape == (1, 35)
+    expected = [[(n - 8) / 2 for n in (*[*range(8)] * 4, 1, 2, 15)]]
+    assert source.read(f"{LINEAR}.weight").tolist() == expected
+
+
 def test_nvfp4_by_hand() -> None:
     packed = torch.tensor([[0x21, 0xF7]], dtype=torch.uint8)  # 0.5 1 | 6 -6
     scale, whole = torch.tensor([[2.0, 4.0]]).to(FP8), torch.tensor([8.0])

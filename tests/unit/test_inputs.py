@@ -228,14 +228,13 @@ def test_auto_awq_settings_are_read(tiny_llama: Path, tmp_path: Path, quantkit: 
     assert torch.equal(state[f"{LINEARS[0]}.weight"], drawn.weight())
 
 
-def test_what_is_packed_already_is_no_source(
-    tiny_llama: Path, tmp_path: Path, refused: Callable[..., str]
+def test_plan_says_that_the_source_is_packed_already(
+    tiny_llama: Path, tmp_path: Path, quantkit: Command
 ) -> None:
     path, _ = auto_gptq(tiny_llama, tmp_path / "theirs")
     for spec in ("gguf:Q8_0", "gptq:w4g64", "awq:w4g64"):
-        assert "is quantized already (gptq); convert the unquantized" in refused(
-            *convert_to(path, spec)
-        )
+        done = quantkit(*convert_to(path, spec))
+        assert "the source is quantized already (gptq)" in done.out
 
 
 def test_settings_beside_plain_weights_are_of_no_account(copy: Path, quantkit: Command) -> None:
