@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention, read_config
+from quantkit.system.files import write_json
 
 _TOKENS = 64
 _FITS = 1 << 30
@@ -37,7 +41,8 @@ def prove(checkpoint: Checkpoint) -> None:
     ids = torch.randint(config.vocab_size, (1, _TOKENS), generator=seeded)
     with blocks.running_apart():
         found = streamed(blocks, ids, count)
-    expected = _from_pretrained(checkpoint, ids, count)
+    with _plain(blocks, count) as directory:
+        expected = _from_pretrained(directory, ids, count)
     if expected is None or not expected.isfinite().all():
         return  # the block that overflows is named when it is quantized
     error = float((found - expected).abs().max() / expected.abs().max())
@@ -64,19 +69,34 @@ def _compared(blocks: DecoderBlocks) -> int:
     return max(1, min(len(blocks), room // one))
 
 
-def _from_pretrained(checkpoint: Checkpoint, ids: torch.Tensor, count: int) -> torch.Tensor | None:
+@contextmanager
+def _plain(blocks: DecoderBlocks, count: int) -> Iterator[Path]:
+    """The checkpoint's directory; where it is quantized one with what is compared, decoded: the
+    kernels that transformers would need are not for every machine."""
+    checkpoint = blocks.checkpoint
+    if not checkpoint.quantized:
+        yield checkpoint.path
+        return
+    inside = (name for index in range(count) for name in blocks.stored(index).values())
+    names = {*blocks.tensors_outside(), *inside} & checkpoint.tensors.keys()
+    with TemporaryDirectory(prefix="quantkit-") as directory:
+        path = Path(directory)
+        save_file({name: checkpoint.read(name) for name in names}, path / "model.safetensors")
+        write_json(path / "config.json", checkpoint.config)
+        yield path
+
+
+def _from_pretrained(path: Path, ids: torch.Tensor, count: int) -> torch.Tensor | None:
     from transformers import AutoModelForCausalLM
 
-    if checkpoint.quantized:
-        return None  # transformers would need the kernels of its quantization
-    config = read_config(checkpoint.path)
+    config = read_config(path)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:count]
     with _quiet():
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path,
+                path,
                 config=config,
                 dtype=torch.float32,
                 attn_implementation=attention(config),

@@ -10,8 +10,8 @@ from pathlib import Path
 from quantkit import reports as report
 from quantkit.engines import scoring_engine, serving_engine
 from quantkit.errors import QuantkitError, RecipeError
-from quantkit.ledger import LEDGER, Ledger, SourceEntry
 from quantkit.formats.decoded import open_decoded
+from quantkit.ledger import LEDGER, Ledger, SourceEntry
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.base import Plan
 from quantkit.producers.convert import plan as plan_variant

@@ -14,6 +14,7 @@ from quantkit.engines import load_engine, serving_engine
 from quantkit.errors import RecipeError
 from quantkit.evaluation.section import EvaluateSection
 from quantkit.evaluation.tokenizer_match import require_same_tokens
+from quantkit.formats.decoded import open_decoded
 from quantkit.formats.detect import open_model, open_source
 from quantkit.ledger import REFERENCE
 from quantkit.models.checkpoint import Checkpoint
@@ -110,7 +111,7 @@ def evaluate(
     if section.until and (reference is None or not section.tasks):
         raise RecipeError("--until decided: a verdict needs questions and --reference MODEL")
     models = named(paths)
-    source = Checkpoint.open(reference) if reference else None
+    source = open_decoded(reference) if reference else None
     if source:
         models = {name: model for name, model in models.items() if model.path != source.path}
     first = source or next(iter(models.values()))

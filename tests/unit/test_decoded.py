@@ -187,7 +187,6 @@ def test_nvfp4_by_hand() -> None:
 
 
 def test_nvfp4_is_what_compressed_tensors_decodes() -> None:
-    pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is the oracle")
     from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 
     packed = torch.randint(0, 256, (8, 32), dtype=torch.uint8)
@@ -196,7 +195,6 @@ def test_nvfp4_is_what_compressed_tensors_decodes() -> None:
 
 
 def test_nvfp4_is_what_its_compressor_decodes() -> None:
-    pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is the oracle")
     from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
@@ -211,7 +209,6 @@ def test_nvfp4_is_what_its_compressor_decodes() -> None:
 
 
 def test_channel_scales_are_what_compressed_tensors_applies() -> None:
-    pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is the oracle")
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import dequantize
 
