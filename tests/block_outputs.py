@@ -8,6 +8,7 @@ from torch import nn
 from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.quantize.awq import Grid
+from quantkit.quantize.rounding import plain_asymmetric
 
 
 def exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torch.Tensor:
@@ -16,10 +17,15 @@ def exact(blocks: DecoderBlocks, block: nn.Module, hidden: Activations) -> torch
         return torch.cat([block(batch, **blocks.arguments(0, batch.shape[1])) for batch in hidden])
 
 
+def on_grid(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Weights (out, in) rounded to nearest over each group's full range."""
+    return plain_asymmetric(weights, grid.bits, grid.group_size, grid.dtype).dequantize()
+
+
 def rounded(blocks: DecoderBlocks, grid: Grid) -> nn.Module:
     """The first block with every linear rounded to nearest."""
     block = blocks.load(0)
     for name in blocks.linears(0):
         linear = block.get_submodule(name)
-        linear.weight.data = grid.fake(linear.weight.data)
+        linear.weight.data = on_grid(linear.weight.data, grid)
     return block

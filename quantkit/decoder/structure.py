@@ -71,8 +71,6 @@ class Fold:
     """What has the same input too and is no linear: a router."""
     given: str = ""
     """The first of all these that is given every token."""
-    judge: str | None = None
-    """The smallest module that holds them all; None where one linear is its own."""
     offset: float = 0.0
     """What a norm adds to its weight before it multiplies by it."""
     channels: FoldChannels = FoldChannels()
@@ -235,7 +233,6 @@ class _Asked:
         """Of those with a vector for a weight, as wide as their output."""
         self.given: dict[str, torch.Tensor] = {}
         """What modules are called with, in order."""
-        self.called: set[str] = set()
         hooks = []
         for name, module in list(self.modules.items())[1:]:
             hooks.append(module.register_forward_pre_hook(self._see(name)))
@@ -281,7 +278,6 @@ class _Asked:
 
     def _keep(self, name: str) -> Any:
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.called.add(name)
             weight = dict(module.named_parameters(recurse=False)).get("weight")
             if weight is None or not inputs or not isinstance(inputs[0], torch.Tensor):
                 return
@@ -333,7 +329,6 @@ def _fold(asked: _Asked, smooth: str, linears: set[str]) -> Fold | _Refused | No
         readers,
         followers=tuple(name for name in found if name not in linears),
         given=given or readers[0],
-        judge=_holder(asked, tuple(found)) if len(readers) > 1 else None,
         offset=offset,
         channels=found[readers[0]],
     )
@@ -428,18 +423,6 @@ def _ignore(_name: str, _input: torch.Tensor) -> None:
     pass
 
 
-def _holder(asked: _Asked, names: Sequence[str]) -> str:
-    """The smallest module that is called and holds all of these."""
-    paths = [name.split(".")[:-1] for name in names]
-    shared = paths[0]
-    for path in paths[1:]:
-        same = [a == b for a, b in zip(shared, path, strict=False)]
-        shared = shared[: (*same, False).index(False)]
-    while shared and ".".join(shared) not in asked.called:
-        shared = shared[:-1]
-    return ".".join(shared)
-
-
 def _expert(asked: _Asked, name: str) -> bool:
     parts = name.split(".")
     return any(
@@ -464,7 +447,6 @@ def _of_all_experts(found: Structure, sizes: Mapping[str, int]) -> Structure:
                 smooth=said(fold.smooth),
                 readers=tuple(map(said, fold.readers)),
                 given=said(fold.given),
-                judge=None if fold.judge is None else said(fold.judge),
             )
             for said in of_others
         ]

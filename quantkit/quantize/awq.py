@@ -1,16 +1,18 @@
 """AWQ: scale the channels that matter up before rounding, and back down in what precedes them.
 
-Lin et al. 2023, arXiv 2306.00978. For linears that share an input, the strength α
-of the scaling s = a**α / b**(1-α), with a the mean activation and b the mean relative weight of a
-channel, is searched against the output error of the module they belong to.
+Lin et al. 2023, arXiv 2306.00978. Linears that share an input take the channel scales
+s = a**α / b**γ, with a the mean activation of a channel and b its mean relative weight; the authors
+have γ = 1 - α. They search α by what rounding to nearest loses, then clip each group's range and
+round to nearest.
 
-The authors then clip each group's range and round to nearest. Here GPTQ rounds instead: a clipped
-block gives less than it should, every block a little less, and the losses add up along the stream.
+Here GPTQ rounds instead: a clipped block gives less than it should, every block a little less, and
+the losses add up along the stream. So α and γ are searched by what is expected to be left after
+GPTQ. What helps rounding to nearest often does not help it (tests/benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +21,15 @@ from torch import nn
 from quantkit.decoder.structure import Fold, fold_scales
 from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.block_gptq import BlockGPTQ
-from quantkit.quantize.inputs import InputStatistics, RecordedCalls, dead_channels
-from quantkit.quantize.rounding import QuantizedBlock, plain_asymmetric
+from quantkit.quantize.gptq import remaining_variances
+from quantkit.quantize.inputs import InputStatistics, dead_channels
+from quantkit.quantize.rounding import QuantizedBlock, asymmetric_range
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
-_ALPHAS = 20
-_JUDGED_TOKENS = 1024
-"""How many tokens the output of attention and of the MLP is compared on, for each α."""
+_ALPHAS = 10
+_GAMMAS = 5
 _WEIGHED_TOKENS = 8192
-"""How many, of all windows, errors of single linears are summed over; the Hessians of all tokens
+"""How many, of all windows, the Hessians are of that scales are searched with; those of all tokens
 would take most of the time."""
 
 
@@ -39,9 +41,12 @@ class Grid:
     group_size: int
     dtype: torch.dtype
 
-    def fake(self, weights: torch.Tensor) -> torch.Tensor:
-        """Weights after rounding to nearest over each group's full range; (out, in) float32."""
-        return plain_asymmetric(weights, self.bits, self.group_size, self.dtype).dequantize()
+    def steps(self, weights: torch.Tensor) -> torch.Tensor:
+        """The distance between two neighbours of the grid, by output and group, for weights
+        (out, in) whose groups are rounded over their full range; (out, groups) float32."""
+        grouped = weights.view(len(weights), -1, self.group_size)
+        steps, _ = asymmetric_range(grouped.amin(-1), grouped.amax(-1), self.bits, self.dtype)
+        return steps.float()
 
 
 class BlockAWQ:
@@ -71,25 +76,16 @@ class BlockAWQ:
         ]
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
         statistics = InputStatistics(module, [fold.given for fold in scaled], every)
-        judged = {
-            fold.judge: RecordedCalls(module, fold.judge, _JUDGED_TOKENS)
-            for fold in scaled
-            if fold.judge is not None
-        }
         block.run()
         statistics.close()
-        for calls in judged.values():
-            calls.close()
         dtype = next(module.parameters()).dtype
         for fold in scaled:
             if fold.given not in statistics.leader:
                 continue  # of an expert that saw no token
             given = statistics.leader[fold.given]
             dead_channels(statistics.mean_abs[given], f"{block.name}.{given}")
-            judge = judged[fold.judge] if fold.judge is not None else None
-            run = judge.replay(block.blocks.autocast) if judge else None
             hessian = statistics.hessian[given].to(dtype)
-            scale = search_scales(module, fold, statistics.mean_abs[given], hessian, run, grid)
+            scale = search_scales(module, fold, statistics.mean_abs[given], hessian, grid)
             fold_scales(module, fold, storable_scales(module, fold, scale, self._dtype))
 
 
@@ -98,45 +94,35 @@ def search_scales(
     fold: Fold,
     mean_abs: torch.Tensor,
     hessian: torch.Tensor,
-    run: Callable[[nn.Module], torch.Tensor] | None,
     grid: Grid,
 ) -> torch.Tensor:
-    """The channel scales of the readers' input that lose least, (in,) float32.
+    """The channel scales of the readers' input after which GPTQ is expected to lose least, (in,).
 
-    ``mean_abs``: (in,) and ``hessian``: (in, in) of that input. ``run`` gives the judge's
-    output on sample inputs; without a judge the error is tr(ΔW H ΔWᵀ).
+    ``mean_abs``: (in,) and ``hessian``: (in, in) of that input. An error of rounding is spread
+    evenly over a step of the grid, so that a step h of a channel with the remaining variance v
+    loses h² v / 12.
     """
-    readers = [block.get_submodule(name) for name in fold.readers]
     floats = [linear_weight(block, name) for name in fold.readers]
     channels = fold.channels
     strength = channels.reduce(mean_abs)
     relative = channels.reduce(_relative_weight(floats, grid.group_size))
-    judge = block.get_submodule(fold.judge) if fold.judge is not None else None
-    wanted = run(judge) if run and judge is not None else None
+    remaining = remaining_variances(hessian).to(mean_abs.dtype)
 
-    def rounded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return (grid.fake(weight * scale) / scale).to(weight.dtype)
+    def expected_loss(scale: torch.Tensor) -> float:
+        squares = sum(grid.steps(weight * scale).square().sum(0) for weight in floats)
+        assert isinstance(squares, torch.Tensor)
+        return float((squares.repeat_interleave(grid.group_size) * remaining / scale**2).sum())
 
-    best, chosen = torch.inf, torch.ones_like(mean_abs)
-    for step in range(_ALPHAS):
-        alpha = step / _ALPHAS
-        scale = strength.pow(alpha) / (relative.pow(1 - alpha) + 1e-4) if step else strength * 0 + 1
-        scale = scale.clamp(min=1e-4)
-        scale = channels.expand(scale / (scale.max() * scale.min()).sqrt())
-        if wanted is None or run is None or judge is None:
-            error = 0.0
-            for weight in floats:
-                lost = weight - rounded(weight, scale)
-                error += float((lost @ hessian).mul_(lost).sum())
-        else:
-            for reader, weight in zip(readers, floats, strict=True):
-                reader.weight.data = rounded(weight, scale)
-            error = float((run(judge) - wanted).square_().mean())
-        if error < best:
-            best, chosen = error, scale
-    for reader, weight in zip(readers, floats, strict=True):
-        reader.weight.data = weight
-    return chosen
+    best = torch.ones_like(mean_abs)
+    least = expected_loss(best)
+    for alpha in range(_ALPHAS):
+        for gamma in range(_GAMMAS):
+            scale = strength ** (alpha / _ALPHAS) / (relative ** (gamma / (_GAMMAS - 1)) + 1e-4)
+            scale = scale.clamp(min=1e-4)
+            scale = channels.expand(scale / (scale.max() * scale.min()).sqrt())
+            if (loss := expected_loss(scale)) < least:
+                least, best = loss, scale
+    return best
 
 
 def storable_scales(

@@ -27,6 +27,8 @@ and most what is not like the calibration's (tests/benchmarks/RESULTS.md)."""
 DAMP_PERCENT = 0.5
 """Of the mean diagonal, added before the Hessian is inverted. The usual 0.01 is better on no text,
 and much worse on text unlike the calibration's (tests/benchmarks/RESULTS.md)."""
+_SEARCH_DAMPING = 0.01
+"""Of the mean diagonal, where a loss is only expected: enough for Cholesky's factor to exist."""
 PASSES = 2
 """Of coordinate descent. The second gives a third of what the first does, the third next to
 nothing (tests/benchmarks/RESULTS.md)."""
@@ -181,6 +183,22 @@ def group_order(importance: torch.Tensor, group_size: int) -> torch.Tensor:
     groups = grouped.amax(1).argsort(descending=True, stable=True)
     inside = grouped.argsort(dim=1, descending=True, stable=True)
     return (groups[:, None] * group_size + inside[groups]).flatten()
+
+
+def remaining_variances(hessian: torch.Tensor) -> torch.Tensor:
+    """What the squared error of each column weighs when the columns after it make up for it: (in,).
+
+    ``hessian``: XᵀX (in, in). With columns in the order of their rounding this is the diagonal of D
+    in H = U D Uᵀ, U upper triangular with ones on its diagonal: what later channels do not explain.
+    """
+    diagonal = hessian.diagonal()
+    order = diagonal.argsort()  # the reverse of GPTQ's
+    added = _SEARCH_DAMPING * diagonal.mean()
+    factor, failed = torch.linalg.cholesky_ex(_permuted(hessian, diagonal + added, order))
+    if failed:
+        return diagonal.clone()  # gptq() finds out what is wrong with this Hessian
+    found: torch.Tensor = factor.diagonal().square()[order.argsort()]
+    return found
 
 
 def _permuted(hessian: torch.Tensor, diagonal: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,46 +165,3 @@ class _Stop(Exception):
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-class RecordedCalls:
-    """Keeps what a module is called with, for the first ``tokens`` tokens, to call it again."""
-
-    def __init__(self, block: nn.Module, name: str, tokens: int) -> None:
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._left = tokens
-        self._hook = block.get_submodule(name).register_forward_pre_hook(
-            self._keep, with_kwargs=True
-        )
-
-    def close(self) -> None:
-        """Take the hook off."""
-        self._hook.remove()
-
-    def replay(
-        self, precision: Callable[[], AbstractContextManager[Any]]
-    ) -> Callable[[nn.Module], torch.Tensor]:
-        """A function that calls the module again and gives its output, (tokens, out) float32."""
-
-        def run(module: nn.Module) -> torch.Tensor:
-            outputs = []
-            with torch.no_grad(), precision():
-                for inputs, named in self._calls:
-                    output = module(*inputs, **named)
-                    output = output[0] if isinstance(output, tuple) else output
-                    outputs.append(output.reshape(-1, output.shape[-1]).float())
-            return torch.cat(outputs)
-
-        return run
-
-    def _keep(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if self._left <= 0:
-            return
-        x = inputs[0] if inputs else named["hidden_states"]
-        samples = max(1, min(len(x), self._left // x.shape[1]))
-        self._left -= samples * x.shape[1]
-        if inputs:
-            inputs = (x[:samples], *inputs[1:])
-        else:
-            named = {**named, "hidden_states": x[:samples]}
-        self._calls.append((inputs, named))

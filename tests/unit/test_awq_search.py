@@ -12,6 +12,7 @@ from quantkit.decoder.structure import Fold, fold_scales
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme
 from quantkit.quantize.awq import BlockAWQ, Grid, search_scales, storable_scales
+from quantkit.quantize.gptq import gptq, remaining_variances
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
 from tests.block_outputs import exact, rounded
@@ -43,7 +44,6 @@ def test_folding_scales_leaves_the_function_in_float32(blocks: DecoderBlocks) ->
             fold,
             statistics.mean_abs[leader],
             statistics.hessian[leader].float(),
-            None,
             GRID,
         )
         changed += not torch.equal(scale, torch.ones_like(scale))
@@ -68,6 +68,53 @@ def test_a_block_quantized_with_awq_is_nearer_than_rounded_to_nearest(
         return float((exact(blocks, candidate, hidden) - wanted).square().mean())
 
     assert error(block) < 0.75 * error(plain)
+
+
+def _made(rescaled: bool) -> tuple[nn.Module, torch.Tensor]:
+    """A linear and the Hessian of correlated inputs; rescaled: its channels by random factors."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(192, 192, generator=generator) / 192**0.5 + torch.eye(192)
+    inputs = torch.randn(2048, 192, generator=generator) @ mixed
+    weight = torch.randn(48, 192, generator=generator)
+    factors = torch.exp(torch.randn(192, generator=generator) * rescaled)
+    linear = nn.Linear(192, 48, bias=False).requires_grad_(False)
+    linear.weight.data = weight * factors
+    return nn.ModuleDict({"reader": linear}), inputs / factors
+
+
+def _lost(weight: torch.Tensor, inputs: torch.Tensor, scale: torch.Tensor) -> float:
+    """By GPTQ itself, after these scales: ‖X (W - Ŵ)ᵀ‖²."""
+    hessian = (inputs / scale).double().T @ (inputs / scale).double()
+    settings = {"bits": 4, "group_size": 64, "dtype": torch.float32, "symmetric": False}
+    solved = gptq(weight * scale, hessian, **settings, damp_percent=0.01)  # type: ignore[arg-type]
+    return float((inputs @ (weight - solved.integers.dequantize() / scale).T).square().sum())
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_scales_are_those_after_which_gptq_loses_little(rescaled: bool) -> None:
+    block, inputs = _made(rescaled)
+    weight = block.get_parameter("reader.weight").data
+    fold = Fold("norm", ("reader",))
+    scale = search_scales(block, fold, inputs.abs().mean(0), inputs.T @ inputs, GRID)
+    unscaled = _lost(weight, inputs, torch.ones(192))
+    # What scales cannot make better is left alone, and what was scaled is undone.
+    assert _lost(weight, inputs, scale) < (0.4 if rescaled else 1.02) * unscaled
+    naive = inputs.abs().mean(0).sqrt()  # α = ½, as for rounding
+    assert _lost(weight, inputs, scale) < 1.02 * _lost(weight, inputs, naive)
+
+
+def test_remaining_variances_are_what_later_channels_do_not_explain() -> None:
+    _, inputs = _made(rescaled=True)
+    inputs = inputs.double()
+    hessian = inputs.T @ inputs
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(192, dtype=torch.float64)
+    order = hessian.diagonal().argsort(descending=True)
+    found = remaining_variances(hessian)
+    for place, column in enumerate(order):
+        later = order[place + 1 :]
+        across = damped[column, later]
+        explained = across @ torch.linalg.solve(damped[later][:, later], across)
+        assert found[column] == pytest.approx(float(damped[column, column] - explained), rel=1e-9)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

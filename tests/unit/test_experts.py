@@ -30,7 +30,7 @@ from quantkit.quantize.block_gptq import BlockGPTQ
 from quantkit.quantize.gptq import gptq as solve
 from quantkit.quantize.inputs import InputStatistics
 from quantkit.quantize.streamed import StreamedBlock
-from tests.block_outputs import exact, rounded
+from tests.block_outputs import exact, on_grid, rounded
 from tests.models import make_checkpoint
 from tests.plain_weights import plain_weights
 
@@ -121,7 +121,7 @@ def test_a_mixture_is_nearer_to_its_source_than_rounded_to_nearest(
     plain = load(source, torch.float32)
     for module in plain.modules():
         if isinstance(module, torch.nn.Linear) and module is not plain.lm_head:
-            module.weight.data = GRID.fake(module.weight.data)
+            module.weight.data = on_grid(module.weight.data, GRID)
     found = divergence(source, load(variant, torch.float32))
     assert 0 < found < 0.9 * divergence(source, plain)
 
@@ -193,7 +193,7 @@ def test_folding_an_experts_scales_leaves_the_function_and_the_router(source: Ch
         leader = statistics.leader[fold.given]
         hessian = statistics.hessian[leader].float()
         size = statistics.mean_abs[leader]
-        scale = search_scales(block, fold, size, hessian, None, GRID)
+        scale = search_scales(block, fold, size, hessian, GRID)
         if len(fold.readers) > 1:
             scale = torch.linspace(0.5, 2, len(scale))
         fold_scales(block, fold, scale)

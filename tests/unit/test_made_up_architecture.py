@@ -196,11 +196,11 @@ def test_its_structure_is_found(source: Checkpoint) -> None:
         ("think.way",),
     )
     assert found.writers == {"think.way": "settle"}  # attention's output passes a norm first
-    assert [(fold.smooth, fold.readers, fold.offset, fold.judge) for fold in found.folds] == [
-        ("enter", found.inputs[0], 1.0, "look"),
-        ("look.carry", ("look.bring",), 0.0, None),
-        ("settle", found.inputs[2], 1.0, "think"),
-        ("think.room", ("think.way",), 0.0, None),
+    assert [(fold.smooth, fold.readers, fold.offset) for fold in found.folds] == [
+        ("enter", found.inputs[0], 1.0),
+        ("look.carry", ("look.bring",), 0.0),
+        ("settle", found.inputs[2], 1.0),
+        ("think.room", ("think.way",), 0.0),
     ]
 
 

@@ -13,6 +13,7 @@ from quantkit.quantize.rounding import (
     storable,
     symmetric_scales,
 )
+from tests.block_outputs import on_grid
 
 
 def _weights(rows: int = 8, columns: int = 128) -> torch.Tensor:
@@ -43,7 +44,7 @@ def test_plain_symmetric_is_the_textbook() -> None:
 
 def test_asymmetric_range_covers_the_extremes() -> None:
     weights = _weights()
-    error = (Grid(4, 64, torch.float32).fake(weights) - weights).abs().view(8, 2, 64)
+    error = (on_grid(weights, Grid(4, 64, torch.float32)) - weights).abs().view(8, 2, 64)
     low, high = weights.view(8, 2, 64).amin(-1), weights.view(8, 2, 64).amax(-1)
     # Half a step, and half another where the zero point itself was rounded.
     assert (error <= ((high - low) / 15).unsqueeze(-1) * 1.001).all()
@@ -87,5 +88,5 @@ def test_scales_survive_the_file_and_the_engine() -> None:
 
 def test_a_group_of_zeros_stays_zero() -> None:
     zeros = torch.zeros(4, 64)
-    assert torch.equal(Grid(4, 64, torch.bfloat16).fake(zeros), zeros)
+    assert torch.equal(on_grid(zeros, Grid(4, 64, torch.bfloat16)), zeros)
     assert torch.equal(plain_symmetric(zeros, 4, 64, torch.bfloat16).dequantize(), zeros)

@@ -23,7 +23,7 @@ from tests.models import make_checkpoint
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 ATTENTION = (
-    Fold("input_layernorm", QKV, given=QKV[0], judge="self_attn"),
+    Fold("input_layernorm", QKV, given=QKV[0]),
     Fold(
         "self_attn.v_proj",
         ("self_attn.o_proj",),
@@ -32,7 +32,7 @@ ATTENTION = (
     ),
 )
 MLP = (
-    Fold("post_attention_layernorm", GATE_UP, given=GATE_UP[0], judge="mlp"),
+    Fold("post_attention_layernorm", GATE_UP, given=GATE_UP[0]),
     Fold("mlp.up_proj", ("mlp.down_proj",), given="mlp.down_proj"),
 )
 LLAMA = Structure(
@@ -69,7 +69,6 @@ MIXTURE = Structure(
             tuple(f"{one}.{name}_proj" for one in EXPERTS for name in ("gate", "up")),
             followers=("mlp.gate",),
             given="mlp.gate",
-            judge="mlp",
         ),
         *(
             Fold(f"{one}.up_proj", (f"{one}.down_proj",), given=f"{one}.down_proj")
@@ -238,7 +237,7 @@ FAULTS: dict[str, tuple[dict[str, Any], Structure, set[str]]] = {
             inputs=(BOTH, ("self_attn.o_proj",), ("mlp.down_proj",)),
             writers={"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "input_layernorm"},
             folds=(
-                Fold("input_layernorm", BOTH, given=QKV[0], judge=""),
+                Fold("input_layernorm", BOTH, given=QKV[0]),
                 ATTENTION[1],
                 MLP[1],
             ),
