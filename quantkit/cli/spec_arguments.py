@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from quantkit import registry
 from quantkit.errors import RecipeError
 from quantkit.models.spec import Spec
+
+if TYPE_CHECKING:
+    from quantkit.producers.base import Producer
 
 
 def specs_of(
@@ -55,7 +59,8 @@ def _having(specs: Sequence[Spec], given: Mapping[str, Any], formats: Sequence[s
 def by_producer(
     specs: Sequence[Spec], producer: str | None, producer_args: Sequence[str]
 ) -> list[Spec]:
-    """All but GGUF made by ``producer``, with its options ``NAME=VALUE``, the values YAML."""
+    """Those of formats that packages make made by ``producer``, with its options ``NAME=VALUE``,
+    the values YAML; the others, GGUF for one, are quantkit's own."""
     if producer is None:
         if producer_args:
             raise RecipeError(f"--producer-arg {producer_args[0]}: name the --producer it is for")
@@ -66,9 +71,13 @@ def by_producer(
         if not equals or not key:
             raise RecipeError(f"--producer-arg {argument}: expected NAME=VALUE, such as iters=50")
         options[key] = yaml.safe_load(value)
+    packages: list[Producer] = [
+        registry.load("producer", n) for n in registry.registered("producer")
+    ]
+    formats = {name for package in packages for name in package.formats}
     return [
-        spec
-        if spec.format == "gguf"
-        else spec.by(producer).having({**dict(spec.options), **options})
+        spec.by(producer).having({**dict(spec.options), **options})
+        if spec.format in formats
+        else spec
         for spec in specs
     ]

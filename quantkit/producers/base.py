@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -69,6 +69,8 @@ class Producer(Protocol):
     ``PRODUCERS`` by its name; another package does so by an entry point ``quantkit.producers``.
     """
 
+    formats: Collection[str]
+    """Those that it makes."""
     resumes: bool
     """Whether ``convert`` goes on with what an interrupted attempt left in its directory."""
 

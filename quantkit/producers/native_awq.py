@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class NativeAWQ:
     """``awq:w4g128`` and its like: 4 bits, groups of 32, 64 or 128."""
 
+    formats = ("awq",)
     resumes = True
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:

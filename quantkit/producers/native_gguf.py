@@ -18,6 +18,7 @@ class NativeGGUF:
     """Every type of llama.cpp, made directly from the source, byte for byte as llama.cpp's own
     converter and quantizer would."""
 
+    formats = ("gguf",)
     resumes = False
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class NativeGPTQ:
     """``gptq:w4g128`` and its like: bits 4 or 8, groups of 32, 64, 128 or a whole row (-1)."""
 
+    formats = ("gptq",)
     resumes = True
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:

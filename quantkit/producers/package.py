@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,11 @@ class Package:
     """Whether it reads configurations as transformers 4 wrote them."""
 
     resumes = False
+
+    @property
+    def formats(self) -> Collection[str]:
+        """As ``Producer.formats``."""
+        return self.schemes
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Producer.plan``; the bytes are those that the native quantizer would write.
