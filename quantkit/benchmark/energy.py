@@ -23,7 +23,7 @@ class Meter(Protocol):
     """Counts energy from some moment on."""
 
     def joules(self) -> float:
-        """Until now."""
+        """Joules counted so far."""
         ...
 
 
@@ -62,7 +62,7 @@ class Package:
         self._total = 0
 
     def joules(self) -> float:
-        """Since it was opened."""
+        """Joules counted since it was opened."""
         now = int(self._counter.read_text())
         self._total += (now - self._last) % (self._full + 1)
         self._last = now
@@ -91,7 +91,7 @@ class Gpus:
         threading.Thread(target=self._read, name="gpu-power", daemon=True).start()
 
     def joules(self) -> float:
-        """Since it was opened; the last power told holds until the next."""
+        """Joules since it was opened; between two samples the last power is taken to hold."""
         with self._lock:
             return self._joules + (self._watts or 0.0) * (time.monotonic() - self._told)
 

@@ -51,7 +51,7 @@ class Client:
         self._stack = ExitStack()
         self._process: Process | None = None
         self._number = 0
-        """Of the process's last load."""
+        """The number of the process's last load."""
 
     def __enter__(self) -> Client:
         return self

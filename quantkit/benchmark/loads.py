@@ -22,7 +22,7 @@ class Workload:
     texts: tuple[str, ...] = ()
     """The user's own prompts."""
     sha256: str | None = None
-    """Of ``texts``."""
+    """The hash of ``texts``."""
 
     @classmethod
     def synthetic(cls, prompt_tokens: int, output_tokens: int) -> Workload:

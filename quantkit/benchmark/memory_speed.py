@@ -54,7 +54,7 @@ def _size() -> int:
 
 
 def _cache_bytes(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Of all last-level caches that Linux tells of; 0 where it does not."""
+    """Bytes of all last-level caches; 0 where Linux does not say."""
     found: dict[str, int] = {}
     for cache in cpus.glob("cpu[0-9]*/cache/index3"):
         try:

@@ -11,7 +11,7 @@ from quantkit.ledger.load import Reading, Slo
 
 
 class Overloaded(EngineError):
-    """Of ``requests`` that were due none was answered in time: the rate is far too high."""
+    """None of the ``requests`` that were due was answered in time: the rate is far too high."""
 
     def __init__(self, where: str, requests: int) -> None:
         super().__init__(

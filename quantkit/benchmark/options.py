@@ -50,7 +50,7 @@ class BenchOptions:
 
     @classmethod
     def of_section(cls, section: BenchSection, workload: Workload) -> BenchOptions:
-        """As the recipe says, for prompts that were read already."""
+        """The options that the recipe asks for, with its prompts already read."""
         shortest, longest = _WARMUP_SECONDS
         warmup = min(max(section.seconds / _WARMUP_SHARE, shortest), longest)
         levels = section.concurrency

@@ -32,17 +32,17 @@ class Request:
     output_tokens: int
     prompt_tokens: int | None
     cached_tokens: int | None
-    """Of the prompt, which the server says it took from a cache; None where it does not say."""
+    """Tokens of the prompt that came from the server's cache; None where it does not say."""
     error: str | None = None
 
     def ttft_ms(self, start: float) -> float:
-        """Of a request with a first token, from ``start``."""
+        """From ``start`` to the first token, for a request that has one."""
         assert self.first_token is not None
         return 1e3 * (self.first_token - start)
 
     @property
     def itl_ms(self) -> float:
-        """Of a completed request: its mean time between tokens."""
+        """The mean time between the tokens of a completed request."""
         assert self.first_token is not None
         assert self.last_token is not None
         return 1e3 * (self.last_token - self.first_token) / max(1, self.output_tokens - 1)

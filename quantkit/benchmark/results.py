@@ -138,7 +138,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def cost(price_per_hour: float | None, output_tokens_per_s: float) -> float | None:
-    """Of a million output tokens, in the currency of the price."""
+    """The price of a million output tokens, in the currency of ``price_per_hour``."""
     if price_per_hour is None or output_tokens_per_s <= 0:
         return None
     return price_per_hour / 3600 / output_tokens_per_s * 1e6

@@ -90,7 +90,7 @@ class Servers:
         self._longest = longest
         self._stack = ExitStack()
         self._found: dict[EngineConfig, Served | EngineError] = {}
-        """Of the engine that was asked for last."""
+        """The server of the engine that was asked for last."""
 
     def __enter__(self) -> Servers:
         return self

@@ -23,7 +23,7 @@ _NARROW = 1.1
 """The search ends when the rate that failed is no more than this times the one that passed."""
 _MOST_READINGS = 20
 _LOWEST_SHARE = 1 / 32
-"""Of the first rate: where even this fails, the objective is out of reach."""
+"""A fraction of the first rate: where even this fails, the objective is out of reach."""
 
 
 def doubling(

@@ -24,7 +24,7 @@ _NOTABLE_GAIN = 0.01
 _OF_TEXTS = ("ppl", "kld_mean", "top1_agreement")
 _OVER_TEXTS = ("kld_mean, average", "worst", "on text", "its ppl")
 _OTHERS = ("mmlu_acc", "prompts_exact_match")
-"""Of a run, those that it has."""
+"""Further columns, shown where the run has values for them."""
 
 
 def ledger(result: Ledger, directory: Path, as_json: bool) -> None:

@@ -14,7 +14,7 @@ _LISTED = 10
 """Longer lists are cut, unless all is asked for."""
 
 Lines = Mapping[str, str | None]
-"""Label and what is said; None where there is nothing to say."""
+"""A label and its text; None where there is nothing to show."""
 
 
 def facts(found: Mapping[str, Any], *, as_json: bool, everything: bool) -> None:

@@ -29,7 +29,7 @@ def specs_of(
 
 
 def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
-    """The GGUF among them with these options, of which None and () were not given."""
+    """The specs, GGUF with these options; None and () stand for what was not given."""
     given = _given(gguf, "tensor_types")
     if given.get("imatrix") == "auto":
         given["imatrix"] = True
@@ -37,7 +37,7 @@ def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Sp
 
 
 def with_integer_options(specs: Sequence[Spec], integers: Mapping[str, Any]) -> list[Spec]:
-    """GPTQ and AWQ among them with these options, of which None and () were not given."""
+    """The specs, GPTQ and AWQ with these options; None and () stand for what was not given."""
     return _having(specs, _given(integers, "overrides"), ("gptq", "awq"))
 
 

@@ -167,7 +167,7 @@ def _affordable(held_out: Mapping[str, torch.Tensor], tokens: int) -> dict[str, 
 
 
 def _first_windows(text: Text, tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
-    """As many as are held out, (n, length), from the beginning of a text."""
+    """The windows to hold out, (n, length), from the beginning of a text."""
     characters = _HELD_OUT * length * _CHARACTERS
     return _windows(stream(tokenizer, text.text[:characters])[0], length)[:_HELD_OUT]
 

@@ -10,7 +10,7 @@ from quantkit.data.text import Text, conversation_of, of_conversations
 from quantkit.errors import RecipeError, first_line
 
 _CHARACTERS = 2_000_000
-"""Of a text to calibrate on; some 500,000 tokens."""
+"""Characters of a calibration text: some 500,000 tokens."""
 _DOCUMENT = 20_000
 """Characters of one document at most, so that none has most of the text."""
 _PERMISSIVE = frozenset({
@@ -28,7 +28,7 @@ class DataSet:
     configurations: tuple[str | None, ...]
     split: str
     columns: tuple[str, ...]
-    """Of a row, one under the other; ``messages`` is a conversation."""
+    """Columns of a row, joined by line breaks; ``messages`` is a conversation."""
     licences: frozenset[str] = frozenset()
     """Rows with other licences than these are left out; empty: all may be used."""
 

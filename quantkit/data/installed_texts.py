@@ -25,7 +25,8 @@ from quantkit.data.text_file import read_text_file
 _WRITTEN = Path(__file__).with_name("corpus")
 """The directory of what was written for quantkit."""
 _CHARACTERS = 16_000
-"""Of one package's description, so that none has most of the text."""
+"""Characters taken from one package's description at most, so that none makes up most of the
+text."""
 _LONGEST = 500_000
 """Characters of a text; many times what a quantizer looks at."""
 _SHORTEST = 300
@@ -183,7 +184,7 @@ def _package(name: str) -> Path:
 
 
 def _versions(packages: Iterable[str]) -> str:
-    """Of each of these that is installed."""
+    """Name and version of each of these packages that is installed."""
     found = []
     for name in packages:
         try:

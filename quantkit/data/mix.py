@@ -42,7 +42,7 @@ class Mix:
 
     @property
     def texts(self) -> tuple[Text, ...]:
-        """Those of all parts."""
+        """The texts of all parts."""
         return tuple(part.text for part in self.parts)
 
 

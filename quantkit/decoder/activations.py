@@ -49,7 +49,7 @@ class Activations:
 
     @property
     def tokens(self) -> int:
-        """Of all windows."""
+        """Tokens of all windows."""
         return self.shape[:-1].numel()
 
     def __len__(self) -> int:

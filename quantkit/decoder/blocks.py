@@ -81,7 +81,7 @@ class DecoderBlocks:
         return self._stored(f"{self._place}{index}.")
 
     def stored(self, index: int) -> dict[str, str]:
-        """By the names of block ``index``'s tensors, relative to it, the checkpoint's names."""
+        """The checkpoint's names of block ``index``'s tensors, by their names inside the block."""
         names = self._blocks[index].state_dict()
         return {name: self._stored(f"{self._place}{index}.{name}") for name in names}
 
@@ -263,7 +263,7 @@ class _Recorder(nn.Module):
 
 @lru_cache(maxsize=1)
 def _structures(_checkpoint: Checkpoint) -> dict[Any, asking.Structure]:
-    """By kind of block, what was found: once for several variants."""
+    """What was found, by kind of block; shared by all variants of a source."""
     return {}
 
 

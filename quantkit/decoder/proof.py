@@ -23,7 +23,7 @@ _FITS = 1 << 30
 """Bytes, in float32, of a model that is compared whole; of larger ones as many blocks as make up
 these bytes, the first one at least, and all that is outside of the blocks."""
 _NEAR = 1e-3
-"""Of the largest logit: sums in another order differ by a hundredth of this."""
+"""Relative to the largest logit; another order of summation differs by a hundredth of this."""
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ _NEAR = 1e-9
 """Two values in float64 are the same, relative to the largest of their tensor."""
 _PERIOD = 1_000_003
 _ASKED_EXPERTS = 2
-"""Of a mixture: the others are made alike (``decoder/experts.py``)."""
+"""How many experts of a mixture are asked: the others are built alike (``decoder/experts.py``)."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ class _Asked:
         self.block, self.hidden, self._arguments = block, hidden, arguments
         self.modules = dict(block.named_modules())
         self.calls: dict[str, _Call] = {}
-        """Of modules with a matrix, in order."""
+        """The calls of modules with a matrix, in order."""
         self.norms: dict[str, _Call] = {}
-        """Of those with a vector for a weight, as wide as their output."""
+        """The calls of modules whose weight is a vector as wide as their output."""
         self.given: dict[str, torch.Tensor] = {}
         """What modules are called with, in order."""
         hooks = []

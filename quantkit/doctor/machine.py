@@ -42,7 +42,7 @@ class Machine:
     cpu: str
     cores: int
     cpu_flags: frozenset[str]
-    """As the kernel calls them: ``avx2``, ``avx512f``, ``amx_tile``, ``asimddp``."""
+    """The kernel's names of CPU features: ``avx2``, ``avx512f``, ``amx_tile``, ``asimddp``."""
     memory_bytes: int
     memory_available_bytes: int
     home: str
@@ -71,7 +71,8 @@ def look() -> Machine:
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
-    """Of the first processor in the text of /proc/cpuinfo; x86 and Arm call them differently."""
+    """The features of the first processor in /proc/cpuinfo, which x86 and Arm list under different
+    keys."""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
 
@@ -96,7 +97,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _disk_free(place: Path) -> int:
-    """Of the disk that the place is, or will be, on."""
+    """Free bytes on the disk that holds, or will hold, this path."""
     there = next(path for path in (place, *place.parents) if path.is_dir())
     return shutil.disk_usage(there).free
 

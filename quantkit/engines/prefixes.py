@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 _WORTHWHILE = 1 / 4
-"""Of the longer of two neighbours. The windows of one text share their BOS at most."""
+"""The fraction of the longer of two neighbours that they must share. Windows of one text share
+their BOS at most."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Process:
 
     name: str
     pid: int
-    """Of the program itself."""
+    """The process id of the program itself."""
     log: Path
     started: float
     """``time.monotonic()`` when it was launched."""

@@ -28,7 +28,8 @@ class Compared(Tabular):
 
     @property
     def groups(self) -> dict[tuple[str, str | None], list[list[str]]]:
-        """By measure and text, ids from the lowest value up, in groups that the data tell apart."""
+        """Ids by measure and text, from the lowest value up, in groups that the data can tell
+        apart."""
         measures = dict.fromkeys((one.measure, one.text) for one in self.comparisons)
         return {
             (name, text): groups(name, text, self._metrics(name, text), self.comparisons)
@@ -80,7 +81,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Scale:
-    """How a difference is said: ``show`` turns the tested value into ``unit``."""
+    """How a difference is shown: ``show`` turns the tested value into ``unit``."""
 
     unit: Literal["percent", "nats", "points"]
     lower_is_better: bool
@@ -186,7 +187,7 @@ def _question_pairs(rows: Mapping[str, Evaluated], name: str, scale: _Scale) -> 
 
 
 def _difference(before: Answers, after: Answers, tolerance: float) -> Difference:
-    """By the tests of all questions, or by those that may be looked at after each."""
+    """Tests over all questions, or sequential ones that may be looked at after each question."""
     if before.total is not None:
         return sequential.of_answers(gaps(before, after), before.total, tolerance)
     changed = flips(before, after)

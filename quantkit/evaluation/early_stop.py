@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from quantkit.models.variant import Model
 
 SEED = 0
-"""Of the order of the questions: one for all models and all runs, which makes them pairs."""
+"""The seed of the order of questions: the same for all models and runs, so that answers are
+paired."""
 
 
 class Keep(Protocol):

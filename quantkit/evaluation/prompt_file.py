@@ -43,7 +43,7 @@ class Prompt:
     """One prompt as every model reads it."""
 
     line: int
-    """Of the file, counted from 1."""
+    """The line in the file, counted from 1."""
     id: str
     """The line's number where the file names none."""
     category: str | None

@@ -56,7 +56,8 @@ class TaskResult:
     protocol: dict[str, Any]
     answers: list[dict[str, Any]]
     total: int | None = None
-    """Of how many questions, in random order, ``answers`` are the first; None: all were asked."""
+    """The number of questions of which ``answers`` are the first, in random order; None where all
+    were asked."""
 
 
 @dataclass(frozen=True)

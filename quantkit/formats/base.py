@@ -51,7 +51,7 @@ class Format(Protocol):
         ...
 
     def chat_templates(self, model: Model) -> dict[str, str]:
-        """By name, the templates by which engines render chats; empty where there are none."""
+        """The templates by which engines render chats, by name; empty where there are none."""
         ...
 
     def vocabulary(self, model: Model) -> list[str] | None:
@@ -63,8 +63,8 @@ class Format(Protocol):
         ...
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
-        """Of all tensors, and of the quantized linears alone where they are named as the source's.
-        Bytes x 8 / weights of ``source``."""
+        """Bits per weight of all tensors, and of the quantized linears alone where their names are
+        the source's: bytes x 8 / weights of ``source``."""
         ...
 
     def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:

@@ -10,7 +10,7 @@ from quantkit.system.table import Table, Tabular
 
 
 class Facts(Tabular, dict[str, Any]):
-    """By name, as JSON values; printed, those that are a single value."""
+    """The facts by name, as JSON values; in print only those that are a single value."""
 
     def table(self) -> Table:
         """See ``Tabular``."""
@@ -19,7 +19,7 @@ class Facts(Tabular, dict[str, Any]):
 
 
 def facts(model: Model) -> Facts:
-    """Of a checkpoint, a variant, or weights that somebody else made."""
+    """The facts of a checkpoint, a variant, or weights made by somebody else."""
     found = format_of(model).inspect(model)
     if not isinstance(model, Variant):
         return Facts(kind="checkpoint", **found)

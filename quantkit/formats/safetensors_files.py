@@ -49,11 +49,11 @@ class Safetensors:
         }
 
     def context_length(self, model: Model) -> int:
-        """As config.json has it."""
+        """The context length that config.json gives."""
         return count(model.path, "max_position_embeddings")
 
     def chat_templates(self, model: Model) -> dict[str, str]:
-        """Those in the directory."""
+        """The chat templates in the directory."""
         return chat_templates(model.path)
 
     def vocabulary(self, model: Model) -> list[str] | None:  # noqa: ARG002
@@ -61,7 +61,8 @@ class Safetensors:
         return None
 
     def served_weights(self, model: Model) -> ServedWeights:
-        """Of floats at most two bytes each, of all else what is stored; experts by config.json."""
+        """Floats count at most two bytes each, everything else as stored; experts by
+        config.json."""
         checkpoint = opened(model)
         experts, chosen = (
             next((n for key in keys if isinstance(n := checkpoint.config.get(key), int) and n), 0)
@@ -71,7 +72,7 @@ class Safetensors:
         return ServedWeights(sizes, experts, chosen)
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
-        """Of all tensors; nothing is quantized."""
+        """Bits per weight of all tensors; nothing is quantized."""
         return opened(variant).bytes * 8 / source.parameters, None
 
     def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:  # noqa: ARG002

@@ -25,7 +25,7 @@ from quantkit.gateway.routing import Router
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_GONE = 499
-"""In the log and the metrics: nobody is told."""
+"""The status in log and metrics of a request whose client has gone."""
 _LONGEST_PATH = 100
 _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"

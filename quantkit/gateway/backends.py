@@ -43,7 +43,7 @@ class Serving(ABC):
         self.using = 0
         """Those of them that were sent on."""
         self._seconds = 1.0
-        """Of a usual request."""
+        """What a usual request takes."""
         self._down_until = 0.0
 
     @property

@@ -28,7 +28,7 @@ class SummedEvents(Events):
         self._choices = choices
         self._left = choices * prompts
         self._prompt_tokens: dict[int, int] = {}
-        """By prompt."""
+        """The tokens of each prompt."""
         self._cached_tokens: dict[int, int] = {}
         self._output_tokens = 0
 

@@ -42,7 +42,7 @@ class ServeCommand:
     context: int | None = None
     slots: int | None = None
     arguments: Sequence[str] = ()
-    """Of engines, ``NAME=VALUE`` or ``NAME``."""
+    """Arguments for the engines, ``NAME=VALUE`` or ``NAME``."""
 
 
 def run(command: ServeCommand) -> int:

@@ -26,14 +26,14 @@ class Backend(Section):
     path: str | None = None
     """A variant, a checkpoint or a bare GGUF file."""
     url: str | None = Field(None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
-    """Of an OpenAI-compatible API, such as http://gpu-2:8000/v1."""
+    """The address of an OpenAI-compatible API, such as http://gpu-2:8000/v1."""
     api_key_env: str | None = None
     """The environment variable that holds the key of ``url``."""
     model: str | None = None
     """What ``url`` calls the model; this backend's own name where null."""
     engine: EngineEntry | None = None
-    """By its name, or ``{name: vllm, tensor_parallel_size: 2}``; null: the first that serves the
-    format."""
+    """The engine's name, or ``{name: vllm, tensor_parallel_size: 2}``; null: the first that serves
+    the format."""
     context: int | None = Field(None, ge=1)
     """Tokens a request; the model's own maximum where null."""
     slots: int = Field(4, ge=1)
@@ -110,7 +110,7 @@ class GatewayConfig(Section):
     """The environment variable that holds the key demanded of clients."""
     memory_budget: Size | None = None
     idle_timeout_seconds: float | None = Field(None, gt=0)
-    """An engine that nobody used for so long is unloaded; never where null."""
+    """Seconds without a request after which an engine is unloaded; null: never."""
     backends: dict[str, Backend] = Field(min_length=1)
     models: dict[str, Annotated[list[Rule], BeforeValidator(_rules), Field(min_length=1)]] = Field(
         default_factory=dict

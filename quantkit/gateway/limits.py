@@ -53,7 +53,8 @@ def _check_host(request: web.BaseRequest) -> None:
 class Bodies:
     """Reads the bodies of requests, of which only so many bytes are held at the same time.
 
-    What has arrived counts, not what was announced: who sends nothing takes nobody's room.
+    What has arrived counts, not what was announced: a client that sends nothing takes no room from
+    others.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -35,7 +35,7 @@ class Exchange:
     model: str | None = None
     backend: Serving | None = None
     status: int = 0
-    """Of the answer; of the error where a stream ends with one."""
+    """The status of the answer, or of the error with which a stream ends."""
     ttft: float | None = None
     tokens: tuple[int, int] | None = None
     stream: web.StreamResponse | None = None

@@ -19,7 +19,7 @@ class Events:
         self.first: float | None = None
         """Seconds from ``began`` to the first event."""
         self.count = 0
-        """Of events, the end of the stream apart."""
+        """The number of events, not counting the end of the stream."""
         self._began = self._last = began
         self._meters = meters
         self._rest = b""

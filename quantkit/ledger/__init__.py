@@ -83,9 +83,9 @@ class Row(_Entry):
     convert: ConvertCost | None = None
     notes: list[str] = Field(default_factory=list)
     texts: dict[str, OnText] = Field(default_factory=dict)
-    """By the text's name, in the order of the ledger's ``texts``."""
+    """Metrics by text, in the order of the ledger's ``texts``."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    """Of tasks and prompts."""
+    """Metrics of tasks and prompts."""
     prompts: PromptDrift | None = None
     loss: Loss | None = None
     bench: list[Bench] = Field(default_factory=list)

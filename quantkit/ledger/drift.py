@@ -100,7 +100,8 @@ class Comparison(_Entry):
     n: int
     """Windows or questions."""
     of: int | None = None
-    """Of how many questions those are, where they were asked in random order until decided."""
+    """The number of questions that there are, where they were asked in random order until
+    decided."""
     p: float
     p_adjusted: float
     p_equivalent: float | None

@@ -24,7 +24,7 @@ class _Entry(BaseModel):
 
 
 class Percentiles(_Entry):
-    """Of a distribution of latencies, in milliseconds."""
+    """Percentiles of latencies, in milliseconds."""
 
     p50: float
     p95: float
@@ -74,7 +74,7 @@ class Reading(_Entry):
     seconds: float
     """How long the window was."""
     output_tokens_per_s: float
-    """Of all requests, those that the window's end cut off too."""
+    """Tokens of all requests, including those that the window's end cut off."""
     request_per_s: float
     """Completed ones."""
     ttft_ms: Percentiles
@@ -104,7 +104,7 @@ class Reading(_Entry):
 
 
 class Spread(_Entry):
-    """Of the median over repetitions: how far they lie apart."""
+    """The spread of the repetitions around their median."""
 
     low: float
     high: float
@@ -120,7 +120,7 @@ class Bandwidth(_Entry):
     """
 
     step_bytes: int
-    """Of weights that one step reads."""
+    """Bytes of weights that one step reads."""
     bytes_per_token: float
     """``step_bytes`` divided by the requests that share a step, the concurrency."""
     share: float
@@ -142,11 +142,11 @@ class Delivered(_Entry):
     ttft_ms: Percentiles
     itl_ms: Percentiles
     throughput_spread: Spread
-    """Of ``output_tokens_per_s``."""
+    """The spread of ``output_tokens_per_s``."""
     ttft_spread: Spread
-    """Of the median time to the first token, ms."""
+    """The spread of the median time to the first token, ms."""
     itl_spread: Spread
-    """Of the median inter-token latency, ms."""
+    """The spread of the median inter-token latency, ms."""
     requests: int
     """Completed."""
     errors: int
@@ -164,11 +164,12 @@ class Delivered(_Entry):
     joules_per_token: float | None = None
     """Energy of the machine by output token; None where it exposes none."""
     cost_per_million_tokens: float | None = None
-    """Of output tokens, for the recipe's ``price_per_hour``, in its currency."""
+    """The price of a million output tokens at the recipe's ``price_per_hour``, in its currency."""
     startup_seconds: float
     """From launching the server until it answers."""
     load_seconds: float | None = None
-    """Of these, reading the weights, as the engine's log says; None where it says nothing."""
+    """Seconds of these spent reading the weights, by the engine's log; None where it does not
+    say."""
     peak_rss_bytes: int
     """Peak of the summed resident memory of the server's process tree."""
     repetitions: list[Reading] = Field(min_length=1)
@@ -226,7 +227,7 @@ class Goodput(_Entry):
     ended: str
     """Why the search ended, in words."""
     cost_per_million_tokens: float | None = None
-    """Of output tokens at that rate, for the recipe's ``price_per_hour``."""
+    """The price of a million output tokens at that rate, at the recipe's ``price_per_hour``."""
     protocol: dict[str, Any]
 
 
@@ -241,4 +242,4 @@ class MemoryBandwidth(_Entry):
     triad_bytes_per_s: float
     threads: int
     array_bytes: int
-    """Of each array: far more than the caches hold."""
+    """Bytes of each array: far more than the caches hold."""

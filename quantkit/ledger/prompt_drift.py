@@ -71,4 +71,4 @@ class PromptDrift(_Entry):
     categories: list[PromptGroup]
     """In the order in which the file names them; empty where it names none."""
     most_different: list[AnswerPair]
-    """Of the answers whose texts differ, those with the greatest divergence, greatest first."""
+    """The answers whose texts differ that have the greatest divergence, greatest first."""

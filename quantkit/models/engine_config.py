@@ -24,7 +24,7 @@ _OWNED = frozenset({
 
 
 def check_options(options: Mapping[str, Option]) -> None:
-    """Raise ValueError for an option that quantkit decides about, or that is none."""
+    """Raise ValueError for what is no option, or one that quantkit sets itself."""
     for name in options:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of an engine's option")
@@ -45,8 +45,8 @@ def words(options: Mapping[str, Option]) -> list[str]:
 
 
 def options_of(pairs: Sequence[str], where: str) -> dict[str, Option]:
-    """Of ``NAME=VALUE`` or ``NAME``; raise RecipeError, beginning with ``where``, for one that may
-    not be given."""
+    """Options from ``NAME=VALUE`` or ``NAME``; raise RecipeError, beginning with ``where``, for one
+    that may not be given."""
     parts = [pair.partition("=") for pair in pairs]
     options: dict[str, Option] = {name: v if equals else True for name, equals, v in parts}
     try:

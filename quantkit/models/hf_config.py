@@ -36,7 +36,7 @@ _COUNTS = (
 """Settings that are positive whole numbers, where a model has them at all; GPT-2's names last."""
 _LARGEST = 2**31 - 1
 _POSITIVE = ("rope_theta", "factor", "original_max_position_embeddings")
-"""Of rotary embeddings."""
+"""Keys of rotary embeddings."""
 _NAMES = ("model_type", "rope_type", "hidden_act", "hidden_activation", "activation_function")
 _REPEATED = ("num_hidden_layers", "num_local_experts", "num_experts", "n_routed_experts")
 """How many times a model has something with weights of its own."""

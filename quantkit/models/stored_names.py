@@ -16,7 +16,7 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
     },
     "GPTNeoXForCausalLM": {"lm_head.": "embed_out."},
 }
-"""By architecture, parts of names that transformers has and its checkpoints have otherwise."""
+"""Parts of names in transformers and what checkpoints have instead, by architecture."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class StoredNames:
 
     @classmethod
     def of(cls, model: Any, tensors: Iterable[str]) -> StoredNames:
-        """Of a model of transformers, its experts apart, in a checkpoint with these tensors."""
+        """The stored names of a transformers model's tensors, experts taken apart, in a checkpoint
+        with these tensors."""
         base = f"{model.base_model_prefix}."
         # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
         dropped = "" if any(name.startswith(base) for name in tensors) else base

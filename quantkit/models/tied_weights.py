@@ -80,8 +80,8 @@ def _ambiguous(tensors: Mapping[str, TensorInfo]) -> bool:
 
 
 def _pairs(directory: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """By the checkpoint's names: what is tied, to what. Nothing of a model that transformers does
-    not have."""
+    """Which tensor is tied to which, by the checkpoint's names; empty for a model that transformers
+    does not have."""
     import torch
 
     from quantkit.models.hf_config import read_config

@@ -57,7 +57,7 @@ class CalibrationRecord(_Record):
     template: str | None = None
     """sha256 of the chat template that conversations were rendered in."""
     kinds: list[KindRecord] = Field(default_factory=list)
-    """Of a mix, which ``dataset`` names; empty where it was one text."""
+    """The parts of the mix that ``dataset`` names; empty where it was one text."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -162,11 +162,11 @@ class Manifest(_Record):
     blocks: list[BlockRecord] = Field(default_factory=list)
     """Decoder blocks in their order, where one after another was quantized."""
     structure: list[StructureRecord] = Field(default_factory=list)
-    """By kind of block, where blocks were asked."""
+    """The structure found, by kind of block, where blocks were asked."""
     held_out: dict[str, LossRecord] = Field(default_factory=dict)
-    """By kind of text that it was not calibrated on, beside rounding to nearest."""
+    """Losses by kind of held-out text, beside those of rounding to nearest."""
     proof: dict[str, ProofRecord] = Field(default_factory=dict)
-    """By what was proved: ``tokens``."""
+    """Results of the proofs, by what was proved: ``tokens``."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know, for example which tensors fell back to another type."""
     override_kv: dict[str, int] = Field(default_factory=dict)

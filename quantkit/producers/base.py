@@ -51,13 +51,13 @@ class Converted:
     structure: tuple[StructureRecord, ...] = ()
     """What the blocks are made of, by kind, where they were asked."""
     held_out: dict[str, LossRecord] = field(default_factory=dict)
-    """By kind of text that the quantizer did not see."""
+    """Losses by kind of text that the quantizer did not see."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage (``load``, ``forward``, ``solve`` …), where the format counts them."""
     peak_device_bytes: int | None = None
     """The most memory held on the GPU; None where none was used."""
     peak_rss_bytes: int | None = None
-    """Of the process that did the work, where that was not this one."""
+    """The peak of the process that did the work, where it was not this one."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Digests of files by name, of those that were hashed on the way."""
 
@@ -70,7 +70,7 @@ class Producer(Protocol):
     """
 
     formats: Collection[str]
-    """Those that it makes."""
+    """The formats that it makes."""
     resumes: bool
     """Whether ``convert`` goes on with what an interrupted attempt left in its directory."""
 

@@ -63,7 +63,8 @@ class BlockShards:
         return digest.hexdigest()
 
     def _packed(self, index: int) -> dict[str, tuple[str, LinearLayout]]:
-        """By the names in the block of its quantized linears, those in the files, and layouts."""
+        """The names in the files and the layouts of a block's quantized linears, by their names in
+        the block."""
         return {
             name: (stored, self.layouts[stored])
             for name, stored in self.blocks.linears(index).items()

@@ -103,7 +103,7 @@ def convert_many(
     force: bool = False,
     allow_tokenizer_differences: bool = False,
 ) -> dict[Spec, Variant | Exception]:
-    """As ``convert`` for each spec, or the error that it met: the others are made all the same."""
+    """The variant of each spec, or its error, which does not keep the others from being made."""
     made: dict[Spec, Variant | Exception] = {}
     for group in groups(specs):
         made |= _convert_group(

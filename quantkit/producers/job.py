@@ -61,7 +61,7 @@ class Done:
     calibration: str
     options: dict[str, Any]
     peak_rss_bytes: int
-    """Of the producer's processes, together."""
+    """The peak memory of the producer's processes together."""
 
 
 def run(name: str, python: Path, script: Path, job: Job, what: str) -> Done:

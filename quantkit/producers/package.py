@@ -36,11 +36,11 @@ class Package:
     """What packages have in common; each says its name, schemes and options."""
 
     name: ClassVar[str]
-    """Of the producer, and of its toolchain."""
+    """The name of the producer and of its toolchain."""
     script: ClassVar[str]
     """Beside this file, for ``launcher.py``."""
     schemes: ClassVar[Mapping[str, Schemes]]
-    """By format."""
+    """The schemes that it makes, by format."""
     options: ClassVar[type[BaseModel]]
     """What an entry may say besides, under the package's own names."""
     needs_cuda: ClassVar[bool] = False

@@ -14,7 +14,7 @@ class _Options(BaseModel):
 
 
 class AutoRoundOptions(_Options):
-    """Of ``auto_round.AutoRound``."""
+    """Options of ``auto_round.AutoRound``."""
 
     iters: int = Field(200, ge=0)
     """Steps of tuning for each block; 0: no tuning, scales by activations only."""
@@ -35,7 +35,7 @@ class AutoRound(Package):
 
 
 class AutoAWQOptions(_Options):
-    """Of ``AutoAWQForCausalLM.quantize``."""
+    """Options of ``AutoAWQForCausalLM.quantize``."""
 
     apply_clip: bool = True
     duo_scaling: bool = True
@@ -54,7 +54,7 @@ class AutoAWQ(Package):
 
 
 class AutoGPTQOptions(_Options):
-    """Of ``auto_gptq.BaseQuantizeConfig``, and of its ``quantize``."""
+    """Options of ``auto_gptq.BaseQuantizeConfig`` and of its ``quantize``."""
 
     damp_percent: float = Field(0.01, gt=0, lt=1)
     desc_act: bool = False

@@ -28,7 +28,7 @@ from quantkit.quantize.streamed import StreamedBlock, linear_weight, unseen_note
 from quantkit.system.stopwatch import stage
 
 _HESSIAN_BYTES = 2 << 30
-"""Of experts whose inputs are summed at the same time."""
+"""Bytes of the Hessians of experts that are summed at the same time."""
 
 
 class BlockGPTQ:

@@ -9,8 +9,8 @@ import torch
 
 @dataclass(frozen=True)
 class Deviation:
-    """Of a block's output from what it should be; Δ is the difference, A what a block adds to the
-    stream that it is given."""
+    """How far a block's output is from what it should be; Δ is the difference, A what the block
+    adds to its input stream."""
 
     error: float
     """‖Δ‖ / ‖A‖."""
@@ -22,10 +22,8 @@ class Deviation:
 
 
 def deviation(found: torch.Tensor, exact: torch.Tensor, given: torch.Tensor) -> Deviation:
-    """Of ``found`` from ``exact``, both outputs for ``given``: all (..., hidden) float32.
-
-    NaN where any of them is not finite.
-    """
+    """The deviation of ``found`` from ``exact``, both outputs for ``given``: all (..., hidden)
+    float32. NaN where any of them is not finite."""
     delta = (found - exact).flatten(0, -2)
     added = (exact - given).flatten(0, -2)
     square = delta.square().sum(dtype=torch.float64)

@@ -28,9 +28,9 @@ DAMP_PERCENT = 0.5
 """Of the mean diagonal, added before the Hessian is inverted. The usual 0.01 is better on no text,
 and much worse on text unlike the calibration's (tests/benchmarks/RESULTS.md)."""
 _SEARCH_DAMPING = 0.01
-"""Of the mean diagonal, where a loss is only expected: enough for Cholesky's factor to exist."""
+"""A fraction of the mean diagonal, for expected losses: enough for the Cholesky factor to exist."""
 PASSES = 2
-"""Of coordinate descent. The second gives a third of what the first does, the third next to
+"""Passes of coordinate descent. The second gives a third of what the first does, the third next to
 nothing (tests/benchmarks/RESULTS.md)."""
 
 

@@ -70,7 +70,7 @@ class HeldOut:
         }
 
     def losses(self) -> dict[str, Loss]:
-        """By kind, after the last block."""
+        """The losses by kind of text, after the last block."""
         logits = self._blocks.head()
         klds = torch.empty(len(self._ids), 2)
         for window in range(len(self._ids)):

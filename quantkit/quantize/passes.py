@@ -108,7 +108,7 @@ class _Pass(threading.Thread):
         self._output: torch.Tensor | None = None
         self._error: BaseException | None = None
         self.seen: dict[str, torch.Tensor] = {}
-        """By linear, the stream that its output is to be added to, (tokens, hidden)."""
+        """The residual stream that each linear's output is added to, (tokens, hidden)."""
 
     def to(self, linear: str) -> Reached:
         """Go on as far as this linear."""

@@ -31,7 +31,7 @@ class StreamedBlock:
 
     @property
     def name(self) -> str:
-        """As the checkpoint calls it: ``model.layers.3``."""
+        """The block's name in the checkpoint: ``model.layers.3``."""
         return self.blocks.prefix(self.index).removesuffix(".")
 
     @property

@@ -70,7 +70,7 @@ class Recommendation(Tabular):
     missing: tuple[Missing, ...]
     nearness: Nearness
     drift: Drift
-    """By what of several texts a variant counts."""
+    """Which of several texts a variant counts by."""
 
     @property
     def pick(self) -> Assessed | None:

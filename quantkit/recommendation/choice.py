@@ -92,20 +92,20 @@ class Loosened:
     """The least change of one limit, the others as they are, that changes the pick."""
 
     limit: Limit
-    """As it would have to be."""
+    """The bound as it would have to be."""
     before: Limit
     pick: Assessed
 
     @property
     def share(self) -> float:
-        """By which part of itself the bound moves."""
+        """The fraction of itself by which the bound moves."""
         bound = self.before.bound
         return abs(self.limit.bound - bound) / bound if bound else math.inf
 
 
 def choose(assessed: Sequence[Assessed], nearness: Nearness, profile: Profile) -> Choice | None:
-    """By the profile's criteria in turn: of the quantized ones that meet every limit and, only
-    where there are none, of the others."""
+    """Choose by the profile's criteria in turn, among the quantized variants that meet every limit;
+    where there are none, among the others."""
     fitting = [one for one in assessed if one.fits]
     left = [one for one in fitting if one.candidate.quantized] or fitting
     if len(left) < 2:

@@ -66,7 +66,7 @@ def of_repetitions(values: Sequence[float]) -> Interval:
 
 
 def of_error(value: float, stderr: float | None) -> Interval:
-    """By a standard error; the value alone where there is none."""
+    """The interval of a standard error; the value alone where there is none."""
     half = _Z95 * (stderr or 0.0)
     return Interval(value, value - half, value + half)
 

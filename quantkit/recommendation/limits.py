@@ -17,8 +17,8 @@ from quantkit.recommendation.nearness import Drift
 Profile = Literal["laptop", "server", "quality"]
 """What comes first: little memory, much throughput, or little drift."""
 ACCEPTED: dict[Profile, float] = {"laptop": 10.0, "server": 5.0, "quality": 1.0}
-"""How many times the tolerance a variant may lose where nothing is said of quality. The tolerance,
-in percent of perplexity, is the run's own: what counts as equal."""
+"""How many times the tolerance a variant may lose where no limit on quality is given. The
+tolerance, in percent of perplexity, is the run's own: what counts as equal."""
 
 DEFAULT_TOLERANCE = 1.0
 """Percent, as in recipes, where the ledger has no pair that was tested."""
@@ -52,7 +52,7 @@ class Limit:
     """One bound on one measured quantity."""
 
     name: str
-    """As the command line calls it: ``max-kld``; of several, with what it is of."""
+    """The option's name, such as ``max-kld``; where there are several, with what each is of."""
     quantity: str
     """What is bound, in words: ``KL divergence``."""
     unit: Literal["bytes", "nats", "points", "requests/s", "ms"]
@@ -62,7 +62,7 @@ class Limit:
     """Whether more is better; else the bound is an upper one."""
     is_default: bool = False
     over: str = ""
-    """Of several texts, which: ``on the worst text``."""
+    """Which of several texts it is about: ``on the worst text``."""
     text: Callable[[Candidate], str | None] = lambda _: None
     """Which that is, of a candidate."""
     because: str = ""
@@ -177,7 +177,7 @@ def _quality(ledger: Ledger, wants: Wants, profile: Profile) -> list[Limit]:
 
 
 def _tolerance(ledger: Ledger) -> float:
-    """Of perplexity, in percent, as the run's pairs were tested."""
+    """The tolerance of perplexity, in percent, with which the run's pairs were tested."""
     found = [one.tolerance for one in ledger.comparisons if one.measure == "ppl" and one.tolerance]
     return found[0] if found else DEFAULT_TOLERANCE
 

@@ -10,7 +10,8 @@ from quantkit.ledger import REFERENCE, Ledger, Metric, OnText, Row
 from quantkit.recommendation.interval import Interval, of_error
 
 Drift = Literal["worst", "mean"]
-"""Of several texts, a row counts by the one on which it drifted most, or by the mean of all."""
+"""Where there are several texts, a row counts by the one on which it drifted most, or by their
+mean."""
 
 
 def divergences(texts: Mapping[str, OnText]) -> dict[str, Metric]:
@@ -46,7 +47,7 @@ def divergence(row: Row, drift: Drift = "worst") -> Interval | None:
 
 
 def mean(metrics: Collection[Metric]) -> tuple[float, float | None]:
-    """Of one metric over texts, each counted alike, with its standard error."""
+    """The mean of a metric over texts, equally weighted, with its standard error."""
     n = len(metrics)
     errors = [one.stderr for one in metrics if one.stderr is not None]
     stderr = math.hypot(*errors) / n if len(errors) == n else None

@@ -35,7 +35,7 @@ class Race:
 
     title: str
     engines: tuple[str, str]
-    """As they are called in sentences."""
+    """The names that sentences use."""
     subtitle: str
     ratios: list[tuple[int, Interval, Candidate, Candidate]]
     says: Prose
@@ -85,7 +85,8 @@ def claims(ledger: Ledger) -> Claims | None:
 def _races(
     served: Sequence[Candidate], engines: tuple[str, str], levels: Sequence[int]
 ) -> list[Race]:
-    """Of two engines: the reference, what both served, and the fastest of each."""
+    """Two engines compared: on the reference, on what both served, and by the fastest variant of
+    each."""
     first, second = ([one for one in served if one.engine == name] for name in engines)
     both = [(a, b) for a in first for b in second if a.row.id == b.row.id]
     reference = [_fastest(_unquantized(ones), levels) for ones in (first, second)]
@@ -120,7 +121,7 @@ def _unquantized(ones: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _fastest(ones: Sequence[Candidate], levels: Sequence[int]) -> Candidate | None:
-    """By the highest concurrency that it was benched at itself."""
+    """The fastest, each judged at the highest concurrency at which it was benched."""
     if not ones:
         return None
     return max(ones, key=lambda one: max(_rate(one, level) for level in levels))

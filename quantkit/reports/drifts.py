@@ -86,7 +86,7 @@ def interval(comparison: Comparison) -> str:
 
 
 def p_value(comparison: Comparison) -> str:
-    """Of no difference, adjusted."""
+    """The adjusted p-value of no difference."""
     return "< 0.001" if comparison.p_adjusted < 0.001 else fixed(comparison.p_adjusted, 3)
 
 

@@ -105,7 +105,7 @@ _COLUMNS = (
 
 
 def _delivered(one: Bench | RateBench) -> dict[str, Cell]:
-    """By column; what there is no value for is left out."""
+    """Values by column; columns without a value are left out."""
     bandwidth = one.bandwidth if isinstance(one, Bench) else None
     load = (
         _load(one.concurrency)

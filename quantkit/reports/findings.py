@@ -107,7 +107,7 @@ def _nearest(ledger: Ledger) -> Headline | None:
 
 
 def _nearest_of_several(ledger: Ledger) -> Headline | None:
-    """By the worst text."""
+    """What the drift on the worst text says."""
     groups = nearest_on_worst_text(ledger)
     if not groups:
         return None

@@ -195,7 +195,7 @@ def _panel(
 
 
 def _ticks(scale: Scale) -> list[Tick]:
-    """As many ticks as there is room for without their texts touching."""
+    """As many ticks as fit without their labels touching."""
     ticks: list[Tick] = []
     for most in (7, 6, 5, 4, 3, 2):
         ticks = scale.ticks(most)

@@ -20,7 +20,7 @@ class Engine:
     """An engine of a legend: its shape, and its colour's class in the stylesheet."""
 
     name: str
-    """With its version."""
+    """The engine with its version."""
     shape: str
     colour: str
 

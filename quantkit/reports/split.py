@@ -100,7 +100,7 @@ def _batch(floor: NoiseFloor) -> str:
 
 
 def _floor_name(floor: NoiseFloor) -> str:
-    """As it fits beside the chart."""
+    """The label, short enough for the chart."""
     return _FLOOR if floor.batch == 1 else f"noise, {_batch(floor)}"
 
 

@@ -109,7 +109,7 @@ def concurrencies(ledger: Ledger) -> list[int]:
 
 
 def shown(levels: list[int]) -> list[int]:
-    """Of many concurrencies three: the lowest, the one in the middle, the highest."""
+    """Three of many concurrencies: the lowest, the middle one and the highest."""
     if len(levels) <= 3:
         return levels
     middle = math.sqrt(levels[0] * levels[-1])

@@ -21,7 +21,7 @@ class Underway:
 
 
 def roughly(seconds: float) -> str:
-    """As exact as an estimate is: ``20 s``, ``3 min``, ``1.5 h``."""
+    """Rounded as an estimate should be: ``20 s``, ``3 min``, ``1.5 h``."""
     if seconds < 55:
         return f"{max(10, round(seconds, -1)):.0f} s"
     if seconds < 55 * 60:

@@ -37,7 +37,7 @@ class RunPlan(Tabular):
     variants: list[Plan]
     brought: list[ExternalVariant]
     unusable: dict[str, str]
-    """Of those that others made, which cannot be measured, by their ids, and why."""
+    """Why external variants cannot be measured, by their ids."""
 
     @property
     def bytes(self) -> int:

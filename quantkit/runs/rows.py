@@ -33,7 +33,7 @@ class RowBuilder:
     id: str
     spec: str
     path: str
-    """As the ledger has it: of what is made here, relative to the run's directory."""
+    """The path in the ledger; relative to the run's directory for what was made here."""
     model: Model | None = None
     evaluated: Evaluated = field(default_factory=Evaluated)
     loss: Loss | None = None

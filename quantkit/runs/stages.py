@@ -48,7 +48,7 @@ class Texts:
 
     calibration: Calibration | None
     evaluation: dict[str, Text]
-    """By name."""
+    """The texts, by name."""
     prompts: Prompts | None
 
     @classmethod
@@ -148,7 +148,7 @@ class Benching:
     options: BenchOptions
     client: Client
     bandwidth: MemoryBandwidth | None
-    """Of the machine; None where engines may run on a GPU."""
+    """The machine's memory bandwidth; None where engines may run on a GPU."""
 
     @classmethod
     @contextmanager

@@ -15,7 +15,8 @@ AUTO = "auto"
 Precision = Literal["auto", "bfloat16", "float32", "float64"]
 
 _ROWS, _COLUMNS = 128, 512
-"""Of the matrices whose product is timed: a hundredth of a second where it is slow."""
+"""Rows and columns of the matrices whose product is timed: a hundredth of a second where it is
+slow."""
 _WORTH = 0.8
 """bfloat16 loses digits: it is taken where it saves a fifth of the time."""
 

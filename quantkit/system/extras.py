@@ -12,7 +12,7 @@ EXTRAS = {
     "bench": {"guidellm": "guidellm"},
     "serve": {"aiohttp": "aiohttp", "prometheus_client": "prometheus-client", "uvloop": "uvloop"},
 }
-"""By extra: the modules that it brings, and the packages that these come with."""
+"""The modules that each extra brings, and the packages that these come with."""
 PURPOSES = {
     "llamacpp": "making, measuring and inspecting GGUF",
     "eval": "lm-eval's tasks, such as MMLU",

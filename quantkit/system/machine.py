@@ -27,7 +27,7 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """As the kernel calls the processor."""
+    """The processor's name, as the kernel gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -32,14 +32,14 @@ class StreamingDigest:
             self._changed.notify()
 
     def hexdigest(self, size: int) -> str:
-        """Of the whole file, whose size this is. Raise OSError where it cannot be read."""
+        """The digest of the whole file of ``size`` bytes. Raise OSError where it cannot be read."""
         self._end(size)
         if self._error:
             raise self._error
         return self._hash.hexdigest()
 
     def abandon(self) -> None:
-        """End at once: nobody will ask."""
+        """End at once; the digest is not needed."""
         self._end(0)
 
     def _end(self, size: int) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PROMPTS = 8
 """Answered at the same time."""
 _TOKENS_ANSWERED = 8192
-"""Of these prompts and their answers together: what their keys and values may take."""
+"""Tokens of these prompts and their answers together, which bounds their KV cache."""
 
 
 class LlamaScorer(Scorer):

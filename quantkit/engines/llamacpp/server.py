@@ -66,8 +66,7 @@ def server_command(
 
 
 def _own(options: Mapping[str, Option]) -> list[str]:
-    """Of the user's options ``kv_cache`` for keys and values alike, and all others by their
-    names."""
+    """The user's options as flags: ``kv_cache`` sets the type of both keys and values."""
     rest = {name: value for name, value in options.items() if name != "kv_cache"}
     if "kv_cache" not in options:
         return words(rest)

@@ -25,7 +25,7 @@ _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
 _PROMPTS = {"cpu": 8, "cuda": 64}
 """Answered at the same time."""
 _TOKENS_ANSWERED = {"cpu": 8192, "cuda": 65536}
-"""Of these prompts and their answers together: what their keys and values may take."""
+"""Tokens of these prompts and their answers together, which bounds their KV cache."""
 
 
 class TransformersScorer(Scorer):

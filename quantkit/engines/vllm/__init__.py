@@ -37,7 +37,7 @@ _SMALL_BLOCK = {"cpu": 32, "cuda": 16}
 follows a question is in the middle of one. Smaller ones are slow; on a GPU it is vLLM's own size.
 """
 _KV_BYTES = 2
-"""Of one element of the cache, bf16."""
+"""Bytes of one element of the KV cache (bf16)."""
 _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}

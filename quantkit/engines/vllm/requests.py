@@ -72,7 +72,7 @@ class Question:
     requests: tuple[Request, ...]
 
     def scores(self, answers: Sequence[Answer]) -> Iterator[TokenScores]:
-        """Of each sequence, out of the answers to the requests."""
+        """The result for each sequence, from the answers to the requests."""
         import torch
 
         by_prompt = {
@@ -109,7 +109,7 @@ def questions(
 
 
 def _question(sequences: Sequence[tuple[int, ...]], first: int, block: int) -> Question:
-    """Of both ways the one by which the server computes fewer tokens."""
+    """Whichever of the two ways makes the server compute fewer tokens."""
     whole: dict[tuple[int, ...], dict[int, None]] = {}
     for sequence in sequences:
         whole.setdefault(sequence[:-1], {})[sequence[-1]] = None

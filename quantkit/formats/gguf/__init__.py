@@ -53,7 +53,7 @@ class GGUF:
         return found
 
     def chat_templates(self, model: Model) -> dict[str, str]:
-        """Those inside the file."""
+        """The chat templates inside the file."""
         return templates_in_gguf(_opened(model).metadata)
 
     def vocabulary(self, model: Model) -> list[str] | None:
@@ -73,11 +73,11 @@ class GGUF:
         return ServedWeights(sizes, count, chosen)
 
     def bits_per_weight(self, variant: Variant, source: Checkpoint) -> tuple[float, float | None]:
-        """Of all tensors; their names are not the source's."""
+        """Bits per weight of all tensors; their names are not the source's."""
         return sum(self.served_weights(variant).sizes.values()) * 8 / source.parameters, None
 
     def source(self, variant: Variant, *, allow_requantize: bool) -> Checkpoint | None:
-        """As ``Format.source``: of other GGUF files alone."""
+        """As ``Format.source``, for making other GGUF files only."""
         from quantkit.formats.gguf.gguf_source import GGUFSource
 
         return GGUFSource.of_file(variant.weights, allow_requantize=allow_requantize)

@@ -24,7 +24,7 @@ _VALUES = {
 }
 
 Metadata = Mapping[str, bytes]
-"""By key, in the order of the file: type and value as they are stored."""
+"""Type and value as stored, by key, in the order of the file."""
 
 
 def packed_fields(writer: gguf.GGUFWriter) -> dict[str, bytes]:

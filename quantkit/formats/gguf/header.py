@@ -63,7 +63,7 @@ class Header:
 
     metadata: dict[str, Any]
     stored: dict[str, bytes]
-    """By key, type and value as they stand in the file."""
+    """Type and value as stored, by key."""
     tensors: tuple[TensorHeader, ...]
     data_offset: int
     version: int
@@ -153,7 +153,7 @@ class _Cursor:
         return self._data[start : self._at].decode("utf-8", errors="replace")
 
     def _strings(self, count: int) -> list[str]:
-        """As ``_string``, many: a vocabulary has hundreds of thousands."""
+        """Many strings at once: a vocabulary has hundreds of thousands."""
         found, data, at, end = [], self._data, self._at, len(self._data)
         read = struct.Struct("<Q").unpack_from
         for _ in range(count):

@@ -75,7 +75,7 @@ def _types(model: ModelFile) -> dict[str, dict[str, int]]:
 
 
 def _groups(model: ModelFile) -> dict[str, dict[str, int]]:
-    """By group, how many tensors there are of each type."""
+    """The number of tensors of each type, by group."""
     groups: dict[str, Counter[str]] = {}
     for tensor in model.tensors:
         groups.setdefault(group_of(tensor.name), Counter())[type_name(tensor.type)] += 1
@@ -83,7 +83,7 @@ def _groups(model: ModelFile) -> dict[str, dict[str, int]]:
 
 
 def _special_tokens(model: ModelFile) -> dict[str, dict[str, Any]]:
-    """By role (``bos``, ``eos``), the token and its id."""
+    """The token and its id, by role (``bos``, ``eos``)."""
     tokens = model.array("tokenizer.ggml.tokens")
     return {
         match[1]: {"id": value, "token": tokens[value] if value in range(len(tokens)) else None}

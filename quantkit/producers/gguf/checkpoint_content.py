@@ -126,7 +126,8 @@ class CheckpointContent:
         return int(value) if key == "top_k" else value
 
     def _parameter_counts(self) -> tuple[int, int, int, int]:
-        """Of all, of what every token passes, of one expert; and how many experts."""
+        """The parameters of all layers, of what every token passes and of one expert; and the
+        number of experts."""
         import numpy as np
 
         writer = gguf.GGUFWriter(None, self.architecture)

@@ -30,7 +30,7 @@ class Content(Protocol):
     equal only where they are the same object."""
 
     name: str
-    """Of the model, as files are called after it: ``SmolLM2-135M``."""
+    """The model's name as files carry it: ``SmolLM2-135M``."""
     architecture: str
     """llama.cpp's: ``llama``."""
     base: str

@@ -64,7 +64,7 @@ class Options:
         return options
 
     def resolved(self) -> dict[str, Any]:
-        """As JSON values, every key: with the file type they say what the quantizer does."""
+        """Every option as a JSON value; with the file type they decide what the quantizer does."""
         imatrix: Any = self.imatrix
         if isinstance(imatrix, str):
             imatrix = {"file": imatrix, "sha256": sha256_file(Path(imatrix).expanduser())}

@@ -47,7 +47,7 @@ class FilePlan:
 
     @cached_property
     def types(self) -> dict[str, TensorType]:
-        """By tensor, in file order."""
+        """The plans of all tensors, in file order."""
         return {place.tensor.name: place.type for place in self.layout.places}
 
     def bits_per_weight(self, parameters: int) -> float:
