@@ -47,7 +47,7 @@ class EvaluationError(QuantkitError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another package's error says, in one line: the first, or what that announces."""
+    """Another package's error in one line: its first line, or the one that this announces."""
     first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if first.endswith(":") and more:
         _, is_error, what = more[0].partition("Error: ")

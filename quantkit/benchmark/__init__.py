@@ -2,8 +2,7 @@
 
 The order is that of a fair comparison: every load once, then every load once more, and so on, so
 that what slows the machine down for a while falls on all loads alike. Each repetition is kept as
-soon as it was made, and an error takes nothing with it that was measured before.
-"""
+soon as it is made, and an error loses nothing that was measured before it."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from quantkit.models.variant import Model
 
 
 def engines_of(asked: Sequence[EngineConfig], model: Model) -> list[ServingEngine]:
-    """Those of the engines that serve the model's format; the usual one where none does."""
+    """The given engines that serve the model's format; the usual engine where none of them does."""
     named = [load_engine(config) for config in asked]
     able = [one for one in named if model.format in one.capabilities.formats]
     serves = [serving(engine, model) for engine in able if engine.capabilities.serves]

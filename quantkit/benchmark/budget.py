@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from quantkit.benchmark.loads import Times
 
 _BESIDES = 2.0
-"""Seconds that the load generator takes for itself at each load, until one was measured."""
+"""Seconds assumed for the load generator's own work at each load, until one has been measured."""
 
 
 _MOST = 2.0
-"""Times the budget: the first windows of all loads may take as long where they must."""
+"""The first windows of all loads may together take this many times the budget if they must."""
 
 
 class Budget:
@@ -36,7 +36,7 @@ class Budget:
         return times.total + self._besides
 
     def note(self, times: Times, seconds: float) -> None:
-        """Learn from a window, which took so many ``seconds`` in all."""
+        """Learn from a window that took ``seconds`` in all."""
         if seconds > times.total:  # less: it was found from before
             self._besides = seconds - times.total
 

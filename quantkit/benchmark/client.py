@@ -1,4 +1,4 @@
-"""GuideLLM as a process that puts on one load after the other: run as a script with a directory.
+"""GuideLLM as a process that runs one load after another: a script that is given a directory.
 
 It writes ``ready`` there when it can begin, waits for ``1.json``, ``2.json`` … (GuideLLM's
 scenarios), runs each when it appears, and
@@ -30,9 +30,8 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 async def lines(_: Any, stream: Any) -> AsyncIterator[str]:
     """The lines of an event stream that are not empty; a line feed ends each.
 
-    GuideLLM takes those of httpx, which also end at separators that Unicode has (U+0085, U+2028):
-    one of them in a token would be an event cut in two, and an error of the server's.
-    """
+    GuideLLM takes httpx's lines, which also end at Unicode separators (U+0085, U+2028): one of
+    these inside a token would cut an event in two, and count as a fault of the server."""
     left = b""
     async for piece in stream.aiter_bytes():
         *whole, left = (left + piece).split(b"\n")

@@ -28,14 +28,15 @@ from quantkit.system.progress import say
 
 _SCRIPT = Path(__file__).with_name("client.py")
 _SECONDS_BESIDES = 180.0
-"""For GuideLLM's own start and end, on a slow machine, and the warm-up's first request."""
+"""Seconds for GuideLLM's own start and end on a slow machine, and for the first warm-up request."""
 _ATTEMPTS = 2
-"""GuideLLM was seen to wait for its worker for ever at the end of a load, twice in fifty runs; and
-somebody may kill it."""
+"""How often a load is tried: twice in fifty runs GuideLLM waited for its worker for ever at the
+end of a load, and somebody may kill it."""
 _READY = "ready"
 _ENDS = ("report.json", "error.txt")
 _LATE_S = 0.1
-"""An open loop whose requests are sent so much too late, 5 % of them, is not the one asked for."""
+"""Seconds. An open loop that sends 5 % of its requests later than this is not the load that was
+asked for."""
 
 
 class Client:
@@ -71,7 +72,8 @@ class Client:
             self._process = self._start()
 
     def wait_ready(self) -> None:
-        """Wait until it can put on a load at once; where it does not come, the load will tell."""
+        """Wait until it can start a load at once; if that never happens, the load itself reports
+        it."""
         self.start()
         assert self._process is not None
         deadline = time.monotonic() + _SECONDS_BESIDES
@@ -87,8 +89,8 @@ class Client:
         check: Callable[[], None],
         where: str,
     ) -> tuple[dict[str, Any], Watch]:
-        """GuideLLM's report on a scenario, of the stem of the files that it may use; and what was
-        watched meanwhile.
+        """GuideLLM's report on a scenario, and what was watched meanwhile. The scenario is given
+        the beginning of the names of the files that it may use.
 
         ``limit``: seconds; ``check`` is called again and again, what it raises ends the load. Raise
         EngineError where GuideLLM fails.

@@ -29,10 +29,11 @@ from quantkit.models.variant import Model, tokenizer_directory
 
 _SEED = 20260101
 _OWN_PROMPTS = 4096
-"""So many lines, over and over the user's own, are more than a repetition sends."""
+"""Lines of the prompt file, the user's own repeated: more than one repetition sends."""
 _ONE_REQUEST = {"Connection": "close"}
-"""A connection each: llama-server drops kept ones after a streamed answer, and a client that has
-sent its next request by then gets an error (6 % of requests, in a loop that did nothing else)."""
+"""Each request has its own connection: llama-server drops kept ones after a streamed answer, and a
+client that has already sent its next request gets an error (6 % of requests, in a loop that did
+nothing else)."""
 ENVIRONMENT = {
     # One worker, an event loop, keeps up with these loads; where it does not, that is seen.
     "GUIDELLM__MAX_WORKER_PROCESSES": "1",

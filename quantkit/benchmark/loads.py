@@ -11,7 +11,7 @@ from quantkit.ledger.load import Arrivals, Slo
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts that are made up, ``prompt_tokens`` long, or one's own; answers of a fixed length.
+    """Synthetic prompts of ``prompt_tokens``, or the user's own; answers of a fixed length.
 
     ``longest``: tokens of the longest prompt.
     """
@@ -26,7 +26,7 @@ class Workload:
 
     @classmethod
     def synthetic(cls, prompt_tokens: int, output_tokens: int) -> Workload:
-        """Made-up text, every prompt another one from its first words on."""
+        """Synthetic text; no two prompts share their first words."""
         return cls(prompt_tokens, output_tokens, prompt_tokens)
 
     @property
@@ -51,7 +51,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Closed:
-    """So many clients, each of which sends its next request when the last was answered."""
+    """A fixed number of clients, each of which sends its next request when the last was
+    answered."""
 
     concurrency: int
 
@@ -65,7 +66,7 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """So many requests a second, whether the ones before were answered or not."""
+    """A rate of requests per second, sent whether or not earlier ones were answered."""
 
     rate_per_s: float
     arrivals: Arrivals
@@ -83,11 +84,9 @@ Load = Closed | Open
 
 @dataclass(frozen=True)
 class Times:
-    """How long a load is on before what is measured, meanwhile, and after it.
-
-    After it only in an open loop, which goes on at the same rate until the requests of the window
-    were answered or have missed the objective.
-    """
+    """Seconds of load before, during and after what is measured. Only an open loop goes on
+    afterwards, at the same rate, until the requests of the window were answered or have missed the
+    objective."""
 
     warmup: float
     window: float
@@ -103,11 +102,11 @@ class Times:
         return Times(self.warmup * factor, self.window * factor, self.after)
 
     def of_window(self, seconds: float) -> Times:
-        """With a window of so many seconds, and the warm-up in proportion."""
+        """With a window of ``seconds``, and the warm-up in proportion."""
         return self.longer(seconds / self.window)
 
     def of_total(self, seconds: float) -> Times:
-        """Warm-up and window together so many seconds, in the same proportion."""
+        """Warm-up and window together of ``seconds``, in the same proportion."""
         return self.longer(seconds / (self.warmup + self.window))
 
     def open_loop(self, slo: Slo | None, output_tokens: int) -> Times:

@@ -69,10 +69,8 @@ class BenchOptions:
 
     @property
     def slots(self) -> int:
-        """How many requests the server must be able to run at the same time.
-
-        Without a concurrency to fit, as many as an automatic sweep would go up to.
-        """
+        """Requests that the server must be able to run at the same time; without a fixed
+        concurrency, as many as an automatic sweep may reach."""
         return max(self.concurrency or (MOST_CONCURRENT,))
 
     def key(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _OUTCOMES: dict[str, Outcome] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One request; times in seconds since the epoch, None where it did not come that far.
+    """One request; times in seconds since the epoch, None where it did not get that far.
 
     ``due`` is when the load wanted it to be sent, ``sent`` when it was; in a closed loop the
     difference is the client's own work between two requests of a stream.
@@ -105,7 +105,7 @@ def cached(found: Sequence[Request]) -> int | None:
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:
-    """The smallest value that so many percent do not exceed, as GuideLLM takes them."""
+    """The smallest value that ``percent`` of the values do not exceed, as GuideLLM defines it."""
     ranked = sorted(values)
 
     def at(percent: int) -> float:

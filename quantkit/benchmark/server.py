@@ -32,7 +32,7 @@ SAMPLE_TOKENS = 24
 
 _HOST = "127.0.0.1"
 _NAME = "model"
-"""Under which name the API offers what is measured; the same for every engine and variant."""
+"""The model's name in the API; the same for every engine and variant."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from quantkit.system.progress import say
 T = TypeVar("T")
 
 _STEP = 2.0
-"""By how much a window in which nothing was completed is extended."""
+"""The factor by which a window in which nothing was completed is extended."""
 _STEPS = 4
 """How often; where there is a budget, as often as it allows."""
 _REQUESTS_TO_JUDGE = 20
-"""A reading of the search for the goodput is long enough for so many, up to four times as long."""
+"""Requests that a reading of the goodput search should have; it is extended for them up to four
+times."""
 _ROOM = 1.2
-"""A window that a budget shrinks is still so many times as long as a request takes."""
+"""A window that a budget shrinks still lasts this many times as long as a request."""
 _SHORTEST = 1.0
 """Seconds of a window that a budget shrinks, unless a shorter one was asked for."""
 
@@ -74,7 +75,8 @@ class Session:
         self._budget = Budget(given / 2 if given and options.slo else given, clock)
 
     def measure_all(self) -> None:
-        """Everything that the options ask for, as far as the server lives and the budget goes."""
+        """Measure everything that the options ask for, while the server lives and the budget
+        lasts."""
         levels = self._options.concurrency
         rates = [Open(rate, self._options.arrivals) for rate in self._options.rates]
         try:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from quantkit.ledger.load import RateReading
 
 MOST_CONCURRENT = 64
-"""Where an automatic sweep ends, grown or not: the server has slots for so many."""
+"""Where an automatic sweep ends in any case: the server has this many slots."""
 _GROWTH = 0.05
 """A level that gains less over the best before it does not count as growth."""
 _FLAT_LEVELS = 2
-"""So many in a row end the sweep: one alone may be noise."""
+"""This many such levels in a row end the sweep: one alone may be noise."""
 
 _STEP = 2.0
 _NARROW = 1.1
@@ -31,7 +31,8 @@ def doubling(
     goes_on: Callable[[], bool] = lambda: True,
     most: int = MOST_CONCURRENT,
 ) -> list[int]:
-    """1, 2, 4 … as far as ``throughput(level)``, which measures it, grows, and while ``goes_on()``.
+    """1, 2, 4 … while ``throughput(level)``, which measures a level, grows and ``goes_on()`` is
+    true.
 
     The sweep ends where two levels in a row each stay below 1.05 times the best before them. One
     noisy level neither ends it early nor hides that growth went on behind it.
@@ -72,7 +73,7 @@ class Found:
 
 
 class _Search:
-    """``needed``: readings that a rate must pass with; one, until a rate passed by luck."""
+    """``needed``: readings in which a rate must pass; one, until some rate has passed by luck."""
 
     def __init__(self, measure: Measure, share: float) -> None:
         self.readings: list[RateReading] = []

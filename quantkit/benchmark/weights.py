@@ -28,11 +28,9 @@ class Weights:
     experts: int = 0
 
     def step_bytes(self, requests: int) -> int:
-        """That a step for so many requests reads, each weight at most once.
-
-        Of a mixture the expected number, for requests that choose their experts independently and
-        evenly: each expert stays unread with the chance (1 - chosen / experts) ** requests.
-        """
+        """Bytes that a step for ``requests`` reads, each weight at most once; for a mixture the
+        expected number, for requests that choose their experts independently and evenly: each
+        expert stays unread with the chance (1 - chosen / experts) ** requests."""
         if not self.experts:
             return self.shared_bytes
         read = 1 - (1 - self.chosen / self.experts) ** requests

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DAY = datetime(2026, 1, 1)
-"""What templates are told that today is: tomorrow's calibration is of the same tokens."""
+"""The date that templates are given, so that calibration has the same tokens tomorrow."""
 _HELD_OUT = 2
 """Windows of each kind, at most, that quantizers do not see but are judged on."""
 _SHORTEST = 64
 """Tokens of one of these."""
 _CHARACTERS = 16
-"""More than a token has in any ordinary text."""
+"""Characters: more than a token has in any ordinary text."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _examples() -> Iterator[tuple[str, str]]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """``!function`` names code, of which nothing is wanted here."""
+        """``!function`` names code, which is not needed here."""
 
     Loader.add_constructor("!function", lambda *_: None)
     for place in _REASONED:

@@ -276,7 +276,7 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     if name != checkpoint.architecture:
         raise ConversionError(
             f"{checkpoint.id} is a {checkpoint.architecture}; quantkit reads the blocks of "
-            f"language models alone, of which transformers has for this config.json: {name}"
+            f"language models only; for this config.json transformers has {name}"
         )
     with reading(checkpoint.path / "config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

@@ -9,8 +9,8 @@ from torch import nn
 
 
 class Experts(nn.ModuleList):
-    """Computes what transformers' module does that holds ``gate_up_proj`` and ``down_proj`` of all
-    experts, by linears that can be loaded and observed each for itself."""
+    """Computes what transformers' module with the stacked ``gate_up_proj`` and ``down_proj`` of all
+    experts does, by single linears that can be loaded and observed."""
 
     def __init__(self, fused: Any) -> None:
         super().__init__(_Expert(fused) for _ in range(fused.num_experts))

@@ -68,9 +68,9 @@ class Fold:
     readers: tuple[str, ...]
     """The linears, in the order of their calls."""
     followers: tuple[str, ...] = ()
-    """What has the same input too and is no linear: a router."""
+    """Routers: modules that share the input and are no linears."""
     given: str = ""
-    """The first of all these that is given every token."""
+    """The first of these modules that is given every token."""
     offset: float = 0.0
     """What a norm adds to its weight before it multiplies by it."""
     channels: FoldChannels = FoldChannels()
@@ -215,7 +215,7 @@ class _Refused:
 
 
 class _Leak(Exception):
-    """What was changed reaches a matrix otherwise than scaled."""
+    """A change reached a matrix in another way than as a scale."""
 
 
 class _Asked:
@@ -315,7 +315,7 @@ def _fold(asked: _Asked, smooth: str, linears: set[str]) -> Fold | _Refused | No
     if not readers:
         return None
     if leaks:
-        return _Refused(readers, f"what {smooth} gives is used otherwise, too")
+        return _Refused(readers, f"the output of {smooth} is used elsewhere, too")
     if len(set(found.values())) > 1:
         return _Refused(readers, f"they take the channels of {smooth} in different orders")
     offset = _offset(asked, smooth, factors)
@@ -485,7 +485,8 @@ def _spread(names: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]
 
 @contextmanager
 def _copied(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let the modules have weights of their own, to be changed, and then those of before again."""
+    """Give the modules weights of their own, which may be changed, and then the earlier ones
+    again."""
     kept = [(one, one.data) for module in modules for one in module.parameters(recurse=False)]
     for parameter, data in kept:
         parameter.data = data.clone()

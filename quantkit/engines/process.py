@@ -23,7 +23,7 @@ from quantkit.system.memory import PeakMemory
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SECONDS_TO_STOP = 25.0
-"""More than the supervisor takes to end a group that ignores SIGTERM."""
+"""Seconds: more than the supervisor needs to end a group that ignores SIGTERM."""
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 3
 _CHATTER = re.compile(r"^(\([^)]*pid=\d+\)\s*)?(INFO|WARNING|DEBUG)\b")
@@ -121,7 +121,7 @@ def launched(
 
 
 def _emptied(log: Path) -> BinaryIO:
-    """Opened to append: whoever empties it later leaves no hole in front of what follows."""
+    """Opened to append, so that emptying the file later leaves no hole at its beginning."""
     log.open("wb").close()
     return log.open("ab")
 

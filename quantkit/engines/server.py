@@ -20,7 +20,7 @@ class ServeOptions:
     context: int | None = None
     slots: int = 4
     model_name: str | None = None
-    """Under which name the API offers the model; the model's id where None."""
+    """The model's name in the API; None: the model's id."""
     prefix_cache: bool = True
     """Whether prompts that begin alike share work; off where each must cost the same."""
     longest: int | None = None

@@ -18,7 +18,7 @@ import time
 
 _SECONDS_TO_END = 10.0
 _SECONDS_FOR_THE_REST = 2.0
-"""For what a program leaves running when it ends by itself."""
+"""Seconds for what a program leaves running when it ends by itself."""
 _PR_SET_CHILD_SUBREAPER = 36
 _RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 

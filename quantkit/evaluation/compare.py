@@ -143,7 +143,7 @@ def groups(
 
 
 def verdict(drift: float, p: float, p_equivalent: float | None, lower_is_better: bool) -> Verdict:
-    """What the data say of the second of a pair; both p-values adjusted.
+    """The verdict on the second of a pair, by adjusted p-values.
 
     Within the tolerance comes first: what the user called no difference is none, however surely
     it is seen.

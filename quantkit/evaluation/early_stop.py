@@ -198,7 +198,7 @@ class _Interview:
         )
 
     def close(self) -> None:
-        """Put the model away; it is loaded again where it is asked again."""
+        """Unload the model; it is loaded again when it is asked again."""
         self._kept.close()
 
     def _ask_chunk(self, end: int) -> None:

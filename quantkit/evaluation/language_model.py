@@ -29,7 +29,7 @@ OpenModel = Callable[[int], AbstractContextManager[LanguageModel]]
 """Loads the model for sequences of up to so many tokens."""
 
 _ROOM = 2048
-"""Tokens for which a model that is kept is opened at least: the next task may ask for more."""
+"""The least context with which a model that stays loaded is opened: the next task may need more."""
 
 _Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -75,7 +75,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prompts_sha256(self) -> str | None:
-        """Digest of all that was asked, as text; None before."""
+        """Digest of all questions as text; None before any was asked."""
         return self._asked[0] if len(self._asked) == 1 else sha256_json(self._asked)
 
     def tok_encode(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_DIFFERENT = 5
 _BEFORE = 240
-"""Characters that are shown of a prompt, and of what two answers have in common: the last."""
+"""Characters shown of the end of a prompt, and of what two answers have in common."""
 _AFTER = 400
 """Characters that are shown of each answer from the difference on."""
 

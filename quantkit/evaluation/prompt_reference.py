@@ -114,7 +114,7 @@ def _compute(checkpoint: Checkpoint, prompts: Prompts, path: Path) -> None:
     bad = int((~hidden.isfinite().all(-1)).sum())
     if bad or not output.isfinite().all():
         raise EvaluationError(
-            f"{checkpoint.path}: the reference itself is not finite ({bad} of {len(hidden)} "
+            f"{checkpoint.path}: the reference's own logits are not finite ({bad} of {len(hidden)} "
             "positions of its answers); nothing can be compared with it"
         )
     tensors = {

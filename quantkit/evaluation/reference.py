@@ -155,7 +155,7 @@ def _write(
     output = scorer.output_weight
     if bad or not output.isfinite().all():
         raise EvaluationError(
-            f"{checkpoint.path}: the reference itself is not finite ({bad} of "
+            f"{checkpoint.path}: the reference's own logits are not finite ({bad} of "
             f"{count * windows.scored} positions); nothing can be compared with it"
         )
     name = tensor_of(checkpoint, output)

@@ -17,7 +17,7 @@ _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 _OPTIONAL = ("weight_zero_point", "weight_g_idx")
 _STRATEGIES = ("group", "channel", "tensor")
 _BITS = (2, 4, 8)
-"""Those that divide a word: of others there are files with and without gaps between words."""
+"""Bits that divide a word; for others there are files with and without gaps between words."""
 
 
 class CompressedTensors(Packed):
@@ -78,7 +78,7 @@ def unpack(
 
 
 def check(quantization: Quantization) -> None:
-    """Raise IncompatibleVariant, naming the key, for what unpacking would not do justice to."""
+    """Raise IncompatibleVariant, naming the key, for settings that unpacking would not honour."""
     quantization.require("quantization_status", "compressed")
     for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
         value = quantization.config.get(key)

@@ -29,7 +29,7 @@ def open_variant(path: Path) -> Variant:
     found = _variant_at(path)
     if found is None:
         raise CheckpointError(
-            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no config.json that speaks of a "
+            f"{path}: not a variant (no {MANIFEST}, no .gguf file, no config.json that names a "
             "quantization)"
         )
     return found

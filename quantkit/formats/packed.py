@@ -28,9 +28,9 @@ _METHODS = {
 }
 """Values of ``quant_method`` that are read; an AutoRound file is of one of the formats."""
 _SOURCES = ("fp8", "fbgemm_fp8", "mxfp4")
-"""Those that models are released in: sources, decoded as they are read, and no variants."""
+"""Values of ``quant_method`` in which models are released: sources, decoded as they are read."""
 _BESIDE = dict(zip(SETTINGS, ("gptq", "awq"), strict=True))
-"""What the settings that lie beside config.json are settings of."""
+"""The format of each settings file that may lie beside config.json."""
 _AUTOAWQ_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
@@ -50,7 +50,7 @@ class Quantization:
 
     @classmethod
     def of(cls, path: Path) -> Quantization | None:
-        """None where there is no config.json, or nothing speaks of a quantization.
+        """None where there is no config.json, or nothing says that it is quantized.
 
         Raise IncompatibleVariant for a method that quantkit does not read, CheckpointError where
         the settings make no sense.
@@ -117,7 +117,8 @@ def packing(config: Mapping[str, Any]) -> str:
 
 
 def _beside(path: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The settings of packed weights whose config.json has none, in its words, and their file."""
+    """The settings of packed weights whose config.json has none, under config.json's keys, and
+    their file."""
     for name, method in _BESIDE.items():
         file = path / name
         # What lies beside plain weights is of no account.

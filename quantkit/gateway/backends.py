@@ -33,7 +33,7 @@ class Serving(ABC):
     attempts = 1
     """How often a request is offered to it that it did not take."""
     seconds_down = 5.0
-    """How long it is asked last after it could not be reached."""
+    """Seconds for which a backend that could not be reached is asked last."""
 
     def __init__(self, name: str, section: Backend) -> None:
         self.name = name
@@ -53,7 +53,7 @@ class Serving(ABC):
 
     @property
     def load(self) -> tuple[bool, float]:
-        """To choose the least: those that are down last, then by requests a slot."""
+        """Sort key: backends that are down come last, then by requests per slot."""
         return self.down, self.requests / self.section.slots
 
     @property

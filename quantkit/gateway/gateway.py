@@ -22,9 +22,9 @@ from quantkit.gateway.proxy import new_session
 
 _BACKLOG = 1024
 _THREADS = 64
-"""For what waits: engines that start, stop, or are looked at."""
+"""Threads for blocking work: engines that start, stop, or are checked."""
 _SECONDS_OF_BAD_BODIES = 2.0
-"""For how long what is left of a refused body is read, so that the client sees the answer."""
+"""Seconds for which the rest of a refused body is read, so that the client sees the answer."""
 
 
 def run(config: GatewayConfig, key: str | None, ready: Callable[[], None]) -> int:

@@ -21,7 +21,7 @@ from quantkit.models.variant import Model
 _SECONDS_BETWEEN_LOOKS = 0.2
 _FIRST_BACK_OFF, _LAST_BACK_OFF = 0.5, 60.0
 _STEADY_SECONDS = 30.0
-"""An engine that lived so long is restarted as if it had never died before."""
+"""Seconds after which an engine that dies is restarted as if it had never died before."""
 _ENGINE_OVERHEAD = {"vllm": 2 << 30}
 """Bytes beside weights and cache, until they are measured."""
 _SMALL_OVERHEAD = 100 << 20
@@ -101,8 +101,8 @@ class Local(Serving):
             raise EngineError(str(refusal.__cause__ or refusal)) from refusal
 
     async def unload(self, seconds: float, why: str) -> bool:
-        """Let nobody in, and stop the engine once no request uses it; False where that takes
-        longer than ``seconds``: then everything is as before."""
+        """Accept no requests, and stop the engine once none uses it; False, and everything as
+        before, where that takes longer than ``seconds``."""
         self._leaving = True
         self._left.clear()
         try:

@@ -25,7 +25,8 @@ from quantkit.gateway.pool import Pool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS_FOR_AN_ENGINE = 5.0
-"""Half of what Prometheus waits by default: one that stands still does not hide the others."""
+"""Seconds: half of what Prometheus waits by default, so that a hanging engine does not hide the
+others."""
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITL = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _LABELS = ("model", "backend", "engine")

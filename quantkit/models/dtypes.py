@@ -68,7 +68,7 @@ WEIGHTS = ("F64", "F32", "BF16", "F16")
 def stored_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor's data; raise CheckpointError for a dtype that safetensors has not."""
     if dtype not in _BITS:
-        raise CheckpointError(f"dtype {dtype!r} is none of safetensors' ({', '.join(_BITS)})")
+        raise CheckpointError(f"unknown dtype {dtype!r}; safetensors has {', '.join(_BITS)}")
     return math.prod(shape) * _BITS[dtype] // 8
 
 

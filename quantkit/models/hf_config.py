@@ -98,7 +98,7 @@ def check_repeated(config: PretrainedConfig, file: Path, most: int) -> None:
         value = getattr(text, key, None)
         if isinstance(value, int) and value > most:
             raise CheckpointError(
-                f"{file}: {key} is {value}, and there are weights of {most} at the most"
+                f"{file}: {key} is {value}, but there are weights for {most} at most"
             )
 
 

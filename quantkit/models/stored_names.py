@@ -1,4 +1,4 @@
-"""What checkpoints call the tensors of transformers' modules, where they call them otherwise."""
+"""What checkpoints call the tensors of transformers' modules, where the names differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StoredNames:
 
     renamed: Mapping[str, str]
     dropped: str
-    """What names in the checkpoint lack at their front."""
+    """The prefix that names in the checkpoint lack."""
 
     @classmethod
     def of(cls, model: Any, tensors: Iterable[str]) -> StoredNames:

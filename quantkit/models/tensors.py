@@ -19,7 +19,8 @@ _BUFFER = re.compile(
     r"(^|\.)(rotary_emb\.(original_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids"
     r"|(attn|attention)\.masked_bias|causal_mask)$"
 )
-"""What old checkpoints store though it follows from the config: no parameters, and of no use."""
+"""Buffers that old checkpoints store though they follow from the config: not parameters, and not
+used."""
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 """Likewise, where it is not a vector, as a linear's bias is."""
 

@@ -89,8 +89,8 @@ class ConvertCost(_Record):
 
 
 class ProofRecord(_Record):
-    """What was compared with the source when the variant was made, and how it differs, one line
-    each: what was allowed to, and what changes nothing in ordinary use."""
+    """What was compared with the source when the variant was made. ``differences``, one line each:
+    those that the user allowed, and those that change nothing in ordinary use."""
 
     compared: int
     """Texts, conversations or the like."""

@@ -27,7 +27,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     """What the user should know first, for example which tensors fall back to another type."""
     tokenizer_differences: tuple[str, ...] = ()
-    """How text will be read by other token ids than the source's: to be allowed by the user."""
+    """Where text will get other token ids than from the source's tokenizer: the user must allow
+    it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Every option as resolved, as JSON values: with source, scheme and calibration they tell a
     variant from another one."""
@@ -104,6 +105,6 @@ class SharesReading(Protocol):
         targets: Mapping[Spec, Path],
         calibration: Calibration | None,
     ) -> dict[Spec, Converted | Exception]:
-        """``Producer.convert`` for each spec, into its directory. One that fails is given back as
-        its error, what it wrote is left to the caller, and the others go on."""
+        """``Producer.convert`` for each spec, into its directory. Where one fails, its error is
+        returned in its place, the caller removes what it wrote, and the others go on."""
         ...

@@ -51,7 +51,7 @@ def plan(checkpoint: Checkpoint, spec: Spec, *, allow_tokenizer_differences: boo
     """What converting would give, or the error that it would meet; reads no tensor data."""
     if checkpoint.format == "gguf" != spec.format:
         raise ConversionError(
-            f"{spec}: {checkpoint.id} is a GGUF, of which only other GGUF files can be made; "
+            f"{spec}: {checkpoint.id} is a GGUF, from which only other GGUF files can be made; "
             "convert from the checkpoint"
         )
     planned = load_producer(spec).plan(checkpoint, spec)
@@ -202,9 +202,8 @@ def _prove(
 ) -> tuple[dict[str, ProofRecord], dict[str, int]]:
     """What was written against the source, and the metadata that llama-server has to be told.
 
-    A GGUF that quantkit made hands down what was found when it was. Raise ConversionError where it
-    is another model.
-    """
+    For a GGUF that quantkit made, the findings of its own conversion are taken over. Raise
+    ConversionError where it is another model."""
     beside = checkpoint.path / MANIFEST
     if checkpoint.format == "gguf" and beside.is_file():
         manifest = read_manifest(beside)

@@ -42,7 +42,7 @@ class Package:
     schemes: ClassVar[Mapping[str, Schemes]]
     """The schemes that it makes, by format."""
     options: ClassVar[type[BaseModel]]
-    """What an entry may say besides, under the package's own names."""
+    """The further options of an entry, under the package's own names."""
     needs_cuda: ClassVar[bool] = False
     transformers_4: ClassVar[bool] = False
     """Whether it reads configurations as transformers 4 wrote them."""

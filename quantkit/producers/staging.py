@@ -77,7 +77,7 @@ def take_over(made: Path, checkpoint: Checkpoint, directory: Path) -> dict[str, 
         quantization = json.loads(beside.read_text(encoding="utf-8"))
     if quantization is None:
         raise ConversionError(f"the producer wrote no quantization_config into {made}")
-    # A directory of this process is nobody's business.
+    # The temporary directory of this process does not belong in the config.
     quantization = {k: v for k, v in quantization.items() if k != "model_name_or_path"}
     dtype = config.get("dtype") or config.get("torch_dtype")
     key = "dtype" if "dtype" in checkpoint.config else "torch_dtype"

@@ -29,7 +29,7 @@ from quantkit.quantize.streamed import StreamedBlock, linear_weight
 _ALPHAS = 10
 _GAMMAS = 5
 _WEIGHED_TOKENS = 8192
-"""How many, of all windows, the Hessians are of that scales are searched with; those of all tokens
+"""Tokens, taken evenly from all windows, of the Hessians with which scales are searched; all tokens
 would take most of the time."""
 
 
@@ -140,7 +140,7 @@ def storable_scales(
     weight = weight + fold.offset
     divided = (weight / scale - fold.offset).to(dtype).double() + fold.offset
     found = torch.where(weight == 0, scale, weight / divided)
-    # Nothing is left of it: as it was.
+    # A norm that would vanish keeps its scale.
     return torch.where(found.isfinite() & (found > 0), found, 1.0).to(scale.dtype)
 
 

@@ -49,7 +49,7 @@ class BlockGPTQ:
         groups = _sharing_inputs(block)
         shared = [names for names in groups if not is_routed(names[0])]
         writers = block.structure.writers
-        # Of several with one input each would make up for all that the stream lacks.
+        # Where several share an input, each would make up for all that the stream lacks.
         streams = {one: writers[one] for one, *more in shared if one in writers and not more}
         at = [names[0] for names in shared], streams
         with (

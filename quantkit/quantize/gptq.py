@@ -22,11 +22,11 @@ from quantkit.quantize.rounding import asymmetric_scales, symmetric_scales
 _LAZY_COLUMNS = 128
 _DAMPING_TRIES = 8
 REFIT_DAMPING = 32.0
-"""Times input channels a token, of the mean diagonal of the Hessian. With 2 all text loses more,
-and most what is not like the calibration's (tests/benchmarks/RESULTS.md)."""
+"""The refit's damping, in mean diagonals of the Hessian: this times input channels per token. With
+2 all text loses more, and most what is not like the calibration's (tests/benchmarks/RESULTS.md)."""
 DAMP_PERCENT = 0.5
-"""Of the mean diagonal, added before the Hessian is inverted. The usual 0.01 is better on no text,
-and much worse on text unlike the calibration's (tests/benchmarks/RESULTS.md)."""
+"""The fraction of the mean diagonal that is added before the Hessian is inverted. The usual 0.01 is
+better on no text, and much worse on text unlike the calibration's (tests/benchmarks/RESULTS.md)."""
 _SEARCH_DAMPING = 0.01
 """A fraction of the mean diagonal, for expected losses: enough for the Cholesky factor to exist."""
 PASSES = 2

@@ -2,9 +2,8 @@
 
 Error compensation learns from calibration text, and what it gains there it may lose on text of
 another kind. Rounding to nearest learns nothing, so it goes along on the same text: what is no
-better than that has not generalized. To round single blocks where they are farther from the source
-than rounding was tried and made models worse, on that text too (tests/benchmarks/RESULTS.md).
-"""
+better than that has not generalized. Falling back to rounding for single blocks that were farther
+from the source was tried, and made models worse on that text too (tests/benchmarks/RESULTS.md)."""
 
 from __future__ import annotations
 

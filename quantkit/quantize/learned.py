@@ -20,8 +20,8 @@ from quantkit.quantize.streamed import StreamedBlock
 from quantkit.system.stopwatch import stage
 
 TRAVEL = 0.1
-"""How far an offset can go in all, in steps of the grid: the paths of more are noise, since every
-weight moves as fast as any other, whatever its gradient."""
+"""The farthest that an offset can go, in steps of the grid. Longer ways are noise, since every
+weight moves equally fast, whatever its gradient."""
 MOMENTUM = 0.9
 _BATCH_TOKENS = 2048
 _JUDGEMENTS = 4
@@ -32,8 +32,8 @@ _JUDGEMENTS = 4
 class Start:
     """Where learning begins: ``weights`` (out, in) float32 that ``integers`` are the rounding of.
 
-    Of GPTQ these are not the source's weights, but those that it had made up others' errors with.
-    """
+    After GPTQ these are not the source's weights, but include what makes up for the errors of
+    others."""
 
     weights: torch.Tensor
     integers: Integers

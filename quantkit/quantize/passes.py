@@ -20,7 +20,7 @@ from quantkit.quantize.inputs import Reached, multiplied, reach
 from quantkit.system.stopwatch import stage
 
 WAITING_BYTES = 1 << 30
-"""What the passes of one stream may hold while they wait; the windows beyond it run anew."""
+"""Bytes that the passes of one stream may hold while they wait; further windows run anew."""
 
 
 class Passes:

@@ -63,7 +63,7 @@ class Recommendation(Tabular):
     choice: Choice | None
     """None where nothing meets every limit for sure."""
     runner_up: Assessed | None
-    """Who would be taken if the pick did not exist."""
+    """The candidate that would be taken if the pick did not exist."""
     loosened: tuple[Loosened, ...]
     open: tuple[Assessed, ...]
     """Those that would be taken if the limits that are undecided for them turned out to be met."""
@@ -145,7 +145,7 @@ def profiles(ledger: Ledger, wants: Wants | None = None) -> list[Recommendation]
 
 
 def by_default(ledger: Ledger) -> Recommendation | None:
-    """Under no limit but the default one on drift; None where nothing can be recommended."""
+    """The recommendation under the default limit on drift alone; None where there is none."""
     try:
         return recommend(ledger)
     except EvaluationError:
@@ -183,7 +183,7 @@ def _concurrency(served: Sequence[Candidate], wanted: int | None, profile: Profi
 
 
 def _open(assessed: Sequence[Assessed], nearness: Nearness, profile: Profile) -> list[Assessed]:
-    """Each taken as meeting what is undecided for it, the others as they are."""
+    """Candidates that would each be the pick if they met the limits that are undecided for them."""
     found = []
     for one in assessed:
         if not one.open:

@@ -24,7 +24,8 @@ CRITERIA: dict[Profile, tuple[Criterion, ...]] = {
     "server": ("goodput", "throughput", "memory", "drift"),
     "quality": ("drift", "memory", "throughput"),
 }
-"""In which order; a later one decides among those that an earlier one cannot tell apart."""
+"""The criteria in their order: a later one decides among those that an earlier one cannot tell
+apart."""
 MEMORY_MARGIN = 0.05
 """Differences in memory of less than a twentieth decide nothing."""
 
@@ -73,7 +74,8 @@ class Assessed:
 
 @dataclass(frozen=True)
 class Choice:
-    """Who is taken, by what, and ``tied``: whom what was asked before could not tell from it."""
+    """The candidate taken, what decided, and ``tied``: those that the earlier criteria could not
+    tell from it."""
 
     pick: Assessed
     by: Reason

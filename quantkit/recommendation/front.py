@@ -1,4 +1,4 @@
-"""The Pareto front of drift against throughput: whom nobody beats in both."""
+"""The Pareto front of drift against throughput: candidates that no other beats in both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Placed:
     beaten_by: tuple[Candidate, ...]
     """Who is faster and nearer, beyond doubt."""
     may_be_beaten_by: tuple[Candidate, ...]
-    """Who may be both: not surely slower, and not surely farther."""
+    """Candidates that may be both: not surely slower, and not surely farther."""
 
 
 def front(ledger: Ledger, concurrency: int) -> list[Placed]:

@@ -21,7 +21,7 @@ ACCEPTED: dict[Profile, float] = {"laptop": 10.0, "server": 5.0, "quality": 1.0}
 tolerance, in percent of perplexity, is the run's own: what counts as equal."""
 
 DEFAULT_TOLERANCE = 1.0
-"""Percent, as in recipes, where the ledger has no pair that was tested."""
+"""The tolerance in percent, as in recipes, where the ledger has no tested pair."""
 
 State = Literal["met", "excluded", "undecided", "unknown"]
 
@@ -44,7 +44,7 @@ class Wants:
     profile: Profile | None = None
     """None: ``laptop`` for what was measured without a GPU, else ``server``."""
     drift: Drift = "worst"
-    """What ``max_kld`` is of, where there are several texts."""
+    """Which text ``max_kld`` applies to, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Check:
 
     @property
     def bound_to_meet(self) -> float | None:
-        """To where the limit would have to be moved for this candidate to meet it for sure."""
+        """The bound with which this candidate would surely meet the limit."""
         if self.measured is None:
             return None
         bound = self.measured.low if self.limit.at_least else self.measured.high

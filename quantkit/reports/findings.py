@@ -211,7 +211,7 @@ def _accuracy(ledger: Ledger, name: str) -> Finding | None:
 
 
 def _against_reference(ledger: Ledger, name: str, text: str | None, title: str) -> Finding | None:
-    """Who is worse, better or equivalent, with the drift, and of whom it is not known."""
+    """Which variants are worse, better or equivalent, with the drift, and which are undecided."""
     found = [
         comparison
         for row in ledger.variants[1:]

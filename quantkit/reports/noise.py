@@ -135,7 +135,7 @@ def _share(value: float, floor: float) -> float:
 
 
 def fastest(served: Sequence[Served]) -> list[Served]:
-    """Those that repetitions cannot tell from the highest output throughput, highest first."""
+    """Rows whose throughput the repetitions cannot tell from the highest, highest first."""
     finite = [one for one in served if one.throughput.finite]
     ranked = sorted(finite, key=lambda one: -one.throughput.value)
     return [one for one in ranked if one.throughput.overlaps(ranked[0].throughput)]

@@ -13,7 +13,7 @@ def names(ledger: Ledger) -> list[str]:
 
 
 def several(ledger: Ledger) -> bool:
-    """Whether it must be said of a drift, on which text."""
+    """Whether a drift must name its text."""
     return len(ledger.texts) > 1
 
 

@@ -25,7 +25,7 @@ _LARGEST = 20.0
 _SMALLEST = 4.0
 """Radii in pixels of circles; other shapes have the same area."""
 _RING = 7.0
-"""What the mark of the recommended adds to the radius."""
+"""Pixels that the mark of the recommended variant adds to the radius."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Point:
     across: tuple[float, float]
     """Both ends in pixels of the throughput's interval."""
     upright: tuple[float, float] | None
-    """Those of the divergence's; None for a divergence of 0."""
+    """The ends of the divergence's interval; None for a divergence of 0."""
     recommended: bool
     label: Label | None
     """None where the chart is too full."""
@@ -74,7 +74,7 @@ class Tradeoff:
     engines: list[Engine]
     sizes: list[SizeKey]
     says: Prose
-    """Who is on the front, who is not, of whom it is not known."""
+    """Ids on the front, beaten, and undecided."""
     missing: list[str]
     """Ids that have no place here, for want of a divergence or of a bench."""
     unlabelled: list[str]

@@ -1,4 +1,4 @@
-"""How far a run has come, for who reads its report meanwhile."""
+"""How far a run has come, for readers of its report meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Underway:
     """How far a run has come, for who reads its report meanwhile."""
 
     step: str
-    """Which is being done, or was when the run ended."""
+    """The step being done, or the last one when the run ended."""
     done: int
     total: int
     waiting: tuple[str, ...]

@@ -62,8 +62,8 @@ def run_course(
     publish: Callable[[Underway], object],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Do all steps in order; ``publish`` is called before each, and where one raises. What it
-    raises itself is told, and the steps go on."""
+    """Do all steps in order; ``publish`` is called before each, and where one raises. An error of
+    its own is reported, and the steps go on."""
     pace = Pace()
     with board([(step.row, step.stage) for step in steps]) as shown:
         for index, step in enumerate(steps):

@@ -14,9 +14,9 @@ from quantkit.runs.recipe import Recipe
 _FLOPS = 2e11
 """A second, of a forward pass."""
 _WRITTEN = 4
-"""Tokens that are read in the time in which one is written."""
+"""Tokens that are read in the time it takes to write one."""
 _PROMPTS, _QUESTIONS = (24, 40), (300, 100)
-"""So many, of so many tokens, where nobody has counted them yet."""
+"""Prompts and questions, and tokens of each, assumed until they are counted."""
 _QUANTIZING = 4
 """Forward passes over the calibration text that GPTQ and AWQ take in all."""
 _BYTES_WRITTEN = 1e8

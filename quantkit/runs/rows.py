@@ -56,8 +56,8 @@ class RowBuilder:
         )
 
     def attempt(self, stage: str, work: Callable[[], T]) -> T | None:
-        """``work()``, or None where it fails: then the row keeps the first reason and the run
-        goes on. Only the user's interrupt passes through."""
+        """The result of ``work()``; None where it fails: the row keeps the first reason, and the
+        run goes on. Only the user's interrupt passes through."""
         try:
             with self.timed(stage):
                 return work()

@@ -17,7 +17,7 @@ from typing import Any
 from quantkit.errors import QuantkitError
 
 _HASHED_BYTES = 32 << 20
-"""At a time: between two blocks Python may make a thread wait for another's 5 ms."""
+"""Bytes hashed at a time: between two blocks Python may let another thread run for 5 ms."""
 
 
 def sha256_file(path: Path) -> str:

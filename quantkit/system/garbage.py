@@ -1,4 +1,4 @@
-"""Python's garbage collector, where it has nothing to find."""
+"""Python's garbage collector, switched off where it would find nothing."""
 
 from __future__ import annotations
 

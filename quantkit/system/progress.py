@@ -1,4 +1,4 @@
-"""What long work says of itself: log lines, and how far it is.
+"""Progress of long work: log lines, and how far it is.
 
 Lines are ordinary logging under the name ``quantkit``. How far a loop is goes to the ``Progress``
 in use: quiet in a library, a bar or plain lines after ``to_terminal``, or a caller's own.

@@ -175,14 +175,14 @@ def test_what_is_made_of_the_checkpoint_only_is_refused(
 
     assert "quantized already (Q4_K, Q6_K)" in refused(quantized["Q4_K_M"], "gguf:Q8_0")
     for spec in ("gptq:w4g128", "awq:w4g64"):
-        assert "is a GGUF, of which only other GGUF files" in refused(sources["F16"], spec)
+        assert "is a GGUF, from which only other GGUF files" in refused(sources["F16"], spec)
     said = refused(sources["F16"], "gguf:IQ2_XS", imatrix="auto")
     assert "bring a file (--imatrix): llama-imatrix -m" in said
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(sources["F16"].read_bytes()[:-1000])
     assert "ends inside the data of" in refused(cut, "gguf:Q8_0")
     matrix = quantized["Q8_0"].with_name("imatrix.gguf")
-    assert "holds no model, but is of the type 'imatrix'" in refused(matrix, "gguf:Q8_0")
+    assert "is a GGUF of the type 'imatrix', not of a model" in refused(matrix, "gguf:Q8_0")
 
 
 def test_a_run_needs_the_checkpoint(sources: dict[str, Path]) -> None:

@@ -162,7 +162,7 @@ def test_non_finite_values_fail_with_their_count(
     damaged = Checkpoint.open(path)
     with pytest.raises(EvaluationError, match="at 217 of 217 scored positions of a"):
         evaluate(damaged, reference, plan)
-    with pytest.raises(EvaluationError, match="the reference itself is not finite"):
+    with pytest.raises(EvaluationError, match="the reference's own logits are not finite"):
         Reference.of_texts(damaged, plan.texts, tmp_path / "cache")
 
 

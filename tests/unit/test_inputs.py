@@ -275,7 +275,7 @@ def test_a_config_that_is_none(
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1, expected a positive whole number"),
         (
             {"num_hidden_layers": 10**9},
-            "num_hidden_layers is 1000000000, and there are weights of 20",
+            "num_hidden_layers is 1000000000, but there are weights for 20",
         ),
         ({"num_attention_heads": 0}, "num_attention_heads|division|zero"),
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0, expected"),

@@ -273,7 +273,7 @@ FAULTS: dict[str, tuple[dict[str, Any], Structure, set[str]]] = {
             writers={"mlp.down_proj": "post_attention_layernorm"},
             folds=(*ATTENTION, MLP[1]),
             unfolded=dict.fromkeys(
-                GATE_UP, "what post_attention_layernorm gives is used otherwise, too"
+                GATE_UP, "the output of post_attention_layernorm is used elsewhere, too"
             ),
         ),
         {"post_attention_layernorm"},

@@ -74,7 +74,7 @@ def test_a_run_that_measures_is_refused_by_its_plan(path: Path) -> None:
 
 
 def test_blocks_are_refused_by_the_plan(path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"no list of decoder blocks|language models alone"):
+    with pytest.raises(ConversionError, match=r"no list of decoder blocks|language models only"):
         pipeline.plan_variant(Checkpoint.open(path), Spec.parse("gptq:w4g64"))
 
 

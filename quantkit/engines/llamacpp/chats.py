@@ -41,7 +41,7 @@ _PREAMBLE = "".join(
     (
         *(f"{{% if {x} is none %}}{{% set {x} = quantkit_none %}}{{% endif %}}" for x in _SET),
         *(f"{{% if {x} is not defined %}}{{% set {x} = none %}}{{% endif %}}" for x in _MISSING),
-        # A template that reads the system message is left to do with it what it does.
+        # A template that reads the system message handles it in its own way.
         "{% if messages[0].content is none %}{% endif %}",
         "\n",
     )

@@ -62,7 +62,7 @@ def compute(
             if part.stop == len(sequences[i]):
                 yield torch.stack([outputs[at] for at in range(first[i], part.stop)])
         if following:
-            # What they are rows of is not kept for their sake.
+            # A copy, so that the whole batch is not kept in memory.
             outputs = {at: row.clone() for at, row in outputs.items() if at < following[0].start}
             context.keep(len(step))
             context.remove(len(step), following[0].start)
@@ -82,7 +82,7 @@ def _tokens(
     for k, (part, positions) in enumerate(zip(step, wanted, strict=True)):
         asked = set(positions)
         members = [k + 1]
-        # Later parts pass through this one up to the lowest start on the way to them.
+        # Later parts pass through this one, up to the lowest start on the way.
         reaches = []
         lowest = part.stop
         for later in range(k + 1, len(step)):

@@ -23,7 +23,7 @@ __all__ = ["Transformers", "TransformersScorer"]
 class Transformers:
     """Runs safetensors, GPTQ and AWQ in this process; does not serve.
 
-    Option ``batch``: compute so many times as many tokens at once as it does by itself.
+    Option ``batch``: a factor for the number of tokens that are computed at once.
     """
 
     name = "transformers"

@@ -14,7 +14,7 @@ from quantkit.errors import EngineError
 
 HOST = "127.0.0.1"
 _SECONDS = 1800
-"""Without a word from the server: a long prompt on a slow CPU."""
+"""Seconds without an answer from the server: a long prompt on a slow CPU takes that long."""
 
 
 @dataclass(frozen=True)

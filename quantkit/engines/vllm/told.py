@@ -1,4 +1,4 @@
-"""What vLLM does not find in a model's files by itself: further ends of answers, and a template."""
+"""What vLLM does not find in a model's files by itself: further end tokens, and a chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM 0.32 refuses, said before the half minute that it takes to say so."""
+"""What vLLM 0.32 refuses, checked here first: vLLM itself takes half a minute to say so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def check_quantization(config: dict[str, Any], model: Model) -> None:
-    """Raise IncompatibleVariant for a quantization of which vLLM has no part or no kernel."""
+    """Raise IncompatibleVariant for a quantization that vLLM does not support or has no kernel
+    for."""
     found = config.get("quantization_config") or {}
     method = found.get("quant_method")
     where = f"vllm does not load this {method} ({model.path})"

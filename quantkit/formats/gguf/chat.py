@@ -1,4 +1,4 @@
-"""What a GGUF says of chats: the templates, and the tokens at which an answer ends."""
+"""What a GGUF holds for chats: the templates, and the tokens at which an answer ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KNOWN_ENDS = frozenset(
         *("<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),  # noqa: RUF001
     }
 )
-"""Texts by which llama.cpp knows the token of an end without being told (llama-vocab.cpp)."""
+"""Texts of end tokens that llama.cpp recognizes by itself (llama-vocab.cpp)."""
 
 
 def id_key(role: str) -> str:

@@ -51,7 +51,7 @@ class GGUFSource(Checkpoint):
             raise CheckpointError(f"{path}: {file.missing[0]} is missing beside it; download it")
         if file.metadata.get("general.type", "model") != "model" or not file.tensors:
             kind = file.metadata.get("general.type", "vocabulary")
-            raise CheckpointError(f"{path}: holds no model, but is of the type {kind!r}")
+            raise CheckpointError(f"{path}: is a GGUF of the type {kind!r}, not of a model")
         for tensor in file.tensors:
             read_bytes(tensor)  # refuses a file that is cut off
         quantized = _quantized_types(file)

@@ -43,7 +43,7 @@ _NOT_GGUF = (
     (b"<", "a web page, not the file: download it again"),
     (b"\0\0\0\0", "begins with zeros: its download did not finish"),
 )
-"""How files begin that bear the name of a GGUF and are none, and what to say of them."""
+"""First bytes of files that are named .gguf and are something else, and what to say of each."""
 
 
 @dataclass(frozen=True)

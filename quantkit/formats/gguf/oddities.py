@@ -1,4 +1,4 @@
-"""What is odd about a GGUF: one small check each, in the order in which they are told.
+"""What is odd about a GGUF: one small check each, in the order in which they are reported.
 
 They come from what llama.cpp's reader refuses or warns of, and from how files go wrong on their
 way: cut off, mislabelled, converted without a tokenizer's details. Not all are defects.

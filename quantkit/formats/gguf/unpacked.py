@@ -77,7 +77,7 @@ class UnpackedGGUF(Checkpoint):
         for name, found_in in places.items():
             if not inverses.invertible([place.transform for place in found_in]):
                 raise IncompatibleVariant(
-                    f"{path}: what becomes of {name} on its way into a GGUF cannot be undone"
+                    f"{path}: what conversion to GGUF does to {name} cannot be undone"
                 )
         tensors = {
             name: TensorInfo(name, "F32", source.tensors[name].shape, path) for name in places

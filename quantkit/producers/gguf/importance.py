@@ -109,8 +109,8 @@ class _Squares:
 def _watch(
     block: nn.Module, stored: dict[str, str], tensors: Iterable[Tensor]
 ) -> dict[str, list[_Squares]]:
-    """By those of the GGUF's ``tensors`` that the block's matrices make, what watches each of these
-    matrices. ``stored``: as ``DecoderBlocks`` has it."""
+    """The watcher of each of the block's matrices, by the GGUF's ``tensors`` that they become.
+    ``stored``: as ``DecoderBlocks`` has it."""
     state = block.state_dict()
     names = {source: name for name, source in stored.items() if state[name].ndim == 2}
     watched = {}

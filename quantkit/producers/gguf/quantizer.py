@@ -31,7 +31,7 @@ _SLICES = 32
 """How many slices of a tensor each thread is to get, so that none waits long for the others."""
 
 _FLOAT16_LIMIT = 65520.0
-"""From here on values round to infinity in float16."""
+"""From this value on, float16 rounds to infinity."""
 
 
 class Taker(Protocol):

@@ -64,7 +64,7 @@ class Comparison:
 
 
 def of_variant(source: Checkpoint, variant: Variant) -> Comparison | None:
-    """Of a variant whose files are all written; None where the source is a GGUF itself.
+    """The proof of a variant whose files are all written; None where the source is a GGUF itself.
 
     Raise CheckpointError or EngineError where its tokenizer cannot be loaded.
     """
@@ -77,7 +77,7 @@ def of_variant(source: Checkpoint, variant: Variant) -> Comparison | None:
 
 @lru_cache(maxsize=1)
 def of_content(source: Checkpoint, content: Content) -> Comparison:
-    """Of the GGUF files that would be made from ``content``, before any is.
+    """The proof of the GGUF files that would be made from ``content``, before any is made.
 
     Raise ConversionError where llama.cpp could not load their vocabulary.
     """

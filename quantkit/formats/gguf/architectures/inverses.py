@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def invertible(transforms_: Sequence[Transform | None]) -> bool:
-    """Whether a tensor can be had back of which llama.cpp has one or several, made by these."""
+    """Whether a tensor can be recovered from those that these transforms made of it."""
     if len(transforms_) == 1:
         return transforms_[0] is None or transforms_[0] in _INVERSES
     return set(transforms_) == _LATENT
 
 
 def restore(stored: Sequence[tuple[Transform | None, torch.Tensor]], c: Config) -> torch.Tensor:
-    """The checkpoint's tensor of which llama.cpp has ``stored``, each with what made it so.
+    """The checkpoint's tensor, recovered from ``stored``: llama.cpp's tensors, each with the
+    transform that made it.
 
     Exact, but for the rounding of ``plus_one``. Only for what is ``invertible``.
     """

@@ -16,7 +16,7 @@ from quantkit.formats.gguf.architectures.rope import longrope_attention_factor
 
 SILU = {"hidden_act": ("silu", "swish")}
 GELU = {"hidden_act": ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")}
-"""All of which it takes for the approximation by tanh."""
+"""Activations that llama.cpp computes as GELU's tanh approximation."""
 UNTIED = {"tie_word_embeddings": False}
 
 SCALED = ("default", "linear", "yarn")
@@ -30,7 +30,7 @@ def windows(c: Config, every: int) -> list[str]:
 
 
 def gemma_scalar(c: Config, blocks_of_27b: int) -> int:
-    """Of what Gemma's attention is scaled by the inverse root."""
+    """The size whose inverse square root scales Gemma's attention."""
     largest = c["num_hidden_layers"] == blocks_of_27b
     return int(c["hidden_size"] // c["num_attention_heads"] if largest else c["head_size"])
 

@@ -1,4 +1,4 @@
-"""What happens to a tensor on its way, where llama.cpp stores it otherwise than transformers."""
+"""What is done to tensors that llama.cpp stores differently from transformers."""
 
 from __future__ import annotations
 
