@@ -1,5 +1,6 @@
 # Read by the build of llama-cpp-python at its first project() (CMAKE_PROJECT_llama_cpp_INCLUDE).
-# Of llama.cpp's tools, only those in QUANTKIT_TOOLS are built and installed.
+# Of llama.cpp's tools, only those in QUANTKIT_TOOLS are built and installed; its converter is
+# installed beside the Python package.
 
 function(quantkit_choose_tools)
     set(tools_directory vendor/llama.cpp/tools)
@@ -34,4 +35,13 @@ function(quantkit_quickly target directory)
     set_property(SOURCE ${ARGN} TARGET_DIRECTORY ${target} APPEND PROPERTY COMPILE_OPTIONS -O0)
 endfunction()
 
+function(quantkit_keep_converter)
+    set(source ${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp)
+    install(FILES ${source}/convert_hf_to_gguf.py ${source}/LICENSE DESTINATION llama_cpp/converter)
+    foreach(package conversion gguf-py)
+        install(DIRECTORY ${source}/${package} DESTINATION llama_cpp/converter)
+    endforeach()
+endfunction()
+
+cmake_language(DEFER CALL quantkit_keep_converter)
 cmake_language(DEFER CALL quantkit_choose_tools)

@@ -1,4 +1,5 @@
-"""Build the wheel of llama-cpp-python: llama.cpp's library with those of its tools that are used.
+"""Build the wheel of llama-cpp-python: llama.cpp's library with those of its tools that are used,
+and its converter.
 
 Prints the wheel's path. One that this machine built before, of the same version in the same way,
 is kept in quantkit's home and taken from there.
@@ -25,7 +26,9 @@ from quantkit.system.home import home
 PACKAGE = "llama-cpp-python"
 TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity",
          "llama-gguf-split", "llama-bench")  # fmt: skip
-"""The server, and what the tests compare with."""
+"""The server, what computes importance matrices, and what the tests compare with."""
+CONVERTER = "convert_hf_to_gguf.py"
+"""llama.cpp's own converter, for the architectures that quantkit does not convert itself."""
 
 _HERE = Path(__file__).parent
 _CHOICE = _HERE / "llama_cpp.cmake"
@@ -59,7 +62,7 @@ def options(accelerator: str) -> dict[str, str]:
 def missing(wheel: Path, accelerator: str) -> list[str]:
     """What a wheel lacks of the programs and the backend that were asked for."""
     names = {Path(name).name for name in zipfile.ZipFile(wheel).namelist()}
-    wanted = list(TOOLS)
+    wanted = [*TOOLS, CONVERTER]
     if accelerator == "cuda":
         wanted.append("libggml-cuda.so")
     return [name for name in wanted if name not in names]

@@ -15,7 +15,7 @@ from importlib import metadata
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
 from quantkit.toolchains import own
-from quantkit.toolchains.llama_server import find_llama_server
+from quantkit.toolchains.llama_programs import find_llama_server
 
 CORE = ("transformers", "llamacpp", "llama-server")
 """Without these, nothing is made and measured here."""

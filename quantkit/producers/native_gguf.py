@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,19 @@ class NativeGGUF:
         from quantkit.producers.gguf.options import parse
 
         scheme, options = parse(spec)
-        from quantkit.producers.gguf import fallback
+        from quantkit.producers.gguf import fallback, llama_imatrix
         from quantkit.producers.gguf.importance import check_computable
         from quantkit.producers.gguf.plans import plan_file
         from quantkit.producers.gguf.sources import content_of
         from quantkit.producers.proof import tokens
+        from quantkit.toolchains.llama_programs import find_llama_imatrix
 
-        if options.imatrix is True:
+        converter = fallback.needed(checkpoint)
+        counted: tuple[str, ...] = ()
+        if options.imatrix is True and converter:
+            find_llama_imatrix()
+            counted = (llama_imatrix.NOTE,)
+        elif options.imatrix is True:
             check_computable(checkpoint)
         content = content_of(checkpoint)
         planned = plan_file(content, scheme, options)
@@ -44,7 +51,7 @@ class NativeGGUF:
             planned.layout.bytes,
             planned.bits_per_weight(checkpoint.parameters),
             needs_calibration=options.imatrix is True,
-            notes=(*content.notes, *planned.notes, *found),
+            notes=(*content.notes, *counted, *planned.notes, *found),
             tokenizer_differences=tuple(proved.differences) if proved else (),
             options=options.resolved() | fallback.options(checkpoint),
         )
@@ -66,8 +73,13 @@ class NativeGGUF:
     ) -> dict[Spec, Converted | Exception]:
         """All in one pass over the weights; see ``SharesReading``."""
         from quantkit.producers.gguf import conversion, fallback
+        from quantkit.producers.gguf.importance import compute, importance
         from quantkit.producers.gguf.sources import content_of
+        from quantkit.version import __version__
 
         if converter := fallback.needed(checkpoint):
             return fallback.convert_many(checkpoint, converter, targets, calibration)
-        return conversion.convert_many(checkpoint, content_of(checkpoint), targets, calibration)
+        own, by = partial(compute, checkpoint), f"quantkit {__version__}"
+        matrix = partial(importance, checkpoint, compute=own, by=by)
+        content = content_of(checkpoint)
+        return conversion.convert_many(checkpoint, content, targets, calibration, matrix)

@@ -31,7 +31,7 @@ from quantkit.system.home import home
 from quantkit.system.machine import gpu
 from quantkit.system.progress import say
 from quantkit.toolchains import llama_cpp_source, own
-from quantkit.toolchains.recipes import PURPOSES, RECIPES, Device, Recipe
+from quantkit.toolchains.recipes import CONVERTER, PURPOSES, RECIPES, Device, Recipe
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -76,7 +76,7 @@ class ToolchainStatus:
 
 def listing() -> list[ToolchainStatus]:
     """Every engine: what is installed, where, what it is for, and how to get it."""
-    from quantkit.toolchains.llama_server import HOW_TO_GET, find_llama_server
+    from quantkit.toolchains.llama_programs import HOW_TO_GET, find_llama_server
 
     server: Path | None = None
     with contextlib.suppress(ToolchainError):
@@ -102,16 +102,16 @@ def listing() -> list[ToolchainStatus]:
                 found.directory if found else None,
                 PURPOSES[name],
                 f"quantkit engines install {name}",
-                own=found is not None and not found.pip,
+                own=found is not None and own.named(name) == found.python,
             )
         )
     return rows
 
 
 def find(name: str) -> Toolchain:
-    """The user's own, or the installed toolchain; raise ToolchainError with the command that
-    installs it, or where the user's does not run."""
-    found = _of_the_user(name) or _installed(name)
+    """The user's own, what came with llama-cpp-python, or the installed toolchain; raise
+    ToolchainError with the command that installs it, or where the user's does not run."""
+    found = _of_the_user(name) or _built_in(name) or _installed(name)
     if found is None:
         raise ToolchainError(f"{name}: not installed; run: quantkit engines install {name}")
     return found
@@ -129,6 +129,9 @@ def install(name: str, force: bool = False, device: Device | None = None) -> Too
     if not force and (theirs := _of_the_user(name)):
         say(f"{name}: {theirs.version} is yours, {theirs.python}; --force installs another")
         return theirs
+    if not force and (built := _built_in(name)):
+        say(f"{name}: {built.version} came with llama-cpp-python, in {built.directory}")
+        return built
     with _locked(name):
         before = _installed(name)
         if before and before.pip == recipe.pip and not force:
@@ -279,6 +282,22 @@ def _of_the_user(name: str) -> Toolchain | None:
             "packages": {},
             "entry": str(found.program),
         }
+    )
+
+
+def _built_in(name: str) -> Toolchain | None:
+    """llama.cpp's converter, where ``make`` built the library: of the same commit."""
+    directory = llama_cpp_source.built_in() if name == CONVERTER else None
+    if directory is None:
+        return None
+    return Toolchain(
+        name=name,
+        version=importlib.metadata.version(llama_cpp_source.PACKAGE),
+        device="cpu",
+        directory=directory,
+        pip=(),
+        packages={},
+        entry=llama_cpp_source.CONVERTER,
     )
 
 

@@ -1,10 +1,12 @@
 """llama.cpp's own source files, of the version of the library that is installed.
 
-They are in the sdist of llama-cpp-python, under ``vendor/llama.cpp``; the wheel has none of them.
+They are in the sdist of llama-cpp-python, under ``vendor/llama.cpp``. A wheel that ``make`` built
+has the converter too; others have none of them.
 """
 
 from __future__ import annotations
 
+import sysconfig
 import tarfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,12 @@ PACKAGE = "llama-cpp-python"
 CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_FILES = (CONVERTER, "conversion/", "gguf-py/", "LICENSE")
 """The converter and what it imports, as beginnings of paths in llama.cpp's tree."""
+
+
+def built_in() -> Path | None:
+    """The directory of the converter that was built with the installed library, if it was."""
+    directory = Path(sysconfig.get_path("platlib"), "llama_cpp", "converter")
+    return directory if (directory / CONVERTER).is_file() else None
 
 
 def download() -> tuple[str, ...]:

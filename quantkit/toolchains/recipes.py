@@ -9,6 +9,8 @@ from quantkit.toolchains import llama_cpp_source
 
 Device = Literal["cpu", "cuda"]
 
+CONVERTER = "llamacpp-converter"
+
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -47,7 +49,9 @@ _TRANSFORMERS_4 = ("install", "torch==2.13.0", "transformers==4.51.3", "accelera
 _AUTO_ROUND = ("install", "auto-round==0.16.1", "torch==2.13.0", "transformers==5.19.0")
 _AUTOAWQ = ("install", "--no-deps", "autoawq==0.2.9")
 _AUTO_GPTQ = ("install", "--no-deps", "auto-gptq==0.7.1", "peft==0.13.2", "gekko==1.3.2")
-_CONVERTER = Recipe("cpu", "", (llama_cpp_source.download(),), llama_cpp_source.CONVERTER_FILES)
+_CONVERTER_FILES = Recipe(
+    "cpu", "", (llama_cpp_source.download(),), llama_cpp_source.CONVERTER_FILES
+)
 
 
 def _package(module: str, *pip: tuple[str, ...]) -> dict[Device, Recipe]:
@@ -60,7 +64,7 @@ RECIPES: dict[str, dict[Device, Recipe]] = {
     "auto-round": _package("auto_round", _AUTO_ROUND),
     "autoawq": _package("awq", _TRANSFORMERS_4, _AUTOAWQ),
     "auto-gptq": _package("auto_gptq", _TRANSFORMERS_4, _AUTO_GPTQ),
-    "llamacpp-converter": {"cpu": _CONVERTER, "cuda": _CONVERTER},
+    CONVERTER: {"cpu": _CONVERTER_FILES, "cuda": _CONVERTER_FILES},
 }
 PURPOSES = {
     "transformers": "the reference: drift of the source, GPTQ and AWQ",
@@ -69,5 +73,5 @@ PURPOSES = {
     "auto-round": "a producer of GPTQ and AWQ: rounding learned block by block",
     "autoawq": "a producer of AWQ",
     "auto-gptq": "a producer of GPTQ, on CUDA",
-    "llamacpp-converter": "makes GGUF of architectures that quantkit does not convert itself",
+    CONVERTER: "makes GGUF of architectures that quantkit does not convert itself",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantkit.toolchains.llama_server import find_llama_server
+from quantkit.toolchains.llama_programs import find_llama_server
 
 _PROGRAM = """#!/bin/bash
 # "hangs" never answers; "taken" finds its port in use, and "starved" too little memory for its

@@ -19,7 +19,7 @@ from quantkit.engines.vllm import unsupported as refused
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.models.variant import Variant
 from quantkit.toolchains import Toolchain
-from quantkit.toolchains.llama_server import LlamaServer, find_llama_server
+from quantkit.toolchains.llama_programs import Program, find_llama_server
 
 OPTIONS = ServeOptions(port=8123, api_key="s3cret", context=256, slots=3, model_name="m")
 
@@ -61,7 +61,7 @@ def gguf(tmp_path: Path) -> Variant:
 
 
 def test_llama_server_shares_its_context_among_slots(tmp_path: Path) -> None:
-    command = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
+    command = server_command(Program(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
     assert value(command, "--ctx-size") == str(3 * 256)
     assert value(command, "--parallel") == "3"
     assert value(command, "--alias") == "m"
@@ -72,14 +72,14 @@ def test_a_name_with_commas_is_one_name(tmp_path: Path, monkeypatch: pytest.Monk
     """llama-server would take its parts for several, of which it answers with the first by the
     alphabet."""
     options = replace(OPTIONS, model_name="tiny,fast,a")
-    llama = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), options)
+    llama = server_command(Program(Path("/x/llama-server")), gguf(tmp_path), options)
     vllm = vllm_command(monkeypatch, write_config(tmp_path), options)
     assert value(llama, "--alias") == "tiny-fast-a"
     assert value(vllm, "--served-model-name") == "tiny,fast,a"
 
 
 def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llama = server_command(LlamaServer(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
+    llama = server_command(Program(Path("/x/llama-server")), gguf(tmp_path), OPTIONS)
     vllm = vllm_command(monkeypatch, write_config(tmp_path), OPTIONS)
     for command in (llama, vllm):
         assert "s3cret" not in " ".join(command.argv)
@@ -217,12 +217,12 @@ def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(on_path.parent))
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", str(named))
-    assert find_llama_server() == LlamaServer(named)
+    assert find_llama_server() == Program(named)
     monkeypatch.delenv("QUANTKIT_LLAMA_SERVER")
     libraries = {"LD_LIBRARY_PATH": f"{packages / 'lib'}:/opt/lib"}
-    assert find_llama_server() == LlamaServer(built, libraries)
+    assert find_llama_server() == Program(built, libraries)
     built.unlink()
-    assert find_llama_server() == LlamaServer(on_path)
+    assert find_llama_server() == Program(on_path)
     on_path.unlink()
     with pytest.raises(ToolchainError, match="llama-server is not installed; build"):
         find_llama_server()

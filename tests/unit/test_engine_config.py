@@ -23,7 +23,7 @@ from quantkit.recommendation import Wants, recommend
 from quantkit.reports.claims import claims
 from quantkit.runs.recipe import Recipe, load_recipe
 from quantkit.runs.stages import evaluated_as_served
-from quantkit.toolchains.llama_server import LlamaServer
+from quantkit.toolchains.llama_programs import Program
 from tests import ledgers, loads
 
 Q8 = EngineConfig(name="llamacpp", options={"kv_cache": "q8_0"})
@@ -77,7 +77,7 @@ def test_engine_config_names_itself() -> None:
 def test_options_of_llamacpp_reach_its_server(variant: Variant) -> None:
     def words(**options: Any) -> list[str]:
         command = server_command(
-            LlamaServer(Path("/llama-server")), variant, ServeOptions(1, context=64), options
+            Program(Path("/llama-server")), variant, ServeOptions(1, context=64), options
         )
         return list(command.argv)
 

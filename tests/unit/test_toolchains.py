@@ -286,7 +286,7 @@ def test_own_llama_server_says_its_version_and_device(
     tmp_path: Path, cache: Path, listed: str, device: str
 ) -> None:
     from quantkit.engines.llamacpp import LlamaCpp
-    from quantkit.toolchains.llama_server import find_llama_server
+    from quantkit.toolchains.llama_programs import find_llama_server
 
     script = f"""
 case $1 in

@@ -16,7 +16,7 @@ from quantkit.errors import ToolchainError
 from quantkit.models.engine_config import Option
 from quantkit.models.variant import Model
 from quantkit.toolchains import own
-from quantkit.toolchains.llama_server import HOW_TO_GET, find_llama_server
+from quantkit.toolchains.llama_programs import HOW_TO_GET, find_llama_server
 
 
 class LlamaCpp:

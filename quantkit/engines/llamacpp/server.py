@@ -15,7 +15,7 @@ from quantkit.engines.server import ServeOptions, ServerCommand, asked
 from quantkit.formats.gguf.model_file import ModelFile
 from quantkit.models.engine_config import Option, words
 from quantkit.models.variant import Model, Variant
-from quantkit.toolchains.llama_server import LlamaServer
+from quantkit.toolchains.llama_programs import Program
 
 _STAMP = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) .*"
 _LOADING = re.compile(_STAMP + "loading model", re.MULTILINE)
@@ -23,7 +23,7 @@ _LOADED = re.compile(_STAMP + "model loaded", re.MULTILINE)
 
 
 def server_command(
-    server: LlamaServer,
+    server: Program,
     model: Model,
     options: ServeOptions,
     own: Mapping[str, Option] = MappingProxyType({}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from quantkit.models.spec import Spec
 from quantkit.models.variant import IMATRIX
 from quantkit.producers.base import Converted
 from quantkit.producers.gguf.content import Content
-from quantkit.producers.gguf.importance import importance
 from quantkit.producers.gguf.options import parse
 from quantkit.producers.gguf.plans import plan_file
 from quantkit.producers.gguf.writer import Output, write
@@ -30,15 +29,16 @@ def convert_many(
     content: Content,
     targets: Mapping[Spec, Path],
     calibration: Calibration | None,
+    importance: Callable[[Calibration], ImportanceMatrix],
 ) -> dict[Spec, Converted | Exception]:
     """Write each spec's file into its directory, from the ``content`` of ``checkpoint``; see
-    ``SharesReading``."""
+    ``SharesReading``. ``importance``: computes the matrix of ``imatrix: true``."""
 
     @cache
     def matrix() -> ImportanceMatrix:
         if calibration is None:
             raise RecipeError("gguf: imatrix: true needs calibration text")
-        return importance(checkpoint, calibration)
+        return importance(calibration)
 
     outputs: dict[Spec, Output] = {}
     made: dict[Spec, Converted | Exception] = {}

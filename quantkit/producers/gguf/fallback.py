@@ -1,23 +1,19 @@
 """llama.cpp's own converter, for the architectures that quantkit does not convert itself.
 
-It runs in a process of its own (``converter_launcher.py``) and writes an unquantized GGUF; what is
-made of that is made as of any other GGUF.
+It writes an unquantized GGUF; what is made of that is made as of any other GGUF.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from quantkit import toolchains
-from quantkit.errors import ConversionError, ToolchainError
+from quantkit.errors import ConversionError
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.chat import chat_fields, roles_in
 from quantkit.formats.gguf.gguf_source import GGUFContent, GGUFSource
@@ -27,45 +23,17 @@ from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.models.end_tokens import end_ids
 from quantkit.models.spec import Spec
 from quantkit.producers.base import Converted
+from quantkit.producers.gguf import llama_imatrix, pretokenizers
 from quantkit.producers.gguf.checkpoint_content import model_name, own_type
 from quantkit.producers.gguf.conversion import convert_many as convert_files
-from quantkit.system.home import home
+from quantkit.producers.gguf.importance import importance
+from quantkit.producers.gguf.llama_cpp_converter import Converter, Extent, available
+from quantkit.system.json_file import load_json
 from quantkit.system.progress import say
 from quantkit.toolchains.llama_cpp_source import CONVERTER
 
 if TYPE_CHECKING:
     from quantkit.data.calibration import Calibration
-
-_LAUNCHER = Path(__file__).with_name("converter_launcher.py")
-
-
-@dataclass(frozen=True)
-class Converter:
-    """Where llama.cpp's converter is, and which one."""
-
-    directory: Path
-    version: str
-
-
-def available() -> Converter | None:
-    """The converter in ``$QUANTKIT_LLAMA_CPP``, a checkout of llama.cpp, or that of the toolchain.
-
-    Raise ToolchainError where the variable names something else.
-    """
-    chosen = os.environ.get("QUANTKIT_LLAMA_CPP")
-    if chosen:
-        directory = Path(chosen).expanduser().absolute()
-        if not (directory / CONVERTER).is_file():
-            raise ToolchainError(
-                f"QUANTKIT_LLAMA_CPP: {directory}: no {CONVERTER} there; name a checkout of "
-                "llama.cpp, or unset it"
-            )
-        return Converter(directory, _commit(directory))
-    try:
-        found = toolchains.find("llamacpp-converter")
-    except ToolchainError:
-        return None
-    return Converter(found.directory, f"llama-cpp-python {found.version}")
 
 
 def needed(checkpoint: Checkpoint) -> Converter | None:
@@ -101,7 +69,7 @@ def content(checkpoint: Checkpoint, converter: Converter) -> GGUFContent:
         found = GGUFContent(_source(checkpoint, path))
     found.notes = (
         f"{checkpoint.architecture} is converted by llama.cpp's own converter "
-        f"({converter.version}), whose work quantkit does not check",
+        f"({converter.version}), whose tensors quantkit does not check",
         *found.notes,
     )
     return found
@@ -126,7 +94,11 @@ def convert_many(
     with TemporaryDirectory(prefix=".unquantized-", dir=next(iter(targets.values()))) as work:
         path = unquantized(checkpoint, converter, Path(work))
         source = _source(checkpoint, path)
-        made = convert_files(source, GGUFContent(source), targets, calibration)
+        counted = partial(llama_imatrix.compute, checkpoint, path)
+        matrix = partial(
+            importance, checkpoint, compute=counted, by=f"llama.cpp {converter.version}"
+        )
+        made = convert_files(source, GGUFContent(source), targets, calibration, matrix)
     stored = source.parameters / checkpoint.parameters
     return {
         spec: replace(
@@ -150,37 +122,36 @@ def _source(checkpoint: Checkpoint, path: Path) -> GGUFSource:
     return replace(source, chat=chat_fields(templates, ends, roles, tokens.__getitem__))
 
 
-def _convert(
-    checkpoint: Checkpoint, converter: Converter, directory: Path, extent: Literal["head", "whole"]
-) -> Path:
+def _convert(checkpoint: Checkpoint, converter: Converter, directory: Path, extent: Extent) -> Path:
     scheme, name = own_type(checkpoint), model_name(checkpoint)
     if extent == "whole":
         _check_space(directory, checkpoint.parameters * (4 if scheme == "F32" else 2))
     written = directory / "unquantized.gguf"
-    command: list[str | Path] = [sys.executable, "-P", _LAUNCHER, converter.directory, extent]
-    command += [checkpoint.weights, "--outfile", written, "--outtype", scheme.lower()]
+    arguments: list[str | Path] = [
+        checkpoint.weights,
+        "--outfile",
+        written,
+        "--outtype",
+        scheme.lower(),
+    ]
     if checkpoint.revision:  # a snapshot's directory is named after its commit
-        command += ["--model-name", name]
-    log = home() / "logs" / "llamacpp-converter.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    paths = (converter.directory / "gguf-py", converter.directory)
-    with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            command,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode != 0:
-        told = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        reason = told[-1].removeprefix("ERROR:hf-to-gguf:") if told else "no output"
-        raise ConversionError(
-            f"gguf: {checkpoint.id}: llama.cpp's own converter ({converter.version}) failed: "
-            f"{reason.strip()}; its output is in {log}"
-        )
+        arguments += ["--model-name", name]
+    try:
+        converter.run(arguments, extent, _pretokenizer(checkpoint))
+    except ConversionError as error:
+        raise ConversionError(f"gguf: {checkpoint.id}: {error}") from error
     return written.rename(directory / f"{name}-{scheme}.gguf")
+
+
+def _pretokenizer(checkpoint: Checkpoint) -> str:
+    """What ``detect`` finds in a byte-level tokenizer; empty where it is none, or finds nothing."""
+    description = load_json(checkpoint.path / "tokenizer.json")
+    if description.get("model", {}).get("type") != "BPE":
+        return ""
+    try:
+        return pretokenizers.detect(checkpoint.tokenizer, description, checkpoint.path)
+    except ConversionError:
+        return ""
 
 
 def _check_space(directory: Path, size: int) -> None:
@@ -190,13 +161,3 @@ def _check_space(directory: Path, size: int) -> None:
             f"gguf: {directory} has {free / 1e9:.2f} GB free, and the unquantized GGUF on the way "
             f"takes {size / 1e9:.2f} GB; make room or choose another --out"
         )
-
-
-def _commit(checkout: Path) -> str:
-    """As git describes it (``b6300``), or the directory."""
-    if (checkout / ".git").exists() and (git := shutil.which("git")):
-        command = (git, "-C", checkout, "describe", "--tags", "--always", "--dirty")
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            return done.stdout.strip()
-    return str(checkout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,6 @@ from quantkit.formats.gguf.imatrix import HOW_TO_MAKE, ImportanceMatrix, InputSq
 from quantkit.system.files import replacing, sha256_json
 from quantkit.system.home import home
 from quantkit.system.progress import say, track
-from quantkit.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +25,19 @@ if TYPE_CHECKING:
 _LATENT = (transforms.latent_keys, transforms.latent_values)
 
 
-def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatrix:
-    """``compute``, or what it gave before for the same weights and the same tokens."""
+def importance(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    *,
+    compute: Callable[[Calibration], ImportanceMatrix],
+    by: str,
+) -> ImportanceMatrix:
+    """What ``compute`` gives, or gave before for the same weights and the same tokens.
+
+    ``by``: whose computation it is.
+    """
     made_of = [
-        __version__,
+        by,
         checkpoint.sha256,
         calibration.record.model_dump(),
         str(calibration.precision),
@@ -38,7 +46,7 @@ def importance(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMa
     if kept.is_file():
         say(f"imatrix: computed already ({kept})")
         return ImportanceMatrix.read(kept)
-    found = compute(checkpoint, calibration)
+    found = compute(calibration)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with replacing(kept) as partial:
         found.write(partial)
@@ -52,8 +60,8 @@ def check_computable(checkpoint: Checkpoint) -> None:
 
     if checkpoint.architecture not in architectures.SUPPORTED:
         raise ConversionError(
-            f"{checkpoint.id}: quantkit computes importance matrices for what it converts to GGUF "
-            f"itself, not for {checkpoint.architecture}; bring a file (--imatrix): {HOW_TO_MAKE}"
+            f"{checkpoint.id}: an importance matrix is computed of a checkpoint only; for this "
+            f"bring a file (--imatrix): {HOW_TO_MAKE}"
         )
     try:
         DecoderBlocks(checkpoint)

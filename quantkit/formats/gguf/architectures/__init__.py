@@ -39,10 +39,8 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     name = checkpoint.architecture
     if name not in SUPPORTED:
         raise ConversionError(
-            f"gguf: {checkpoint.id} is a {name}; quantkit itself converts {', '.join(SUPPORTED)}. "
-            "llama.cpp's own converter knows more: run `quantkit engines install "
-            "llamacpp-converter`, or set QUANTKIT_LLAMA_CPP to a checkout of llama.cpp, and "
-            "convert again"
+            f"gguf: {checkpoint.id} is a {name}, which llama.cpp's own converter has to convert; "
+            "get it: quantkit engines install llamacpp-converter"
         )
     return SUPPORTED[name]
 
