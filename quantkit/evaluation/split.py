@@ -9,7 +9,9 @@ mean negative log likelihood:
 
 The engine's part is what it computes otherwise with the quantized weights than with the source's:
 rounding of activations, which ggml quantizes to 8 bits beside quantized weights, and kernels. What
-it does to both alike (a 16-bit cache, the order of sums) is in the conversion. Where nothing is
+it does to both alike (a 16-bit cache, the order of sums) is in the conversion. Where a GGUF cannot
+be turned back into weights for the reference engine, its weights are unpacked to an F32 GGUF, u in
+llama.cpp, and q = u - p + b: then quantization is u - p, and engine s - u. Where nothing is
 converted (GPTQ, AWQ), p = b: all that the engine does is in its part, also what it would do to the
 source, which is its noise floor.
 """

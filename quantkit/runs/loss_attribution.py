@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from quantkit.engines import load_engine, scoring_engine, serving_engine
 from quantkit.engines.base import Engine, config_of, serving
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated, MeasuredText
 from quantkit.formats import load_format
+from quantkit.formats.gguf import architectures
+from quantkit.formats.gguf.gguf_source import GGUFSource
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.models.spec import Spec
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_IN_LLAMA_CPP = (
+    "quantization is measured in llama.cpp, of the weights unpacked to F32 there: what llama.cpp's "
+    "own converter made is not turned back into weights for transformers"
+)
 _OTHER_BATCH = 2
 """How many times as many windows at once show what a batch's size changes."""
 
@@ -103,9 +111,8 @@ class LossAttribution:
             served = None if nll is None else {"ppl": nll}
         else:
             served = known
-            unpacked = _unless(notes, "quantization", partial(self._unpacked, model))
-            own = unpacked.windows if unpacked else None
             plain = _unless(notes, "conversion", lambda: self._unquantized)
+            own = _unless(notes, "quantization", partial(self._own, model, notes))
         found = parts(
             self.base,
             own["ppl"] if own else None,
@@ -183,11 +190,31 @@ class LossAttribution:
 
         return self.directory.result("served", model, self._key(engine), make, list[float])
 
+    def _own(self, model: Variant, notes: list[str]) -> dict[str, list[float]]:
+        """What the variant's weights lose, whatever runs them: q of ``split``'s equation."""
+        if model.format == "gguf" and self.source.architecture not in architectures.SUPPORTED:
+            notes.append(_IN_LLAMA_CPP)
+            return self._dequantized(model)
+        return self._unpacked(model).windows
+
     def _unpacked(self, model: Variant) -> MeasuredText:
         engine = scoring_engine(self.source)
         weights = load_format(model.format).unpacked(model, self.source)
         make = partial(self._measure, weights, engine)
         return self.directory.result("unpacked", model, self._key(engine), make, MeasuredText)
+
+    def _dequantized(self, model: Variant) -> dict[str, list[float]]:
+        """Of a GGUF that cannot be turned back into weights for transformers: its weights as F32 in
+        llama.cpp, less what the conversion lost."""
+        engine = load_engine("llamacpp")
+
+        def make() -> MeasuredText:
+            packed = GGUFSource.of_file(model.weights, allow_requantize=True)
+            return self._as_gguf(packed, Spec("gguf", "F32"), engine)
+
+        found = self.directory.result("dequantized", model, self._key(engine), make, MeasuredText)
+        converted = np.subtract(self._unquantized.windows["ppl"], self.base)
+        return found.windows | {"ppl": np.subtract(found.windows["ppl"], converted).tolist()}
 
     @property
     def _unquantized_spec(self) -> Spec:
@@ -200,17 +227,18 @@ class LossAttribution:
         """The source as a GGUF of its own type, which holds every weight as it is."""
         engine = load_engine("llamacpp")
         spec = self._unquantized_spec
-        place = self.directory.cache / "unquantized"
-
-        def make() -> MeasuredText:
-            shutil.rmtree(place, ignore_errors=True)  # a killed run's
-            try:
-                return self._measure(convert(self.source, spec, None, place), engine)
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-
+        make = partial(self._as_gguf, self.source, spec, engine)
         key = self._key(engine) | {"spec": str(spec), "quantkit": __version__}
         return self.directory.result("unquantized", self.source, key, make, MeasuredText)
+
+    def _as_gguf(self, source: Checkpoint, spec: Spec, engine: Engine) -> MeasuredText:
+        """A GGUF that is made to be measured, and removed."""
+        place = self.directory.cache / "unquantized"
+        shutil.rmtree(place, ignore_errors=True)  # a killed run's
+        try:
+            return self._measure(convert(source, spec, None, place), engine)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
     def _measure(self, model: Model, engine: Engine) -> MeasuredText:
         from quantkit.evaluation.text import measure_texts

@@ -19,7 +19,7 @@ from quantkit.formats.gguf.header import read_header
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.producers import convert as conversion
-from quantkit.producers.gguf import converter_launcher, fallback
+from quantkit.producers.gguf import converter_launcher, fallback, llama_cpp_converter
 from quantkit.producers.native_gguf import NativeGGUF
 from tests.gguf_tokenizers import DIGITS, write_byte_level
 from tests.integration.gguf_oracle import loaded, oracle
@@ -51,7 +51,7 @@ def starcoder(llama_cpp_source: Path, tmp_path: Path) -> Checkpoint:
 def test_the_converters_file_and_what_is_made_of_it(
     starcoder: Checkpoint, source: Path, tmp_path: Path
 ) -> None:
-    converter = fallback.available()
+    converter = llama_cpp_converter.available()
     assert converter is not None
     (tmp_path / "ours").mkdir()
     ours = fallback.unquantized(starcoder, converter, tmp_path / "ours")
@@ -123,7 +123,8 @@ def test_without_a_converter_the_way_to_one_is_named(
 ) -> None:
     monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("QUANTKIT_LLAMA_CPP", raising=False)
-    with pytest.raises(ConversionError, match=r"engines install llamacpp-converter.*QUANTKIT"):
+    monkeypatch.setattr("quantkit.toolchains.llama_cpp_source.built_in", lambda: None)
+    with pytest.raises(ConversionError, match=r"get it: quantkit engines install llamacpp-conv"):
         NativeGGUF().plan(starcoder, Spec("gguf", "Q8_0"))
     monkeypatch.setenv("QUANTKIT_LLAMA_CPP", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"no convert_hf_to_gguf\.py there"):
@@ -135,7 +136,7 @@ def test_what_llama_cpp_refuses_is_told_in_a_line(starcoder: Checkpoint, source:
     (starcoder.path / "config.json").write_text(json.dumps(config | {"architectures": ["NoLM"]}))
     with pytest.raises(ConversionError) as caught:
         NativeGGUF().plan(Checkpoint.open(starcoder.path), Spec("gguf", "Q8_0"))
-    assert "failed: Model NoLM is not supported; its output is in" in str(caught.value)
+    assert "refused it: Model NoLM is not supported; its output is in" in str(caught.value)
     assert "\n" not in str(caught.value)
     quantized = config | {"architectures": ["NoLM"], "quantization_config": {"quant_method": "awq"}}
     (starcoder.path / "config.json").write_text(json.dumps(quantized))
@@ -180,7 +181,16 @@ def test_nothing_of_a_checkpoint_is_executed(what: str, tmp_path: Path) -> None:
         settings |= {"auto_map": classes, "model_type": "evil", "tokenizer_class": "Evil"}
         (directory / name).write_text(json.dumps(settings))
     done = subprocess.run(
-        [sys.executable, "-P", converter_launcher.__file__, converter, "whole", what, directory],
+        [
+            sys.executable,
+            "-P",
+            converter_launcher.__file__,
+            converter,
+            "whole",
+            "",
+            what,
+            directory,
+        ],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -193,7 +203,7 @@ def test_nothing_of_a_checkpoint_is_executed(what: str, tmp_path: Path) -> None:
 def test_the_head_alone_is_the_whole_but_for_the_data(
     starcoder: Checkpoint, source: Path, tmp_path: Path
 ) -> None:
-    converter = fallback.available()
+    converter = llama_cpp_converter.available()
     assert converter is not None
     content = fallback.content(starcoder, converter)
     (tmp_path / "whole").mkdir()

@@ -83,11 +83,13 @@ def wheel(directory: Path, *names: str) -> Path:
 
 def test_missing_is_what_a_wheel_lacks(tmp_path: Path) -> None:
     tools = [f"bin/{name}" for name in llama_cpp.TOOLS]
+    tools.append("llama_cpp/converter/convert_hf_to_gguf.py")
     cpu = wheel(tmp_path, *tools, "lib/libggml-cpu.so")
     assert llama_cpp.missing(cpu, "cpu") == []
     assert llama_cpp.missing(cpu, "cuda") == ["libggml-cuda.so"]
     assert llama_cpp.missing(wheel(tmp_path, *tools, "lib/libggml-cuda.so"), "cuda") == []
     assert llama_cpp.missing(wheel(tmp_path, *tools[1:]), "cpu") == ["llama-server"]
+    assert llama_cpp.missing(wheel(tmp_path, *tools[:-1]), "cpu") == ["convert_hf_to_gguf.py"]
 
 
 def test_tools_that_the_tests_compare_with_are_built() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from quantkit import toolchains
 from quantkit.errors import ToolchainError
-from quantkit.producers.gguf import fallback
+from quantkit.producers.gguf import llama_cpp_converter
 from quantkit.toolchains import own
 from quantkit.toolchains.recipes import RECIPES, Recipe
 
@@ -139,16 +139,36 @@ def test_llama_cpps_converter_is_files_alone(
     with pytest.raises(ToolchainError, match=r"installation failed: no convert_hf_to_gguf\.py"):
         toolchains.install(name)
     offer_files("convert_hf_to_gguf.py", "conversion/base.py", "src/llama.cpp", "models/a.gguf")
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "packages"))
     installed = toolchains.install(name)
     assert installed == toolchains.find(name)
     found = {str(p.relative_to(installed.directory)) for p in installed.directory.rglob("*.*")}
     assert found == {"convert_hf_to_gguf.py", "conversion/base.py"}
     monkeypatch.delenv("QUANTKIT_LLAMA_CPP", raising=False)
-    converter = fallback.available()
+    converter = llama_cpp_converter.available()
     assert converter is not None
     assert converter.directory == installed.directory
     (installed.directory / "convert_hf_to_gguf.py").unlink()
-    assert fallback.available() is None
+    assert llama_cpp_converter.available() is None
+
+
+def test_the_converter_that_make_built_counts_without_an_installation(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QUANTKIT_LLAMA_CPP", raising=False)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert llama_cpp_converter.available() is None
+    built = tmp_path / "llama_cpp" / "converter"
+    built.mkdir(parents=True)
+    (built / "convert_hf_to_gguf.py").touch()
+    library = version("llama-cpp-python")
+    assert toolchains.find("llamacpp-converter").directory == built
+    assert toolchains.install("llamacpp-converter").directory == built  # nothing is downloaded
+    assert llama_cpp_converter.available() == llama_cpp_converter.Converter(
+        built, f"llama-cpp-python {library}"
+    )
+    row = {row.name: row for row in toolchains.listing()}["llamacpp-converter"]
+    assert (row.version, row.path, row.own) == (library, built, False)
 
 
 def test_find_names_the_command_that_installs(cache: Path) -> None:
