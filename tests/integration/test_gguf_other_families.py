@@ -156,6 +156,18 @@ def test_what_the_converter_refuses_leaves_a_line_and_nothing_else(
     assert not list((tmp_path / "variants").rglob("*"))
 
 
+def test_what_llama_cpp_would_not_load_is_refused_before_the_work(tmp_path: Path) -> None:
+    """It knows no Olmo 3 whose output layer is tied; its converter writes one."""
+    settings = OLMO | {"tie_word_embeddings": True}
+    tied = Checkpoint.open(make_checkpoint(tmp_path / "tied", family="olmo3", **settings))
+    with pytest.raises(ConversionError) as caught:
+        conversion.plan(tied, Spec("gguf", "F16"))
+    told = str(caught.value)
+    assert "but llama.cpp does not load what that writes: " in told
+    assert "tensor 'output.weight' not found" in told
+    assert "\n" not in told
+
+
 def test_a_run_splits_its_loss(olmo: Checkpoint, tmp_path: Path) -> None:
     settings = (
         f"source={olmo.path}", "bench=null", "evaluate.prompts=null", "evaluate.windows=4",

@@ -46,8 +46,12 @@ def listen() -> None:
 
 def error(what: str, path: Path) -> EngineError:
     """What failed, and the reason that llama.cpp gave."""
-    said = "; ".join(line for line in _errors if line) or "llama.cpp gave no reason"
-    return EngineError(f"llamacpp: {what} ({path}): {said}")
+    return EngineError(f"llamacpp: {what} ({path}): {reason()}")
+
+
+def reason() -> str:
+    """The errors in llama.cpp's log since ``listen``, in one line."""
+    return "; ".join(line for line in _errors if line) or "llama.cpp gave no reason"
 
 
 @dataclass(frozen=True)

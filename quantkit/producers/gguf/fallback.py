@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from quantkit.engines.llamacpp.loading import refusal
 from quantkit.errors import ConversionError
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.chat import chat_fields, roles_in
@@ -63,9 +64,17 @@ def options(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def content(checkpoint: Checkpoint, converter: Converter) -> GGUFContent:
-    """What the converter will write, but for the tensors' data: to plan with."""
+    """What the converter will write, but for the tensors' data: to plan with.
+
+    Raise ConversionError where the converter or then llama.cpp refuses it.
+    """
     with TemporaryDirectory(prefix="quantkit-") as work:
         path = _convert(checkpoint, converter, Path(work), "head")
+        if told := refusal(path):
+            raise ConversionError(
+                f"gguf: {checkpoint.id}: llama.cpp's own converter ({converter.version}) takes it, "
+                f"but llama.cpp does not load what that writes: {told}"
+            )
         found = GGUFContent(_source(checkpoint, path))
     found.notes = (
         f"{checkpoint.architecture} is converted by llama.cpp's own converter "
