@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -230,15 +231,22 @@ def test_it_is_computed_once_for_the_same_weights_and_tokens(
 ) -> None:
     monkeypatch.setenv("QUANTKIT_HOME", str(tmp_path))
     checkpoint = Checkpoint.open(tiny_llama)
-    first = importance.importance(checkpoint, windows(2, 16))
-    other = importance.importance(checkpoint, windows(2, 16, seed=1))
-    monkeypatch.setattr(importance, "compute", lambda *_: pytest.fail("computed again"))
-    again = importance.importance(Checkpoint.open(tiny_llama), windows(2, 16))
+    compute = partial(importance.compute, checkpoint)
+    kept = partial(importance.importance, by="quantkit")
+    first = kept(checkpoint, windows(2, 16), compute=compute)
+    other = kept(checkpoint, windows(2, 16, seed=1), compute=compute)
+    again = kept(
+        Checkpoint.open(tiny_llama),
+        windows(2, 16),
+        compute=lambda _: pytest.fail("computed again"),
+    )
     assert first.entries.keys() == again.entries.keys() == other.entries.keys()
     for name, entry in first.entries.items():
         assert np.array_equal(entry.sums, again.entries[name].sums)
         assert not np.array_equal(entry.sums, other.entries[name].sums)
-    assert len(list((tmp_path / "imatrix").iterdir())) == 2
+    theirs = kept(checkpoint, windows(2, 16), compute=lambda _: other, by="llama.cpp")
+    assert theirs is other
+    assert len(list((tmp_path / "imatrix").iterdir())) == 3
 
 
 def test_an_architecture_without_names_in_a_gguf_is_refused(tmp_path: Path) -> None:

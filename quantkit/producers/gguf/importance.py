@@ -60,8 +60,8 @@ def check_computable(checkpoint: Checkpoint) -> None:
 
     if checkpoint.architecture not in architectures.SUPPORTED:
         raise ConversionError(
-            f"{checkpoint.id}: an importance matrix is computed of a checkpoint only; for this "
-            f"bring a file (--imatrix): {HOW_TO_MAKE}"
+            f"{checkpoint.id}: quantkit computes importance matrices for what it converts to GGUF "
+            f"itself, not for {checkpoint.architecture}; bring a file (--imatrix): {HOW_TO_MAKE}"
         )
     try:
         DecoderBlocks(checkpoint)
