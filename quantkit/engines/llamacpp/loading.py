@@ -8,13 +8,22 @@ from pathlib import Path
 import llama_cpp
 
 from quantkit.engines.llamacpp.context import listen, reason
+from quantkit.engines.llamacpp.vocabulary import Vocabulary
+from quantkit.errors import EngineError
 
 
 def refusal(path: Path) -> str | None:
-    """Why llama.cpp does not load the file; None where it does. Its tensors' data are not read: a
-    hole in their place will do."""
+    """Why llama.cpp does not load the file; None where it does.
+
+    Its tensors' data are not read: a hole in their place will do. Raise CheckpointError for a
+    vocabulary over which it would abort.
+    """
+    try:
+        with Vocabulary(path):
+            pass
+    except EngineError:
+        return reason()
     listen()
-    llama_cpp.llama_backend_init()
     settings = llama_cpp.llama_model_default_params()
     settings.n_gpu_layers = 0
     settings.use_mmap = True
