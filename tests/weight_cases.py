@@ -141,14 +141,14 @@ CASES = {
     "the-same-head": Case(with_the_same_head),
     "the-head-alone": Case(with_the_head_alone),
     "older-shards": Case(beside_older_shards, note="model-00001-of-00002.safetensors"),
-    "stale-index": Case(beside_a_stale_index, note="left aside: model.safetensors.index.json"),
+    "stale-index": Case(beside_a_stale_index, note="ignored: model.safetensors.index.json"),
     "other-weights": Case(
-        beside_other_weights, note="left aside: adapter_model.safetensors, consolidated.saf"
+        beside_other_weights, note="ignored: adapter_model.safetensors, consolidated.saf"
     ),
     "shards-and-others": Case(
         shards_beside_other_weights, shards=2, note="those of model.safetensors.index.json"
     ),
-    "named-otherwise": Case(named_otherwise, note="left aside: model.safetensors"),
+    "named-otherwise": Case(named_otherwise, note="ignored: model.safetensors"),
     "masks-gpt2": Case(with_masks("transformer.h.1.attn", torch.float32), "gpt2"),
     "masks-gpt2-bool": Case(with_masks("transformer.h.1.attn", torch.bool), "gpt2"),
     "masks-neox": Case(

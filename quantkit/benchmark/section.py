@@ -18,8 +18,8 @@ class BenchSection(Section):
     """The load: which requests, how many at a time or a second, for how long and how often."""
 
     engines: list[EngineEntry] = Field(default_factory=list)
-    """Engines that serve: each variant on each of them that takes it, by a name or with options:
-    ``{name: llamacpp, kv_cache: q8_0}``. Where there is none, the first that serves the format."""
+    """Engines that serve each variant whose format they take, by a name or with options:
+    ``{name: llamacpp, kv_cache: q8_0}``. If none does, the first engine that serves the format."""
     concurrency: list[Annotated[int, Field(ge=1)]] | Literal["auto"] = Field(
         default_factory=lambda: [1, 4]
     )
@@ -35,13 +35,13 @@ class BenchSection(Section):
     prompt_tokens: int | None = Field(None, ge=1)
     """Length of each prompt, in tokens; null: that of ``workload``, or 128."""
     output_tokens: int | None = Field(None, ge=2)
-    """Length of each answer, in tokens, which all have exactly; null: that of ``workload``, or
-    32."""
+    """Exact length of every answer, in tokens; null: that of ``workload``, or 32."""
     prompts: str | None = None
     """File of your own prompts, one JSON object a line as for ``evaluate.prompts``; null: synthetic
     ones."""
     prefix_cache: bool = False
-    """Let engines reuse what prompts have in common; false: each prompt is new to them."""
+    """Let engines reuse the prefixes that prompts have in common; false: each prompt is new to
+    them."""
     seconds: float = Field(15.0, gt=0)
     """Length of each repetition, in seconds, after its warm-up."""
     repetitions: int = Field(3, ge=1)

@@ -253,7 +253,7 @@ class Session:
         if reading.cached_tokens and not self._options.prefix_cache:
             raise EngineError(
                 f"bench at {load}: the server took {reading.cached_tokens} prompt tokens from a "
-                "cache that was to be off; its figures would be those of less work"
+                "prefix cache that should be off; its figures would be for less work"
             )
         return reading
 

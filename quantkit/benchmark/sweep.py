@@ -112,7 +112,7 @@ def goodput(measure: Measure, share: float, first: float, repetitions: int) -> F
     try:
         while rate >= first * _LOWEST_SHARE:
             if len(search.readings) >= _MOST_READINGS:
-                ended = f"after {len(search.readings)} readings, which is the most"
+                ended = f"after {len(search.readings)} readings, the most allowed"
                 break
             if search.passes(rate):
                 low = rate

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def doctor(as_json: bool) -> None:
     """Check what this machine can run, and what is missing.
 
-    Starts every engine once, which takes some seconds. The exit code is 0 where at least
+    Starts every engine once, which takes some seconds. The exit code is 0 if at least
     transformers, llama.cpp and llama-server run, else 1.
 
     Example:  quantkit doctor

@@ -75,8 +75,8 @@ def install(name: str, device: Any, force: bool) -> None:
 def use(name: str, program: Path) -> None:
     """Use an engine that you have already.
 
-    It is started once, to see that it runs and to record its version. Give the command again
-    after an update of the engine; `quantkit engines remove` ends its use.
+    Starts it once, to check that it runs and to record its version. Give the command again
+    after an update of the engine; `quantkit engines remove` stops using it.
 
     Example:  quantkit engines use vllm ~/vllm/bin/python
 

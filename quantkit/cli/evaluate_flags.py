@@ -50,7 +50,7 @@ show_default="none, and no drift",
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Engine that measures: transformers, llamacpp or vllm; with options "
+                help="Engine that measures: transformers, llamacpp or vllm; with options, "
                 "llamacpp:kv_cache=q8_0.",
 show_default="the one that gives full logits for the format",
             ),
@@ -63,7 +63,7 @@ show_default="the one that gives full logits for the format",
                 multiple=True,
                 metavar="TEXT",
                 help="Text for perplexity and KL divergence: a name such as "
-"wikitext-2:test or stdlib:code, or a UTF-8 file. Each is measured for itself. May be repeated.",
+"wikitext-2:test or stdlib:code, or a UTF-8 file. Each is measured separately. May be repeated.",
                 show_default="none",
             ),
             click.option(
@@ -77,7 +77,7 @@ show_default="the one that gives full logits for the format",
                 "--windows",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Number of windows that are read of each text, from its beginning.",
+                help="Number of windows read from each text, starting at its beginning.",
 show_default="all",
             ),
         ),

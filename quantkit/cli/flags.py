@@ -70,7 +70,7 @@ def making(command: Command) -> Command:
                 type=click.Path(path_type=Path),
                 required=True,
                 metavar="DIR",
-                help="Directory in which each variant gets one of its own, such as variants.",
+                help="Directory that gets one directory for each variant, such as variants.",
             ),
             FORCE,
             JSON,
@@ -97,7 +97,7 @@ def calibration(command: Command) -> Command:
             type=click.IntRange(1),
             default=128,
             metavar="N",
-            help="Number of windows that are taken from the calibration text.",
+            help="Number of windows taken from the calibration text.",
         ),
         click.option(
             "--sequence-length",
@@ -118,7 +118,7 @@ def calibration(command: Command) -> Command:
             default="auto",
             metavar="NAME",
             help="Where calibration, GPTQ and AWQ compute: cpu, cuda, or one GPU "
-            "such as cuda:1; auto is a GPU where there is one.",
+            "such as cuda:1; auto is a GPU if there is one.",
         ),
     )
 

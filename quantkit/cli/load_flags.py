@@ -27,7 +27,7 @@ def load(command: Command) -> Command:
                 "engines",
                 multiple=True,
                 metavar="NAME",
-                help="Engine that serves: llamacpp or vllm, with options "
+                help="Engine that serves: llamacpp or vllm; with options, "
                 "llamacpp:kv_cache=q8_0. May be repeated.",
                 show_default="the one that takes the format",
             ),
@@ -42,7 +42,7 @@ def load(command: Command) -> Command:
                 "--prefix-cache",
                 is_flag=True,
                 default=None,
-                help="Let engines reuse what prompts have in common.",
+                help="Let engines reuse the prefixes that prompts have in common.",
                 show_default="every prompt is new to them",
             ),
         ),
@@ -72,7 +72,7 @@ def load(command: Command) -> Command:
             click.option(
                 "--slo",
                 metavar="LIMITS",
-                help="Objective in milliseconds, such as ttft_ms=500,itl_ms=50: search "
+                help="Objective in milliseconds, such as ttft_ms=500,itl_ms=50: search for "
                 "the goodput, the highest rate at which 95 % of the requests meet "
                 "it (share=0.99: 99 %).",
                 show_default="none",
@@ -176,14 +176,14 @@ def serving(command: Command) -> Command:
             click.option(
                 "--host",
                 metavar="ADDRESS",
-                help="Address to listen at; 0.0.0.0 is all networks.",
+                help="Address to listen on; 0.0.0.0 is all networks.",
                 show_default="127.0.0.1",
             ),
             click.option(
                 "--port",
                 type=click.IntRange(1, 65535),
                 metavar="N",
-                help="Port to listen at.",
+                help="Port to listen on.",
                 show_default="8000",
             ),
             click.option(
@@ -192,7 +192,7 @@ def serving(command: Command) -> Command:
                 show_envvar=True,
                 metavar="KEY",
                 help="Key that clients must send.",
-                show_default="none is asked for",
+                show_default="no key",
             ),
         ),
         cloup.option_group(
@@ -200,7 +200,7 @@ def serving(command: Command) -> Command:
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Engine that serves: llamacpp or vllm, with options llamacpp:kv_cache=q8_0.",
+                help="Engine that serves: llamacpp or vllm; with options, llamacpp:kv_cache=q8_0.",
                 show_default="the one that takes the format",
             ),
             click.option(
@@ -215,14 +215,14 @@ def serving(command: Command) -> Command:
                 "--context",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Longest request with its answer, in tokens.",
+                help="Most tokens of a request and its answer together.",
                 show_default="the model's own limit",
             ),
             click.option(
                 "--slots",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Requests that one engine computes at the same time.",
+                help="Number of requests that one engine computes at the same time.",
                 show_default="4",
             ),
         ),
@@ -231,20 +231,20 @@ def serving(command: Command) -> Command:
             click.option(
                 "--preload",
                 is_flag=True,
-                help="Start all engines now, not each when it is first asked for.",
+                help="Start all engines now, instead of each on its first request.",
             ),
             click.option(
                 "--idle-timeout",
                 type=float,
                 metavar="SECONDS",
-                help="Stop an engine that nobody has used for so long.",
+                help="Stop an engine that has not been used for this long.",
                 show_default="never",
             ),
             click.option(
                 "--memory-budget",
                 metavar="SIZE",
-                help="Most memory of all engines together, such as 8GiB; the one unused "
-                "for longest makes room.",
+                help="Most memory of all engines together, such as 8GiB; the least recently "
+                "used is stopped to make room.",
                 show_default="no limit",
             ),
         ),
@@ -262,7 +262,7 @@ def wants(command: Command) -> Command:
                 type=click.Choice(["laptop", "server", "quality"]),
                 help="What comes first: little memory (laptop), goodput or throughput under load "
                 "(server), or little drift (quality).",
-                show_default="laptop; server for what was measured on a GPU",
+                show_default="laptop; server if it was measured on a GPU",
             ),
         ),
         cloup.option_group(
@@ -278,14 +278,14 @@ def wants(command: Command) -> Command:
                 type=click.FloatRange(0),
                 metavar="NATS",
                 help="Largest mean KL divergence, in nats per token.",
-                show_default="what 10 (laptop), 5 (server) or 1 (quality) times the run's "
-                "tolerance in perplexity comes to; none with --max-drop",
+                show_default="10 (laptop), 5 (server) or 1 (quality) times the run's tolerance "
+                "in perplexity, as KL divergence; none with --max-drop",
             ),
             click.option(
                 "--drift",
                 type=click.Choice(["worst", "mean"]),
                 default="worst",
-                help="What counts where several texts were measured: each variant's worst text, "
+                help="What counts if several texts were measured: each variant's worst text, "
                 "or the mean of all.",
             ),
             click.option(
@@ -299,7 +299,7 @@ def wants(command: Command) -> Command:
                 "--min-goodput",
                 type=click.FloatRange(0, min_open=True),
                 metavar="RATE",
-                help="Fewest requests per second that meet --slo.",
+                help="Lowest goodput, in requests per second that meet --slo.",
                 show_default="no limit",
             ),
             click.option(
@@ -316,13 +316,13 @@ def wants(command: Command) -> Command:
                 "--concurrency",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Requests at the same time at which throughput counts.",
+                help="Number of requests at the same time for which throughputs are compared.",
                 show_default="the most in the run; the fewest for a laptop",
             ),
             click.option(
                 "--engine",
                 metavar="NAME",
-                help="Consider only this engine: llamacpp or vllm; with options, as "
+                help="Consider only this engine: llamacpp or vllm; with options, "
                 "llamacpp:kv_cache=q8_0.",
                 show_default="all",
             ),

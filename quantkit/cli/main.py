@@ -120,7 +120,7 @@ def run(
 def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what a run would make: names, sizes, fallbacks.
 
-    Makes nothing. Variants that somebody else made are opened; the exit code is 1 where one of
+    Makes nothing. Variants that somebody else made are opened; the exit code is 1 if one of
     them cannot be measured.
 
     Example:  quantkit plan quickstart --set source=./my-model
@@ -151,7 +151,7 @@ def convert(
 ) -> None:
     """Make variants of a model: GGUF, GPTQ, AWQ.
 
-    Options of a format hold for every --to of that format.
+    Options of a format apply to every --to of that format.
 
     Example:  quantkit convert ./my-model --to gguf:Q4_K_M --to awq:w4g128 --out variants
     """
@@ -211,11 +211,11 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def recommend(directory: Path, as_json: bool, **options: Any) -> None:
     """Say which variant of a run to ship, and why.
 
-    Considers every quantized variant on every engine that served it. Of those that meet all limits
-    beyond the noise it takes the best by what --for puts first; what the data cannot tell apart
-    there is decided by what comes next. The reference is recommended only where no quantized
-    variant meets the limits. It also says what the runner-up would cost, which limit binds, and
-    what the data cannot decide. Exit code 1 where nothing meets the limits.
+    Considers every quantized variant on every engine that served it. Among those that meet all
+    limits beyond the noise, the first criterion of --for decides; where the data cannot tell them
+    apart by it, the next one does. The reference is recommended only if no quantized variant meets
+    the limits. The answer also says what the runner-up would cost, which limit binds, and what the
+    data cannot decide. The exit code is 1 if nothing meets the limits.
 
     Example:  quantkit recommend runs/mine --for laptop --max-memory 6GiB
     """
@@ -235,8 +235,8 @@ def recommend(directory: Path, as_json: bool, **options: Any) -> None:
 def serve(paths: tuple[str, ...], **options: Any) -> None:
     """Serve variants behind an OpenAI-compatible API.
 
-    One endpoint for all, until Ctrl-C. One PATH alone is loaded at the start; of several, each
-    engine starts when it is first asked for.
+    One endpoint for all, until Ctrl-C. A single PATH is loaded at the start; with several, each
+    engine starts on its first request.
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
@@ -283,7 +283,7 @@ def inspect(path: str, everything: bool, as_json: bool) -> None:
 def verify(path: Path, as_json: bool) -> None:
     """Check a variant's files against its manifest.
 
-    Exit code 1 where a file is missing, changed or not in the manifest.
+    The exit code is 1 if a file is missing, changed or not in the manifest.
 
     Example:  quantkit verify variants/gguf-Q4_K_M
     """

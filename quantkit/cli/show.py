@@ -232,7 +232,7 @@ def _verdicts(result: Compared) -> None:
         ones = [c for c in result.comparisons if (c.measure, c.text) == (measure, text)]
         print_table(*pairs(ones))
         if len(groups) == 1:
-            click.echo("the data tell none of them from another")
+            click.echo("the data tell none of them apart")
         else:
             told = " | ".join(", ".join(group) for group in groups)
             click.echo(f"told apart, from the lowest value up, unranked within bars: {told}")

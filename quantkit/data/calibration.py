@@ -215,7 +215,7 @@ def _chat_template(mix: Mix, tokenizer: PreTrainedTokenizerBase) -> str | None:
             rendered(chat, template, tokenizer)
     except Exception as error:  # whatever a template's expressions raise
         why = first_line(error)
-        say(f"calibration: conversations as plain text, for the chat template refuses them: {why}")
+        say(f"calibration: conversations are plain text; the chat template refuses them: {why}")
         return None
     return template
 

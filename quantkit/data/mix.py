@@ -108,7 +108,7 @@ def load_calibration(text: str | Mapping[str, Any]) -> Text | Mix:
         except MissingText as error:
             if not isinstance(text, str):
                 raise
-            say(f"calibration: the mix has no {kind}, and more of the others: {error}")
+            say(f"calibration: the mix has no {kind}; the other kinds give more: {error}")
     if not loaded:
         raise RecipeError(f"calibration text {text!r}: none of its kinds is installed; name a file")
     shares = {kind: Fraction(str(ingredients[kind].share)) for kind in loaded}

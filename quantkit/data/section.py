@@ -25,7 +25,7 @@ class CalibrationSection(Section):
     """A mix by its name (``mix``, ``mix:hub``), one text by its name or file, or a mix of your own:
     ``{code: {text: ./src.txt, share: 0.3}, …}``."""
     samples: int = Field(128, ge=1)
-    """Number of windows that are taken from the text."""
+    """Number of windows taken from the text."""
     sequence_length: int = Field(512, ge=8)
     """Length of each window, in tokens."""
     seed: int = 0

@@ -55,7 +55,7 @@ def check_disjoint(calibration: Text, evaluation: Text) -> None:
         raise RecipeError(
             f"calibration text {calibration.dataset!r} holds {len(shared)} paragraphs of the "
             f"evaluation text {evaluation.dataset!r} (such as {min(shared)[:60]!r}); "
-            "drift would be flattered: choose another text for one of them"
+            "drift would look too small: choose another text for one of them"
         )
 
 

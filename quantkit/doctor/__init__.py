@@ -12,7 +12,7 @@ from quantkit.engines.vllm.unsupported import lacks_expert_kernels, lacks_packed
 from quantkit.system.extras import PURPOSES, install_command, missing_extras
 
 _USES = {
-    "avx2": "fast kernels of llama.cpp; demanded by vLLM",
+    "avx2": "fast kernels of llama.cpp; required by vLLM",
     "avx512f": "GPTQ and AWQ on vLLM",
     "avx512_bf16": "fast bfloat16: calibration, and the source on vLLM",
     "amx_tile": "quantized mixtures of experts on vLLM; faster bfloat16",

@@ -235,6 +235,6 @@ class _Interview:
         self._first = self._first or found
         if not self.accuracies:
             raise EvaluationError(
-                f"{task}: has no accuracy, so no verdict on it can be settled; "
+                f"{task}: has no accuracy, so no verdict on it can be decided; "
                 "evaluate it without `until`"
             )

@@ -14,12 +14,12 @@ class EvaluateSection(Section):
     """What is measured of every variant: texts, and lm-eval tasks by name or YAML file."""
 
     texts: list[str] = Field(default_factory=lambda: ["wikitext-2:test"])
-    """Texts by name, such as ``pydoc:evaluation``, or UTF-8 files, each measured for itself;
+    """Texts by name, such as ``pydoc:evaluation``, or UTF-8 files, each measured separately;
     ``[]``: none."""
     context: int = Field(512, ge=16)
     """Length of each window of a text, in tokens: llama.cpp's n_ctx."""
     windows: int | None = Field(None, ge=1)
-    """Number of windows that are read of each text, from its beginning; null: all."""
+    """Number of windows read from each text, starting at its beginning; null: all."""
     split_windows: int | None = Field(None, ge=2)
     """Number of windows of the first text over which each loss is split into conversion,
     quantization and engine; null: it is not split."""

@@ -166,8 +166,8 @@ def cut_padding(logits: torch.Tensor, vocabulary: int, model: Model) -> torch.Te
     if logits.shape[1] < vocabulary:
         raise EvaluationError(
             f"{model.path}: a vocabulary of {logits.shape[1]} tokens, the tokenizer has "
-            f"{vocabulary}: its weights and tokenizer are of two models, or it is to be measured "
-            "against its source (--reference)"
+            f"{vocabulary}: its weights and tokenizer belong to two models, or it must be "
+            "measured against its source (--reference)"
         )
     return logits[:, :vocabulary]
 

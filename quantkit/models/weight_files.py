@@ -45,7 +45,7 @@ class WeightFiles:
             return None
         taken = self.index.name if self.index else self.files[0].name
         some = ", ".join(self.aside[:3]) + " …" * (len(self.aside) > 3)
-        return f"the weights are those of {taken}, as for transformers; left aside: {some}"
+        return f"weights are read from {taken}, as by transformers; ignored: {some}"
 
 
 def find(directory: Path, config: Mapping[str, Any] | None = None) -> WeightFiles:
@@ -68,8 +68,8 @@ def find(directory: Path, config: Mapping[str, Any] | None = None) -> WeightFile
         return _found(directory, files, None)
     if others:
         raise CheckpointError(
-            f"{directory}: no {ONLY} or shards of it; {others[0].name}, which is there, "
-            "transformers does not load as this model"
+            f"{directory}: no {ONLY} or shards of it; transformers does not load "
+            f"{others[0].name} as this model"
         )
     pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern)]
     if pickles:

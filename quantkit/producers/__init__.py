@@ -27,7 +27,7 @@ def load_producer(spec: Spec) -> Producer:
         producer = registry.instance(registry.MADE_HERE[spec.format])
     else:
         raise ConversionError(
-            f"{spec}: {spec.format} is read here, not made; convert to "
-            f"{', '.join(registry.MADE_HERE)}, or name what others made by its `path`"
+            f"{spec}: quantkit reads {spec.format} but does not make it; convert to "
+            f"{', '.join(registry.MADE_HERE)}, or give a variant made elsewhere by its `path`"
         )
     return producer

@@ -89,7 +89,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         if names
     ]
     if checkpoint.architecture not in _SEEN_IN_VLLM:
-        notes.append(f"vLLM was not yet seen to load {spec.format} of {checkpoint.architecture}")
+        notes.append(f"{spec.format} of {checkpoint.architecture} is not yet tested in vLLM")
     return Plan(
         spec,
         total,
@@ -112,8 +112,8 @@ def _unproved(
                 found.setdefault(f"linears are not scaled ({why})", []).append(stored[name])
         if not structure.writers:
             found.setdefault(
-                "blocks have no linear that adds to the residual stream as it is, to make up for "
-                "what the stream lacks",
+                "blocks have no linear whose output is added unchanged to the residual stream, so "
+                "none corrects the stream's error",
                 [],
             ).append(blocks.prefix(index).removesuffix("."))
     return found

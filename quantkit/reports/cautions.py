@@ -32,12 +32,12 @@ def _verdicts(ledger: Ledger) -> list[Prose]:
         return []
     return [
         (
-            "Verdicts are of paired tests, on the same windows of text and the same questions for "
-            "all. Over all pairs of one measure together, at most 5 % of such reports call "
+            "Verdicts come from paired tests on the same windows of text and the same questions "
+            "for all. Over all pairs of one measure together, at most 5 % of such reports call "
             "something different that is not, and at most 5 % something equivalent that is not "
             "(Holm). “Undecided” means "
             "that these data cannot tell, not that nothing changed. Other texts and questions may "
-            "say otherwise. The ± of single values take tokens as independent, which those of "
+            "say otherwise. The ± of single values treats tokens as independent, which those of "
             "one text are not quite.",
         )
     ]
@@ -123,8 +123,8 @@ def _noise_floor(ledger: Ledger) -> list[Prose]:
         return []
     return [
         (
-            "Below the noise floor, which is what the serving engine, or another batch size, does "
-            "to the unquantized model itself, and so no sign of what quantization did: ",
+            "Below the noise floor, the change that the serving engine or another batch size alone "
+            "makes to the unquantized model, and so no evidence of a loss by quantization: ",
             *listing(found),
             ".",
         )
@@ -132,7 +132,7 @@ def _noise_floor(ledger: Ledger) -> list[Prose]:
 
 
 def _same_dataset(ledger: Ledger) -> list[Prose]:
-    """Calibration on the kind of text that is evaluated on flatters who calibrates."""
+    """Calibration on the kind of text that is evaluated favours the calibrated variants."""
     alike, calibration = texts.calibration_shares(ledger), ledger.calibration
     if not alike or calibration is None:
         return []
@@ -140,7 +140,7 @@ def _same_dataset(ledger: Ledger) -> list[Prose]:
         return [
             (
                 "Calibration and evaluation text are different parts of one dataset, so they are "
-                "of one kind. That favours variants that were calibrated; on other text they may "
+                "of one kind. That favours calibrated variants; on other text they may "
                 "drift more.",
             )
         ]
@@ -149,20 +149,20 @@ def _same_dataset(ledger: Ledger) -> list[Prose]:
         return [
             (
                 f"{round(share * calibration.samples)} of {calibration.samples} calibration "
-                "samples are of the evaluation text's own dataset. That favours variants that were "
-                "calibrated; on text unlike all of the calibration they may drift more.",
+                "samples are from the evaluation text's own dataset. That favours calibrated "
+                "variants; on text unlike all calibration samples they may drift more.",
             )
         ]
     counts = [f"{round(share * calibration.samples)} of {name}'s" for name, share in alike.items()]
     others = [name for name in texts.names(ledger) if name not in alike]
     said: Prose = (
-        f"Of the {calibration.samples} calibration samples are ",
+        f"Among the {calibration.samples} calibration samples are ",
         " and ".join(counts),
-        " own dataset, though of other parts of it. That favours variants that were calibrated",
+        " own dataset, though from other parts of it. That favours calibrated variants",
     )
     if others:
-        return [(*said, "; the drift on ", *listing(others), " is free of it.")]
-    return [(*said, "; on text unlike all of the calibration they may drift more.")]
+        return [(*said, "; the drift on ", *listing(others), " is not affected.")]
+    return [(*said, "; on text unlike all calibration samples they may drift more.")]
 
 
 def _named(name: str, text: str | None, ledger: Ledger) -> str:
@@ -182,8 +182,8 @@ def _bench(ledger: Ledger) -> list[Prose]:
     if len({one.engine for one in found}) > 1:
         said.append(
             (
-                "Throughputs of different engines compare engine and format together: a variant "
-                "can be faster because of what serves it.",
+                "Throughputs on different engines compare engine and format together: a variant "
+                "can be faster because of the engine that serves it.",
             )
         )
     changed: dict[str, dict[str, None]] = {}
@@ -221,11 +221,11 @@ def _noise(found: list[Served]) -> str:
     fewest = min(len(one.bench.repetitions) for one in found)
     if fewest < 3:
         return (
-            f"With fewer than three repetitions there is no error to see: differences below "
+            f"With fewer than three repetitions the error is unknown: differences below "
             f"{100 * ONE_RUN:.0f} % are not ranked."
         )
     return (
-        f"Intervals are of {fewest} repetitions or more, which share one start of the server and "
+        f"Intervals are over {fewest} repetitions or more, which share one start of the server and "
         "one hour of the machine, and are no narrower than "
-        f"{50 * ONE_START:.0f} % to each side; what overlaps is not ranked."
+        f"{50 * ONE_START:.0f} % to each side; throughputs whose intervals overlap are not ranked."
     )

@@ -286,7 +286,7 @@ def _times(ratio: float) -> str:
 def conclusion(found: Claims) -> Prose:
     """What none of this can say."""
     text: Prose = (
-        "Not to be concluded: that this holds for another model, length of prompt, thread count, "
+        "This does not show that the same holds for another model, prompt length, thread count, "
         "GPU or version. Each engine ran with the settings that Method shows.",
     )
     if all(one.base == NOTHING for one in found.int4) and found.int4:

@@ -16,12 +16,12 @@ _MEANINGS = {
         "How surprised the model is by the evaluation text: the exponential of its mean negative "
         "log likelihood, over windows that do not overlap, with only the later part of each "
         "scored. Lower is better. The protocol is that of llama.cpp's llama-perplexity, so the "
-        "numbers compare with the tables people know. Its drift is the ratio to the reference's, "
-        "tested over whole windows in pairs (t-test).",
+        "numbers are comparable with published tables. Its drift is the ratio to the reference's, "
+        "tested over paired windows (t-test).",
     ),
     "ppl_ratio": (
         "Perplexity ratio",
-        "The variant's perplexity over the reference's, with the error over tokens in pairs, as "
+        "The variant's perplexity over the reference's, with the error of the paired tokens, as "
         "llama-perplexity --kl-divergence prints it.",
     ),
     "kld": (
@@ -31,21 +31,21 @@ _MEANINGS = {
         "0 means the same distribution everywhere. Mean, median, 99th percentile and maximum.",
     ),
     "agreement": (
-        "Agreement of the likeliest tokens",
-        "Top-1: at how many of the scored positions the variant's most likely next token is also "
-        "the reference's. Top-5: how many of the reference's five likeliest tokens are among the "
-        "variant's five.",
+        "Agreement of the most likely tokens",
+        "Top-1: the share of scored positions at which the variant's most likely next token is "
+        "also the reference's. Top-5: the share of the reference's five most likely tokens that "
+        "are among the variant's five.",
     ),
     "delta_p": (
         "Change of the true token's probability (Δp)",
-        "The probability that the variant gives to the token that really comes next, minus the "
+        "The probability that the variant gives to the true next token, minus the "
         "reference's: its mean, root mean square and quantiles. Positive is better. Defined as in "
         "llama-perplexity --kl-divergence.",
     ),
     "prompts": (
         "Answers to prompts",
-        "Greedy answers of the variant and of the reference to the same prompts: the share that is "
-        "the same token by token and as text without the space around it, the mean length, and the "
+        "Greedy answers of the variant and of the reference to the same prompts: the share that "
+        "are equal token by token, and as text without surrounding space, the mean length, and the "
         "KL divergence along the reference's answers, which both models read (nats per token, its "
         "error clustered by prompt).",
     ),
@@ -62,9 +62,9 @@ _ACCURACY = (
 )
 _STOPPED = (
     "How many questions the model answers right, through lm-eval's own metric code, with the "
-    "standard error of a random sample. The questions were asked in one random order, and no more "
-    "of them than a verdict against the reference needed, or than could still have brought one. "
-    "The drift is tested by bets, which hold wherever one stops; where all were asked, also by "
+    "standard error of a random sample. The questions were asked in one random order, until the "
+    "verdict against the reference was decided or the remaining ones could not decide it. "
+    "The drift is tested by bets, which are valid wherever one stops; if all were asked, also by "
     "McNemar's and Tango's tests. The two share the 5 %."
 )
 _BENCH = (

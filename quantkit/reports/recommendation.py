@@ -23,11 +23,11 @@ from quantkit.reports.format import milliseconds, number, signed, size, span
 from quantkit.reports.prose import Name, Prose
 
 RULE = (
-    "The rule: of all quantized variants, on every engine that served them, those that meet every "
-    "limit beyond the noise; of these the best by what the profile puts first; what the data "
-    "cannot tell apart there is decided by what it puts next. The reference is recommended only "
-    "where no quantized variant meets the limits. Of several texts, each variant counts by the one "
-    "on which it drifted most."
+    "The rule: among all quantized variants, on every engine that served them, only those that "
+    "meet every limit beyond the noise are considered. The profile's first criterion decides; "
+    "where the data cannot tell variants apart by it, the next one does. The reference is "
+    "recommended only if no quantized variant meets the limits. With several texts, each variant "
+    "is judged by the one on which it drifted most."
 )
 WHOM: dict[Profile, str] = {"laptop": "a laptop", "server": "a server", "quality": "quality"}
 _RULES: dict[Profile, tuple[str, str]] = {

@@ -31,7 +31,7 @@ class ExternalVariant:
         more = [key for key in entry if key not in ("path", "name")]
         if more:
             raise RecipeError(
-                f"path {entry['path']}: is measured as it is; `{more[0]}` is for what is made"
+                f"path {entry['path']}: is measured as it is, so it takes no `{more[0]}`"
             )
         if not isinstance(entry["path"], str) or not entry["path"]:
             raise RecipeError(f"path {entry['path']!r}: expected a directory, a file or a hub id")

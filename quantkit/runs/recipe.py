@@ -48,7 +48,7 @@ class Recipe(Section):
     calibration: CalibrationSection = CalibrationSection()
     """The text that GPTQ, AWQ and importance matrices are fitted to."""
     convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]
-    """The variants: ``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and with the format's
+    """The variants: ``gguf:Q4_K_M``, or ``spec: gguf:Q4_K_M`` with a ``name`` and the format's
     options, or ``path: ./theirs``, made by somebody else and measured beside the others."""
     allow_tokenizer_differences: bool = False
     """Accept GGUF files with which llama.cpp splits some texts into other tokens than the source's

@@ -155,7 +155,7 @@ def test_of_the_hub_safetensors_alone_are_fetched(
     ("entry", "message"),
     [
         ({"path": "./absent"}, r"path \./absent: no such directory or file, and not a hub id"),
-        ({"path": "./absent", "iters": 3}, r"is measured as it is; `iters` is for what is made"),
+        ({"path": "./absent", "iters": 3}, r"is measured as it is, so it takes no `iters`"),
         ({"path": 3}, r"path 3: expected a directory, a file or a hub id"),
         ({"path": "./a b"}, r"name 'a b': it becomes a directory"),
         ({"path": "./x", "name": "reference"}, r"name 'reference'"),

@@ -134,7 +134,7 @@ def test_more_ends_than_keys_are_told_to_the_server_or_noted(
     }
     told, lost = manifest.notes
     assert "<end 1002> (1002), <end 1003> (1003), <end 1004> (1004) too" in told
-    assert "<end 1005> (1005), <end 1006> (1006) too, of which llama.cpp cannot be told" in lost
+    assert "<end 1005> (1005), <end 1006> (1006) too, which llama.cpp cannot be told" in lost
     # What is made of that file knows it too.
     again = GGUFSource.of_file(variant.weights, allow_requantize=False)
     second = convert(again, Spec("gguf", "Q8_0"), None, tmp_path / "again").manifest

@@ -62,7 +62,7 @@ def test_file_types_are_llama_cpps() -> None:
         ("q4_k_m", "unknown scheme 'q4_k_m'; gguf takes F32, .*did you mean 'Q4_K_M'"),
         ("Q4_K", "did you mean 'Q4_K_[MS]'"),
         ("w4g64", "unknown scheme 'w4g64'"),
-        ("NVFP4", "llama.cpp quantizes no file to NVFP4"),
+        ("NVFP4", "llama.cpp does not quantize whole files to NVFP4"),
         ("IQ2_XXS", "blk.0.attn_k.weight IQ2_XXS, which needs an importance matrix"),
     ],
 )

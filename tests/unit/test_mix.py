@@ -299,7 +299,7 @@ def test_a_kind_that_is_not_installed_is_named(
     assert kinds == [kind for kind in MIXES["mix"] if kind != "math"]
     assert sum(part.share for part in found.parts) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "no math, and more of the others: the package sympy is not installed" in said
+    assert "no math; the other kinds give more: the package sympy is not installed" in said
     with pytest.raises(MissingText, match="sympy"):  # asked for by name
         load_calibration({"math": {"text": "packages:math", "share": 1}})
     monkeypatch.setattr("quantkit.data.texts.NAMED", dict.fromkeys(NAMED, missing))

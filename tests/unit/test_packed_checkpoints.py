@@ -172,7 +172,9 @@ def test_it_is_inspected_and_scored_like_any_other(tiny_llama: Path, tmp_path: P
     model = load(variant, torch.float32)
     weight = model.get_submodule(LINEARS[0]).weight
     assert torch.equal(weight, draw(tuple(weight.shape), 4, 4).weight())
-    with pytest.raises(ConversionError, match=r"compressed-tensors is read here, not made"):
+    with pytest.raises(
+        ConversionError, match=r"quantkit reads compressed-tensors but does not make it"
+    ):
         load_producer(Spec.parse("compressed-tensors:w4g64"))
 
 

@@ -35,8 +35,8 @@ def check(spec: Spec) -> str:
     scheme = spec.scheme
     if scheme == "NVFP4":
         raise RecipeError(
-            f"spec {spec}: llama.cpp quantizes no file to NVFP4, it only takes over checkpoints "
-            "that NVIDIA's ModelOpt made; single tensors can be: tensor_types: {ffn_down: NVFP4}"
+            f"spec {spec}: llama.cpp does not quantize whole files to NVFP4, it only converts "
+            "ModelOpt's checkpoints; single tensors can be: tensor_types: {ffn_down: NVFP4}"
         )
     if scheme not in OFFERED:
         raise RecipeError(

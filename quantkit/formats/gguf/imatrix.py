@@ -76,7 +76,7 @@ class ImportanceMatrix:
         )
         return (
             f"imatrix: {count} of {sum(map(len, stacks.values()))} experts saw no token, so that "
-            f"all their columns weigh alike ({where}); more calibration text reaches more of them",
+            f"all their columns count alike ({where}); more calibration text reaches more of them",
         )
 
     @classmethod

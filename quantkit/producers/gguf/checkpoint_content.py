@@ -71,7 +71,7 @@ class CheckpointContent:
             architectures.add_hyperparameters(writer, self._architecture, self._config, base)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         self._tokenizer.write(writer)
-        with reading(f"{self._checkpoint.path}: what becomes of its files as metadata"):
+        with reading(f"{self._checkpoint.path}: its files as GGUF metadata"):
             return packed_fields(writer) | self._chat()
 
     def stored(self, _tensor: Tensor, _kind: TensorType) -> None:

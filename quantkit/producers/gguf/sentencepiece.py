@@ -178,7 +178,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int | float]]:
         elif wire == 2:
             length, at = _varint(message, at)
             if at + length > len(message):
-                raise ValueError(f"a field of {length} bytes at {at} ends behind the message")
+                raise ValueError(f"a field of {length} bytes at {at} ends beyond the message")
             yield number, message[at : at + length]
             at += length
         elif wire in (1, 5):

@@ -90,12 +90,12 @@ def _prove_ends(source: Checkpoint, vocabulary: Vocabulary, proof: ChatProof) ->
     if told:
         proof.notes.append(
             f"answers end at {_names(vocabulary, told)} too, for which a GGUF has no key: "
-            "llama-server ends there only where `quantkit serve` starts it"
+            "llama-server ends there only if `quantkit serve` starts it"
         )
     if lost:
         proof.notes.append(
-            f"answers end at {_names(vocabulary, lost)} too, of which llama.cpp cannot be told: "
-            "what it serves goes on there"
+            f"answers end at {_names(vocabulary, lost)} too, which llama.cpp cannot be told: "
+            "answers that it serves do not end there"
         )
 
 
