@@ -33,7 +33,7 @@ _ASKED_EXPERTS = 2
 
 @dataclass(frozen=True)
 class FoldChannels:
-    """How the readers' input channels relate to the output channels of what precedes them.
+    """How the balance layers' input channels relate to the smooth layer's output channels.
 
     One to one, except where a key/value head's channels are repeated for each of its query heads:
     then the copies must share their scale.
@@ -61,13 +61,14 @@ class FoldChannels:
 
 @dataclass(frozen=True)
 class Fold:
-    """Linears whose input channels can be scaled, since what precedes them can be scaled back."""
+    """Balance layers, whose input channels can be scaled because the smooth layer before them can
+    be divided by the same scales: what AWQ calls a mapping."""
 
-    smooth: str
-    """The norm or linear before them, whose output channels are divided."""
-    readers: tuple[str, ...]
-    """The linears, in the order of their calls."""
-    followers: tuple[str, ...] = ()
+    smooth_layer: str
+    """The norm or linear whose output channels are divided."""
+    balance_layers: tuple[str, ...]
+    """The linears that read its output, in the order of their calls."""
+    routers: tuple[str, ...] = ()
     """Routers: modules that share the input and are no linears."""
     given: str = ""
     """The first of these modules that is given every token."""
@@ -93,13 +94,13 @@ class Structure:
 
 
 def fold_scales(block: nn.Module, fold: Fold, scale: torch.Tensor) -> None:
-    """Multiply the readers' input channels by ``scale`` (in,) and divide what feeds them by it.
+    """Multiply the balance layers' inputs by ``scale`` (in,) and divide the smooth layer by it.
 
     The block computes the same function as before, but for rounding.
     """
-    for name in (*fold.readers, *fold.followers):
+    for name in (*fold.balance_layers, *fold.routers):
         block.get_parameter(f"{name}.weight").data.mul_(scale)
-    _divide(block.get_submodule(fold.smooth), fold.channels.pick(scale), fold.offset)
+    _divide(block.get_submodule(fold.smooth_layer), fold.channels.pick(scale), fold.offset)
 
 
 def fold_error(
@@ -113,10 +114,10 @@ def fold_error(
 
     The block is in float64, and afterwards as it was. ``before``: its output, where that is known.
     """
-    width = block.get_parameter(f"{fold.readers[0]}.weight").shape[1]
+    width = block.get_parameter(f"{fold.balance_layers[0]}.weight").shape[1]
     scale = fold.channels.expand(_factors(width // fold.channels.copies))
     before = _run(block, hidden, arguments) if before is None else before
-    names = (fold.smooth, *fold.readers, *fold.followers)
+    names = (fold.smooth_layer, *fold.balance_layers, *fold.routers)
     with _copied([block.get_submodule(name) for name in names]):
         fold_scales(block, fold, scale)
         after = _run(block, hidden, arguments)
@@ -180,24 +181,26 @@ def find(block: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -
         inputs.setdefault((x.data_ptr(), x.shape, x.stride()), []).append(name)
     folds: list[Fold] = []
     why: dict[str, str] = {}
-    for smooth in asked.smooths():
+    for smooth in asked.smooth_layers():
         fold = _fold(asked, smooth, linears)
         if isinstance(fold, _Refused):
-            why |= dict.fromkeys(fold.readers, fold.why)
-        elif fold and not set(fold.readers) & {name for one in folds for name in one.readers}:
+            why |= dict.fromkeys(fold.balance_layers, fold.why)
+        elif fold and not set(fold.balance_layers) & {
+            name for one in folds for name in one.balance_layers
+        }:
             error = fold_error(block, fold, hidden, arguments, asked.output)
             if error < _NEAR:
                 folds.append(fold)
             else:
                 said = f"scaled in {smooth}, the block's output moves by {error:.1g}"
-                why |= dict.fromkeys(fold.readers, said)
-    scaled = {name for fold in folds for name in fold.readers}
+                why |= dict.fromkeys(fold.balance_layers, said)
+    scaled = {name for fold in folds for name in fold.balance_layers}
     nothing = "nothing before it takes a scale"
     return Structure(
         calls=tuple(called),
         inputs=tuple(map(tuple, inputs.values())),
         writers=_writers(asked, called),
-        folds=tuple(sorted(folds, key=lambda fold: called.index(fold.readers[0]))),
+        folds=tuple(sorted(folds, key=lambda fold: called.index(fold.balance_layers[0]))),
         unfolded={name: why.get(name, nothing) for name in called if name not in scaled},
     )
 
@@ -210,7 +213,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Refused:
-    readers: tuple[str, ...]
+    balance_layers: tuple[str, ...]
     why: str
 
 
@@ -243,7 +246,7 @@ class _Asked:
             for hook in hooks:
                 hook.remove()
 
-    def smooths(self) -> Iterator[str]:
+    def smooth_layers(self) -> Iterator[str]:
         """All that could take a scale into its weight."""
         yield from self.norms
         yield from (n for n in self.calls if isinstance(self.modules[n], nn.Linear))
@@ -311,26 +314,26 @@ def _fold(asked: _Asked, smooth: str, linears: set[str]) -> Fold | _Refused | No
         leaks = not _same(output, asked.output)
     except _Leak:
         leaks = True
-    readers = tuple(name for name in found if name in linears)
-    if not readers:
+    balance = tuple(name for name in found if name in linears)
+    if not balance:
         return None
     if leaks:
-        return _Refused(readers, f"the output of {smooth} is used elsewhere, too")
+        return _Refused(balance, f"the output of {smooth} is used elsewhere, too")
     if len(set(found.values())) > 1:
-        return _Refused(readers, f"they take the channels of {smooth} in different orders")
+        return _Refused(balance, f"they take the channels of {smooth} in different orders")
     offset = _offset(asked, smooth, factors)
     if offset is None:
-        return _Refused(readers, f"{smooth} multiplies by neither its weight nor 1 + weight")
+        return _Refused(balance, f"{smooth} multiplies by neither its weight nor 1 + weight")
     given = next((name for name in found if not _expert(asked, name)), None)
-    if given is None and len(readers) > 1:
-        return _Refused(readers, "nothing that reads it is given every token")
+    if given is None and len(balance) > 1:
+        return _Refused(balance, "nothing that reads it is given every token")
     return Fold(
         smooth,
-        readers,
-        followers=tuple(name for name in found if name not in linears),
-        given=given or readers[0],
+        balance,
+        routers=tuple(name for name in found if name not in linears),
+        given=given or balance[0],
         offset=offset,
-        channels=found[readers[0]],
+        channels=found[balance[0]],
     )
 
 
@@ -438,14 +441,14 @@ def _of_all_experts(found: Structure, sizes: Mapping[str, int]) -> Structure:
     for group in found.inputs:
         inputs += [tuple(map(said, group)) for said in _others(group[0], sizes)]
     for fold in found.folds:
-        of_others = list(_others(fold.smooth, sizes))
-        readers = fold.readers if of_others else _spread(fold.readers, sizes)
-        folds.append(replace(fold, readers=readers))
+        of_others = list(_others(fold.smooth_layer, sizes))
+        balance = fold.balance_layers if of_others else _spread(fold.balance_layers, sizes)
+        folds.append(replace(fold, balance_layers=balance))
         folds += [
             replace(
                 fold,
-                smooth=said(fold.smooth),
-                readers=tuple(map(said, fold.readers)),
+                smooth_layer=said(fold.smooth_layer),
+                balance_layers=tuple(map(said, fold.balance_layers)),
                 given=said(fold.given),
             )
             for said in of_others

@@ -114,11 +114,11 @@ class BlockRecord(_Record):
 
 
 class FoldRecord(_Record):
-    """A norm or linear that can take a scale from ``readers``; ``offset`` is what a norm adds to
-    its weight."""
+    """A norm or linear that can take a scale from ``balance_layers``, the linears that read its
+    output; ``offset`` is what a norm adds to its weight."""
 
-    smooth: str
-    readers: list[str]
+    smooth_layer: str
+    balance_layers: list[str]
     offset: float
 
 
@@ -146,7 +146,7 @@ class LossRecord(_Record):
 class Manifest(_Record):
     """``quantkit.json``: what a variant is, what it was made from, and how."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     source: SourceRecord
     spec: dict[str, Any]
     """``format``, ``scheme``, ``producer`` and every resolved option of the quantizer."""

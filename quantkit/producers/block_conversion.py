@@ -154,15 +154,16 @@ def _recorded(blocks: DecoderBlocks) -> Iterator[StructureRecord]:
 
     for structure, numbers in kinds.values():
         folds = dict.fromkeys(
-            (every_expert(fold.smooth), said(fold.readers), fold.offset) for fold in structure.folds
+            (every_expert(fold.smooth_layer), said(fold.balance_layers), fold.offset)
+            for fold in structure.folds
         )
         yield StructureRecord(
             blocks=numbers,
             inputs=[list(names) for names in dict.fromkeys(map(said, structure.inputs))],
             writers=list(said(structure.writers)),
             folds=[
-                FoldRecord(smooth=smooth, readers=list(readers), offset=offset)
-                for smooth, readers, offset in folds
+                FoldRecord(smooth_layer=smooth, balance_layers=list(balance), offset=offset)
+                for smooth, balance, offset in folds
             ],
             unfolded={every_expert(n): every_expert(w) for n, w in structure.unfolded.items()},
         )

@@ -72,7 +72,9 @@ class BlockAWQ:
     def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module
         scaled = [
-            fold for fold in block.structure.folds if block.linears.keys() >= set(fold.readers)
+            fold
+            for fold in block.structure.folds
+            if block.linears.keys() >= set(fold.balance_layers)
         ]
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
         statistics = InputStatistics(module, [fold.given for fold in scaled], every)
@@ -96,13 +98,13 @@ def search_scales(
     hessian: torch.Tensor,
     grid: Grid,
 ) -> torch.Tensor:
-    """The channel scales of the readers' input after which GPTQ is expected to lose least, (in,).
+    """Scales of the balance layers' input channels with the least loss expected after GPTQ, (in,).
 
     ``mean_abs``: (in,) and ``hessian``: (in, in) of that input. An error of rounding is spread
     evenly over a step of the grid, so that a step h of a channel with the remaining variance v
     loses h² v / 12.
     """
-    floats = [linear_weight(block, name) for name in fold.readers]
+    floats = [linear_weight(block, name) for name in fold.balance_layers]
     channels = fold.channels
     strength = channels.reduce(mean_abs)
     relative = channels.reduce(_relative_weight(floats, grid.group_size))
@@ -128,13 +130,13 @@ def search_scales(
 def storable_scales(
     block: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The scales near ``scale`` (in,) by which a norm, divided, is exact in the model's ``dtype``.
+    """The scales near ``scale`` (in,) for which the divided norm is exact in the model's ``dtype``.
 
-    A file holds the norm's weight less what is added to it, rounded to eight bits: of 1 + weight,
-    where that is small, little would be left. The readers take up what rounding does, so nothing is
-    lost. A linear before them is not rounded like that, and keeps the scales.
+    The file holds the norm's weight, less its offset, rounded to eight bits; where 1 + weight is
+    small, that would lose most of it. The balance layers take the scales that the rounded norm
+    really has, so nothing is lost. A linear as the smooth layer keeps the scales as they are.
     """
-    weight = block.get_parameter(f"{fold.smooth}.weight").data.double()
+    weight = block.get_parameter(f"{fold.smooth_layer}.weight").data.double()
     if weight.dim() != 1:
         return scale
     weight = weight + fold.offset

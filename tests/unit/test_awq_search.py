@@ -79,7 +79,7 @@ def _made(rescaled: bool) -> tuple[nn.Module, torch.Tensor]:
     factors = torch.exp(torch.randn(192, generator=generator) * rescaled)
     linear = nn.Linear(192, 48, bias=False).requires_grad_(False)
     linear.weight.data = weight * factors
-    return nn.ModuleDict({"reader": linear}), inputs / factors
+    return nn.ModuleDict({"balance": linear}), inputs / factors
 
 
 def _lost(weight: torch.Tensor, inputs: torch.Tensor, scale: torch.Tensor) -> float:
@@ -93,8 +93,8 @@ def _lost(weight: torch.Tensor, inputs: torch.Tensor, scale: torch.Tensor) -> fl
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_scales_are_those_after_which_gptq_loses_little(rescaled: bool) -> None:
     block, inputs = _made(rescaled)
-    weight = block.get_parameter("reader.weight").data
-    fold = Fold("norm", ("reader",))
+    weight = block.get_parameter("balance.weight").data
+    fold = Fold("norm", ("balance",))
     scale = search_scales(block, fold, inputs.abs().mean(0), inputs.T @ inputs, GRID)
     unscaled = _lost(weight, inputs, torch.ones(192))
     # What scales cannot make better is left alone, and what was scaled is undone.
@@ -119,27 +119,27 @@ def test_remaining_variances_are_what_later_channels_do_not_explain() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_a_folded_norm_survives_its_dtype(offset: float) -> None:
-    """By a norm of bf16, also of 1 + weight: what is stored and the readers give the same again."""
+    """A bf16 norm, also of 1 + weight: as stored, with its balance layers, it gives the same."""
     generator = torch.Generator().manual_seed(0)
-    fold = Fold("norm", ("reader",), offset=offset)
+    fold = Fold("norm", ("balance",), offset=offset)
 
     def block() -> nn.Module:
-        made = nn.ModuleDict({"norm": nn.LayerNorm(512, bias=False), "reader": nn.Linear(512, 8)})
+        made = nn.ModuleDict({"norm": nn.LayerNorm(512, bias=False), "balance": nn.Linear(512, 8)})
         return made.requires_grad_(False)
 
     given = torch.randn(64, 512, generator=generator)
     norm = (torch.rand(512, generator=generator) * 4 - offset).bfloat16().float()
-    reader = torch.randn(8, 512, generator=generator) / 512**0.5
+    balance = torch.randn(8, 512, generator=generator) / 512**0.5
     norm[:3] = torch.tensor([-offset, 1e-30 - offset, 3.0])
     scale = torch.exp(torch.randn(512, generator=generator) * 1.5)
 
     def error(scale: torch.Tensor) -> float:
         one = block()
-        one.norm.weight.data, one.reader.weight.data = norm.clone(), reader.clone()
+        one.norm.weight.data, one.balance.weight.data = norm.clone(), balance.clone()
         fold_scales(one, fold, scale)
         stored = one.norm.weight.bfloat16().double() + offset
-        found = (given.double() * stored) @ one.reader.weight.double().T
-        wanted = (given.double() * (norm.double() + offset)) @ reader.double().T
+        found = (given.double() * stored) @ one.balance.weight.double().T
+        wanted = (given.double() * (norm.double() + offset)) @ balance.double().T
         return float((found - wanted).norm() / wanted.norm())
 
     one = block()

@@ -184,7 +184,7 @@ def test_folding_an_experts_scales_leaves_the_function_and_the_router(source: Ch
     blocks = DecoderBlocks(source)
     hidden, block = blocks.embed(IDS), blocks.load(0)
     before = exact(blocks, block, hidden)
-    mixture = [fold for fold in blocks.structure(0).folds if "experts" in fold.readers[0]]
+    mixture = [fold for fold in blocks.structure(0).folds if "experts" in fold.balance_layers[0]]
     assert len(mixture) == 1 + 6
     statistics = InputStatistics(block, [fold.given for fold in mixture])
     exact(blocks, block, hidden)
@@ -194,7 +194,7 @@ def test_folding_an_experts_scales_leaves_the_function_and_the_router(source: Ch
         hessian = statistics.hessian[leader].float()
         size = statistics.mean_abs[leader]
         scale = search_scales(block, fold, size, hessian, GRID)
-        if len(fold.readers) > 1:
+        if len(fold.balance_layers) > 1:
             scale = torch.linspace(0.5, 2, len(scale))
         fold_scales(block, fold, scale)
     assert (exact(blocks, block, hidden) - before).abs().max() < 2e-5 * before.abs().max()

@@ -196,7 +196,7 @@ def test_its_structure_is_found(source: Checkpoint) -> None:
         ("think.way",),
     )
     assert found.writers == {"think.way": "settle"}  # attention's output passes a norm first
-    assert [(fold.smooth, fold.readers, fold.offset) for fold in found.folds] == [
+    assert [(fold.smooth_layer, fold.balance_layers, fold.offset) for fold in found.folds] == [
         ("enter", found.inputs[0], 1.0),
         ("look.carry", ("look.bring",), 0.0),
         ("settle", found.inputs[2], 1.0),
@@ -223,7 +223,7 @@ def test_it_is_nearer_to_its_source_than_rounded_to_nearest(
     (record,) = variant.manifest.structure
     assert record.blocks == [0, 1]
     assert record.writers == ["think.way"]
-    assert [(fold.smooth, fold.offset) for fold in record.folds] == [
+    assert [(fold.smooth_layer, fold.offset) for fold in record.folds] == [
         ("enter", 1.0),
         ("look.carry", 0.0),
         ("settle", 1.0),

@@ -67,7 +67,7 @@ MIXTURE = Structure(
         Fold(
             "post_attention_layernorm",
             tuple(f"{one}.{name}_proj" for one in EXPERTS for name in ("gate", "up")),
-            followers=("mlp.gate",),
+            routers=("mlp.gate",),
             given="mlp.gate",
         ),
         *(
@@ -207,7 +207,8 @@ HIDDEN = torch.randn(1, 12, WIDTH, generator=torch.Generator().manual_seed(1), d
 
 def with_offset(offset: float) -> tuple[Fold, ...]:
     return tuple(
-        replace(fold, offset=offset) if "layernorm" in fold.smooth else fold for fold in LLAMA.folds
+        replace(fold, offset=offset) if "layernorm" in fold.smooth_layer else fold
+        for fold in LLAMA.folds
     )
 
 
@@ -289,7 +290,9 @@ def test_structure_of_blocks_that_break_llamas_table(fault: str) -> None:
     assert find(block, HIDDEN, {}) == expected
     for fold in expected.folds:
         assert fold_error(block, fold, HIDDEN, {}) < 1e-12
-    wrong = {fold.smooth for fold in LLAMA.folds if fold_error(block, fold, HIDDEN, {}) > 1e-3}
+    wrong = {
+        fold.smooth_layer for fold in LLAMA.folds if fold_error(block, fold, HIDDEN, {}) > 1e-3
+    }
     assert wrong == broken
 
 
