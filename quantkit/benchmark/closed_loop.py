@@ -31,7 +31,7 @@ def closed_loop(
         )
 
     def number(value: Any) -> float:
-        # GuideLLM writes 0 for a figure of which it has no sample; none of these can be 0.
+        # GuideLLM writes 0 for a figure without a sample; none of these can be 0.
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise _nothing(where, benchmark, times)
         return float(value)

@@ -49,7 +49,7 @@ class _Sum:
 
 
 class Package:
-    """One processor's RAPL counter, in microjoules, which begins anew when it is full.
+    """One processor's RAPL counter, in microjoules, which starts again at 0 when it is full.
 
     Must be asked more often than that: some minutes at full power.
     https://www.kernel.org/doc/html/latest/power/powercap/powercap.html

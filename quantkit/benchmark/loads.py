@@ -98,7 +98,7 @@ class Times:
         return self.warmup + self.window + self.after
 
     def longer(self, factor: float) -> Times:
-        """Warm-up and window so many times as long."""
+        """Warm-up and window longer by this factor."""
         return Times(self.warmup * factor, self.window * factor, self.after)
 
     def of_window(self, seconds: float) -> Times:

@@ -38,7 +38,7 @@ class Weights:
 
 
 def weights(model: Model) -> Weights | None:
-    """All tensors but embeddings, of which a token reads a row; the embedding too where it is the
+    """All tensors but embeddings, where a token reads one row; the embedding too where it is the
     output layer as well. None where a mixture does not say how many experts it chooses."""
     return _counted(*format_of(model).served_weights(model))
 

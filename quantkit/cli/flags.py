@@ -161,7 +161,7 @@ def integers(command: Command) -> Command:
 
 
 def producer(command: Command) -> Command:
-    """Who makes the weights, and what it is told: ``producer`` and ``producer_args``."""
+    """What makes the weights, and its options: ``producer`` and ``producer_args``."""
     return grouped(
         "producer",
         "GPTQ and AWQ by another package",

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 def web() -> Text:
-    """Packages' descriptions: Markdown in English as it stands on the web."""
+    """Packages' descriptions: English Markdown, as on the web."""
     found = {}
     for name in _DESCRIBED:
         try:

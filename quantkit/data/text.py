@@ -29,7 +29,7 @@ class Text:
     revision: str | None
     text: str
     conversations: tuple[Conversation, ...] = ()
-    """What the text is made of, where that is conversations; ``text`` is then what is said."""
+    """The conversations that the text is made of, if any; ``text`` is then their messages."""
 
 
 def said(conversation: Conversation) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OpenModel = Callable[[int], AbstractContextManager[LanguageModel]]
-"""Loads the model for sequences of up to so many tokens."""
+"""Loads the model for sequences of at most this many tokens."""
 
 _ROOM = 2048
 """The least context with which a model that stays loaded is opened: the next task may need more."""

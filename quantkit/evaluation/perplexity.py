@@ -73,7 +73,7 @@ def windows(
 ) -> Windows:
     """Cut ``ids`` into windows of ``context`` tokens; what is left over at the end is not used.
 
-    ``limit``: at most so many windows. Raise EvaluationError where the text fills none.
+    ``limit``: most windows. Raise EvaluationError where the text fills none.
     """
     if context < 4:
         raise EvaluationError(f"context {context}: expected at least 4 tokens per window")

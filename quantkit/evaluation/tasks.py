@@ -56,7 +56,7 @@ class TaskResult:
     protocol: dict[str, Any]
     answers: list[dict[str, Any]]
     total: int | None = None
-    """The number of questions of which ``answers`` are the first, in random order; None where all
+    """The number of questions that ``answers`` are the first of, in random order; None where all
     were asked."""
 
 

@@ -287,7 +287,7 @@ def _compressed(config: Mapping[str, Any], file: Path) -> list[Encoding]:
     formats = {group.get("format") or config.get("format") for group in groups.values()}
     if len(formats) > 1:
         raise IncompatibleVariant(
-            f"{file}: has several formats, of which quantkit decodes one at a time: "
+            f"{file}: has several formats, and quantkit decodes only one: "
             f"{', '.join(sorted(map(str, formats)))}"
         )
     (format_,) = formats

@@ -53,7 +53,7 @@ def scaled(
 def _spread(
     scale: torch.Tensor, rows: int, columns: int, block: tuple[int, int] | None
 ) -> torch.Tensor:
-    """The scales so that they can be multiplied with a matrix of so many rows and columns."""
+    """The scales, expanded to be multiplied with a matrix of these rows and columns."""
     if scale.numel() == 1:
         return scale.reshape(1, 1)
     if scale.numel() == rows and scale.ndim == 1:

@@ -65,7 +65,7 @@ class Rule(Section):
     """Where requests go that meet every condition which is given here."""
 
     backend: Annotated[list[str], BeforeValidator(_names), Field(min_length=1)]
-    """One, or several of which the least busy is taken."""
+    """One, or several: the least busy of these is taken."""
     priority: Annotated[list[str], BeforeValidator(_names)] | None = None
     """Values of the header X-Priority."""
     prompt_characters_over: int | None = Field(None, ge=0)

@@ -51,7 +51,7 @@ def _check_host(request: web.BaseRequest) -> None:
 
 
 class Bodies:
-    """Reads the bodies of requests, of which only so many bytes are held at the same time.
+    """Reads the bodies of requests; the bytes held at the same time are limited.
 
     What has arrived counts, not what was announced: a client that sends nothing takes no room from
     others.
@@ -115,7 +115,7 @@ def at_most(server: web.Server, connections: int) -> Callable[[], asyncio.Protoc
 
 
 def allow_connections(wanted: int) -> int:
-    """Let this process have so many connections to clients and to engines; how many it may."""
+    """Raise this process's limit of connections to clients and engines; the limit it gets."""
     needed = 2 * wanted + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:

@@ -113,7 +113,7 @@ class Pool:
                     await backend.unload(0, "over the memory budget")
 
     def _too_much(self) -> bool:
-        """Whether engines have grown beyond the budget, of which one alone is left running."""
+        """Whether engines have grown beyond the budget; a single one is left running."""
         running = sum(one.reserved for one in self.locals)
         return self._budget is not None and running > 1 and self._taken() > self._budget
 

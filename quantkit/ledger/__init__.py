@@ -89,9 +89,9 @@ class Row(_Entry):
     prompts: PromptDrift | None = None
     loss: Loss | None = None
     bench: list[Bench] = Field(default_factory=list)
-    """At so many requests at a time; one for each engine and concurrency."""
+    """Closed loops: one for each engine and concurrency."""
     rates: list[RateBench] = Field(default_factory=list)
-    """At so many requests a second; one for each engine and rate."""
+    """Open loops: one for each engine and rate."""
     goodput: list[Goodput] = Field(default_factory=list)
     """One for each engine, where the recipe states an objective."""
     sample: Sample | None = None
@@ -182,7 +182,7 @@ class Ledger(Tabular, _Entry):
     texts: list[TextEntry]
     variants: list[Row]
     comparisons: list[Comparison] = Field(default_factory=list)
-    """Every pair of rows in every measure, on each text for itself, ``a`` before ``b`` in the order
+    """Every pair of rows in every measure, on each text separately, ``a`` before ``b`` in the order
     of ``variants``."""
     noise_floor: list[NoiseFloor] = Field(default_factory=list)
     """What each serving engine does to the source, where losses are split."""

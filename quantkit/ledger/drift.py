@@ -111,7 +111,7 @@ class Comparison(_Entry):
     """How many more windows or questions would decide what is undecided; None: out of reach."""
     flips: Flips | None = None
     subjects: int | None = None
-    """How many subjects were looked at, each for itself; against the reference only."""
+    """How many subjects were tested separately; against the reference only."""
     changed_subjects: list[SubjectDrift] = Field(default_factory=list)
     """Those in which any answer became right or wrong."""
 

@@ -1,4 +1,4 @@
-"""What a ledger says of load: what an engine delivered while so many requests kept coming.
+"""What a ledger records of load: what an engine delivered while requests kept coming.
 
 Two kinds of load, which answer two questions. In a closed loop (``Bench``) a fixed number of
 clients each send their next request when the last was answered: how much can the engine do? In an
@@ -69,7 +69,7 @@ class Slo(_Entry):
 
 
 class Reading(_Entry):
-    """One repetition of one load: a window of so many seconds after a warm-up of its own."""
+    """One repetition of one load: a window after a warm-up of its own."""
 
     seconds: float
     """How long the window was."""

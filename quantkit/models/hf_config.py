@@ -92,7 +92,7 @@ def _check_count(value: Any, file: Path, key: str) -> None:
 
 def check_repeated(config: PretrainedConfig, file: Path, most: int) -> None:
     """Raise CheckpointError where the model would have more layers, or experts in one, than there
-    can be weights for, of which there are ``most``: to build it would take for ever."""
+    can be weights for (``most``): to build it would take for ever."""
     text = config.get_text_config()
     for key in _REPEATED:
         value = getattr(text, key, None)

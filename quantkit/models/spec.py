@@ -143,7 +143,7 @@ class GroupScheme:
         return cls(int(match[1]), int(match[2]))
 
     def columns(self, in_features: int) -> int:
-        """Input channels a group, of a linear with so many."""
+        """Input channels per group, of a linear with ``in_features``."""
         return in_features if self.group_size == -1 else self.group_size
 
     def __str__(self) -> str:

@@ -96,7 +96,7 @@ def _pairs(directory: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, str]
             del config.quantization_config
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # what is wrong with the config is said where the model is needed
+    except Exception:  # a wrong config is reported where the model is needed
         return {}
     stored = StoredNames.of(model, tensors)
     pairs: Mapping[str, str] = model.all_tied_weights_keys

@@ -232,7 +232,7 @@ def _copy_sidecars(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _resume_key(checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None) -> str | None:
-    """A hash of all that decides on the bits; None where an attempt begins anew."""
+    """A hash of everything that the weights depend on; None where each attempt starts again."""
     if calibration is None or not load_producer(spec).resumes:
         return None
     what = [

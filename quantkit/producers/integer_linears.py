@@ -29,7 +29,7 @@ _SEEN_IN_VLLM = (
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 )
-"""Architectures of which vLLM was seen to load what is made here."""
+"""Architectures whose variants vLLM has loaded in our tests."""
 
 _KERNEL_COLUMNS = 32
 """Output channels that engines' kernels take at a time."""

@@ -13,7 +13,7 @@ from quantkit.models.spec import GroupScheme, Spec
 
 LEARNED, CLOSED_FORM = "learned", "closed-form"
 ITERS = 100
-"""Steps of learning a block, where nothing else is said."""
+"""Steps of learning a block by default."""
 
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),

@@ -16,10 +16,10 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     from awq.quantize.quantizer import AwqQuantizer
 
     class Quantizer(AwqQuantizer):  # type: ignore[misc]
-        """The search for scales multiplies weights in place, and takes them from a copy again.
+        """The search for scales multiplies weights in place, and restores them from a copy.
 
         But that copy is made by ``Tensor.cpu``, which copies nothing where they are on the CPU:
-        there all goes on with weights that were scaled for good, and the file talks nonsense.
+        there the weights stay scaled for good, and the model that is written is broken.
         """
 
         def _compute_best_scale(

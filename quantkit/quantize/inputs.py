@@ -83,7 +83,7 @@ def dead_channels(size: torch.Tensor, where: str) -> int:
     Raise ConversionError where an input was not finite, and so its sum is not.
     """
     if not torch.isfinite(size).all():
-        raise ConversionError(f"{where}: what calibration text gives it is not finite")
+        raise ConversionError(f"{where}: its input on calibration text is not finite")
     return int((size == 0).sum())
 
 

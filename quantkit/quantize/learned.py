@@ -1,4 +1,4 @@
-"""Learned rounding: which way each weight rounds, by what the whole block then gives.
+"""Learned rounding: which way each weight rounds, judged by the output of the whole block.
 
 SignRound (Cheng et al. 2023, arXiv 2309.05516; AutoRound is its authors' implementation): an
 offset of at most half a step is added to each weight before rounding, and learned by the sign of

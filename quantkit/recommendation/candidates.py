@@ -71,7 +71,7 @@ class Candidate:
         return worst_text(self.row.texts) if several and self.row.id != REFERENCE else None
 
     def bench(self, concurrency: int) -> Bench | None:
-        """At so many requests at a time, or where its sweep levelled off before."""
+        """At this concurrency, or where its sweep levelled off before."""
         below = [bench for bench in self.benches if bench.concurrency <= concurrency]
         if not below or (below[-1].concurrency < concurrency and not self.levels_off):
             return None
@@ -93,7 +93,7 @@ class Candidate:
         """Requests per second that meet the objective; its end is the lowest rate that did not.
 
         As searched for in the bench; for an objective that was not, as the closed loops show it:
-        what was completed at the highest concurrency of which both 95th percentiles meet it.
+        what was completed at the highest concurrency whose 95th percentiles both meet it.
         """
         for found in self.goodputs:
             if found.slo == slo:

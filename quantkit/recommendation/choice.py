@@ -56,7 +56,7 @@ class Assessed:
 
     @property
     def open(self) -> tuple[Check, ...]:
-        """Limits of which it is not known whether it meets them, if it fails none; else none."""
+        """Limits that it may or may not meet, if it fails none; else none."""
         if self.throughput is None or any(
             one.state in ("excluded", "unknown") for one in self.checks
         ):

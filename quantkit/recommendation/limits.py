@@ -224,7 +224,7 @@ def _slo_of(ledger: Ledger) -> Slo:
     found = objectives(one for row in ledger.variants for one in row.goodput)
     if len(found) != 1:
         raise RecipeError(
-            "min-goodput: say of which objective, with --slo ttft_ms=500,itl_ms=50: "
+            "min-goodput: name the objective, with --slo ttft_ms=500,itl_ms=50: "
             f"this run has {len(found) or 'none'}"
         )
     return found[0]

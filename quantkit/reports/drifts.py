@@ -256,7 +256,7 @@ def _subjects(found: list[Comparison]) -> Prose:
                 )
     if not text:
         return (
-            f"In none of the {counts[0]} subjects, taken each for itself, is the change beyond "
+            f"In none of the {counts[0]} subjects, tested separately, is the change beyond "
             "chance (Holm over the subjects).",
         )
     return (f"Beyond chance among {counts[0]} subjects (Holm over the subjects): ", *text, ".")

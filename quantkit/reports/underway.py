@@ -14,7 +14,7 @@ class Underway:
     done: int
     total: int
     waiting: tuple[str, ...]
-    """Ids of the rows of which some step is still to come, this one's among them."""
+    """Ids of the rows with a step still to come, the current one included."""
     seconds_left: float
     ended: bool = False
     """Whether the run was interrupted here."""

@@ -30,7 +30,7 @@ def require(extra: str) -> None:
 
 
 def missing_extras() -> list[str]:
-    """Extras of which a module is missing here."""
+    """Extras with a module that is missing here."""
     return [name for name, modules in EXTRAS.items() if not all(map(find_spec, modules))]
 
 

@@ -94,7 +94,7 @@ def show_progress(progress: Progress) -> None:
 
 
 def progress() -> Progress:
-    """What long loops are told to."""
+    """What long loops report to."""
     return _current
 
 

@@ -58,7 +58,7 @@ _SYSTEM = {"role": "system", "content": "Be brief."}
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """Arguments of llama-server, and what it is told through its environment."""
+    """Arguments of llama-server, and variables of its environment."""
 
     arguments: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)

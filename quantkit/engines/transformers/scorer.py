@@ -31,7 +31,7 @@ _TOKENS_ANSWERED = {"cpu": 8192, "cuda": 65536}
 class TransformersScorer(Scorer):
     """A model in float32 on the CPU, in bfloat16 on a GPU that has it, loaded within ``with``.
 
-    ``batch``: of sequences that share nothing, so many times as many together as usual.
+    ``batch``: how many times as many sequences that share nothing go together as usual.
     """
 
     def __init__(self, model: Model, context: int, batch: int = 1) -> None:

@@ -128,7 +128,7 @@ def _lacking(checkpoint: Checkpoint, missing: Collection[str]) -> CheckpointErro
 
 
 def _with_more_than_text(checkpoint: Checkpoint) -> IncompatibleVariant | None:
-    """What is said of a model that sees or hears; None of others."""
+    """The error for a model that sees or hears; None for others."""
     if not isinstance(checkpoint.config.get("text_config"), dict):
         return None
     return IncompatibleVariant(

@@ -26,7 +26,7 @@ class TensorType:
     bytes: int
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a row of so many columns, which blocks must divide."""
+        """Bytes of a row; its columns must divide by the block."""
         return columns // self.block * self.bytes
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:

@@ -59,7 +59,7 @@ class ImportanceMatrix:
         return np.where(seen, entry.sums / counts, np.float32(1)).ravel()
 
     def notes(self) -> tuple[str, ...]:
-        """The experts that saw no token, of which it therefore knows nothing: at most one line."""
+        """The experts that saw no token, and so have no importance: at most one line."""
         stacks = {
             int(name.split(".")[1]): entry.counts
             for name, entry in self.entries.items()

@@ -173,7 +173,7 @@ def read_bytes(tensor: StoredTensor) -> NDArray[np.uint8]:
 
 
 def _parts(path: Path, index: int, count: int) -> list[Path]:
-    """All parts of which ``path`` is the first; raise CheckpointError where it is another."""
+    """All parts of the file whose first is ``path``; raise CheckpointError where it is another."""
     match = _PART.fullmatch(path.name)
     named = match and (int(match["number"]), int(match["count"])) == (index + 1, count)
     if match is None or not named:

@@ -58,7 +58,7 @@ def needed(checkpoint: Checkpoint) -> Converter | None:
 
 
 def options(checkpoint: Checkpoint) -> dict[str, str]:
-    """What is said of the converter among the resolved options."""
+    """The converter, as the resolved options record it."""
     converter = needed(checkpoint)
     return {"converter": f"llama.cpp ({converter.version})"} if converter else {}
 

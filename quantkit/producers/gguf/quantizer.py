@@ -81,7 +81,7 @@ class Quantizer:
         self._pool.shutdown(cancel_futures=True)
 
     def quantize(self, name: str, weights: torch.Tensor, jobs: Sequence[Job]) -> None:
-        """Do all jobs on a contiguous tensor, the rows of which are its last axis.
+        """Do all jobs on a contiguous tensor, whose rows are its last axis.
 
         Raise ConversionError where a value is not finite: no file could hold it.
         """

@@ -1,6 +1,6 @@
 """SentencePiece vocabularies: tokenizer.model, and what is left of it in a tokenizer.json.
 
-``tokenizer.model`` is a protobuf (sentencepiece_model.proto), of which three fields matter here;
+``tokenizer.model`` is a protobuf (sentencepiece_model.proto); three of its fields matter here;
 reading them takes fewer lines than a dependency, and runs no code of the checkpoint.
 """
 
@@ -104,7 +104,7 @@ def from_model_of_phi_3(directory: Path, vocabulary: int) -> list[Token]:
 
 
 def from_json(description: dict[str, Any], vocabulary: int, where: Path) -> list[Token]:
-    """A vocabulary of which only tokenizer.json is left.
+    """A vocabulary that only tokenizer.json still has.
 
     The scores are gone, but their order is that of the merges, and nothing else about them
     matters to BPE. (llama.cpp's converter gives every token the same score; it then merges from

@@ -94,7 +94,7 @@ FIXED = (
 _BYTES = {256 + at: byte for at, byte in enumerate((*range(33), *range(127, 161), 173))}
 """GPT-2's alphabet: the bytes that other characters stand for."""
 _SAMPLES, _TOGETHER = 1024, 16
-"""So many tokens of the vocabulary, so many to a text."""
+"""How many tokens of the vocabulary are probed, and how many to a text."""
 _WORDS = 6
 """Tokens of each script that a text is made of."""
 
