@@ -32,7 +32,7 @@ class Board:
         self._since[step] = time.monotonic()
 
     def end(self, step: tuple[str, str]) -> None:
-        """It is done, for better or worse."""
+        """A step has ended, in success or failure."""
         self._cells[step] = _seconds(time.monotonic() - self._since.pop(step))
 
     def __rich__(self) -> Group:
@@ -57,8 +57,8 @@ class Board:
 
 @contextmanager
 def board(steps: Sequence[tuple[str, str]]) -> Iterator[Board]:
-    """A board that is shown for as long as the block runs; elsewhere than on a terminal it says a
-    line as each step begins."""
+    """A board that is shown while the block runs; where there is no terminal, a line is logged as
+    each step begins."""
     console = progress().console
     if console is None:
         yield _Lines(steps)

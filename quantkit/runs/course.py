@@ -1,4 +1,4 @@
-"""The course of a run: its steps one after the other, with a word of how much is left."""
+"""The course of a run: its steps one after the other, with an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from quantkit.runs.board import board
 from quantkit.system.progress import say
 
 _FOUND = 0.05
-"""A step that takes less than this share of its usual time had been done by an earlier run: it says
-nothing of the machine."""
+"""A step that takes less than this share of its usual time had been done by an earlier run, and
+says nothing about the machine."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Pace:
         self._usual: defaultdict[str, float] = defaultdict(float)
 
     def note(self, step: Step, seconds: float) -> None:
-        """A step took so long."""
+        """Learn from a step that took ``seconds``."""
         if seconds >= _FOUND * step.usual_seconds:
             self._took[step.stage] += seconds
             self._usual[step.stage] += step.usual_seconds
@@ -85,7 +85,7 @@ def run_course(
 
 
 def _try(publish: Callable[[Underway], object], underway: Underway) -> None:
-    """What cannot be shown yet is no reason to lose hours of work."""
+    """Report an error of ``publish`` and go on: it is no reason to lose hours of work."""
     try:
         publish(underway)
     except Exception as error:

@@ -60,11 +60,11 @@ class RunDirectory:
         force: bool = False,
         allow_tokenizer_differences: bool = False,
     ) -> list[Callable[[], Variant]]:
-        """For each plan what gives its variant: the one that is there, or a new one.
+        """For each plan a function that gives its variant: the one that is there, or a new one.
 
-        Those that share a pass over the source are all made when the first is asked for. Asked for,
-        a variant raises what making it raised, and RecipeError where another one stands in its
-        place, unless ``force``.
+        Those that share a pass over the source are all made on the first call. A call raises what
+        making its variant raised, and RecipeError if another one is in its place, unless
+        ``force``.
         """
         by_spec = {plan.spec: plan for plan in plans}
         names = {spec.directory for spec in by_spec}

@@ -1,7 +1,7 @@
 """How long a run's steps usually take, roughly, before any of them was done.
 
 On two ordinary cores, for a recipe and a source of any size: what grows with the model and the
-tokens is counted, the rest is a constant. ``quantkit.runs.course`` sets it right as steps are done.
+tokens is counted, the rest is a constant. ``quantkit.runs.course`` corrects it as steps are done.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ExternalVariant:
 
     def check(self, source: Checkpoint) -> None:
         """Raise RecipeError where there is no such path, and what ``open`` raises where it is here;
-        of the hub nothing is asked."""
+        the hub is not asked."""
         if not self._local.exists() and not self._on_hub:
             raise RecipeError(f"path {self.path}: no such directory or file, and not a hub id")
         if not self._on_hub:
@@ -64,7 +64,7 @@ class ExternalVariant:
             load_format(found.format).bits_per_weight(found, source)
 
     def open(self, source: Checkpoint) -> Variant:
-        """The variant under its name here; what a manifest says of it is left aside.
+        """The variant under its name here; what a manifest says of it is ignored.
 
         Raise CheckpointError or IncompatibleVariant for what is not read, EvaluationError where its
         tokenizer is not the source's.

@@ -63,8 +63,7 @@ class LossAttribution:
     def of(
         cls, evaluation: Evaluation, source: Checkpoint, measured: Evaluated, count: int | None
     ) -> LossAttribution | None:
-        """Cut an evaluation down to the first windows of its first text; ``measured``: of the
-        source.
+        """Cut an evaluation to the first windows of its first text; ``measured``: the source's.
 
         None where nothing is to be split, or nothing was measured on a text.
         """
@@ -262,7 +261,7 @@ class LossAttribution:
 
 
 def _unless(notes: list[str], name: str, measure: Callable[[], T]) -> T | None:
-    """``measure()``, or None where it cannot be had here: then a note says why."""
+    """``measure()``, or None if it cannot be measured here: then a note says why."""
     try:
         return measure()
     except (ConversionError, IncompatibleVariant, ToolchainError) as error:

@@ -1,4 +1,4 @@
-"""A row of the ledger in the making: one model, and what became of each of its stages."""
+"""A row of the ledger in the making: one model, and the result of each of its stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stage of a run for itself: models that are named, not made by a recipe."""
+"""One stage of a run by itself, for models that are named, not made by a recipe."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def bench(
 ) -> Benched:
     """Put each model under the same loads, on each engine that is asked for and takes it.
 
-    ``options``: of every engine. What an error leaves of a model is in its result, with the error,
-    and the next one goes on.
+    ``options``: of every engine. After an error a model's result has what was measured and the
+    error, and the next model follows.
     """
     from quantkit.benchmark import bench as measure
     from quantkit.benchmark import engines_of, on_each

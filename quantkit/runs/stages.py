@@ -180,7 +180,7 @@ class Benching:
     def measure(self, servers: Servers) -> BenchResult:
         """What the model of these servers delivered, measured now or found from before.
 
-        What an error left is in the result, with the error; another engine goes on.
+        After an error the result has what was measured and the error; the next engine follows.
         """
         from quantkit.benchmark import engines_of, on_each
 
@@ -276,7 +276,7 @@ def early_stop(
     variants: int,
     keep: Keep | None = None,
 ) -> EarlyStop | None:
-    """Who says when enough questions were asked; None where all are to be asked."""
+    """Decides when enough questions were asked; None where all are to be asked."""
     if section.until is None or not section.tasks:
         return None
     from quantkit.evaluation.early_stop import EarlyStop

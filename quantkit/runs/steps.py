@@ -100,7 +100,7 @@ class Work:
         return [*evidence, *self._serve_source()]
 
     def _batches(self) -> list[list[Spec | ExternalVariant]]:
-        """What is made together; what needs calibration after the rest."""
+        """Variants that are made together; those that need calibration come last."""
         position = list(self.variants).index
         brought: list[list[Spec | ExternalVariant]]
         brought = [[entry] for entry in self.variants if isinstance(entry, ExternalVariant)]
@@ -158,7 +158,7 @@ class Work:
     def _convert(
         self, entry: Spec | ExternalVariant, batch: Sequence[Spec | ExternalVariant]
     ) -> None:
-        """The first of the batch makes them all: they share its time when the last one is had."""
+        """The first of the batch makes them all, so they share its time at the end."""
         row = self.variants[entry]
         if isinstance(entry, ExternalVariant):
             row.model = row.attempt("open", partial(entry.open, self._source))

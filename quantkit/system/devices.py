@@ -18,7 +18,7 @@ _ROWS, _COLUMNS = 128, 512
 """Rows and columns of the matrices whose product is timed: a hundredth of a second where it is
 slow."""
 _WORTH = 0.8
-"""bfloat16 loses digits: it is taken where it saves a fifth of the time."""
+"""bfloat16 loses digits: it is used only if it saves a fifth of the time."""
 
 
 def choose(name: str) -> torch.device:
@@ -68,7 +68,7 @@ def _fastest_on_cpu() -> torch.dtype:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The fastest of three matrix products, after one that prepares."""
+    """Seconds of the fastest of three matrix products, after a warm-up."""
     import torch
 
     left, right = torch.ones(_ROWS, _COLUMNS), torch.ones(_COLUMNS, _COLUMNS)

@@ -84,8 +84,8 @@ def partial_directory(
 ) -> Iterator[Path]:
     """A temporary sibling of ``final``, for ``settle``; removed at the end unless that was done.
 
-    With ``resume``, a hash of all that decides on its content, it is left there on an error, unless
-    it is empty, and the next attempt gets it as it is; one process at a time.
+    With ``resume``, a hash of everything that its content depends on, it is kept on an error,
+    unless it is empty, and the next attempt continues with it; one process at a time.
     """
     if final.exists() and not force:
         raise QuantkitError(f"{final}: exists already; choose another place or pass --force")
