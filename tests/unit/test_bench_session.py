@@ -339,7 +339,7 @@ def test_a_cache_that_was_to_be_off_is_an_error() -> None:
     made = session(Caching(), options())
     made.measure_all()
     assert made.readings == {}
-    assert "took 60 prompt tokens from a cache" in (made.error or "")
+    assert "took 60 prompt tokens from a prefix cache" in (made.error or "")
     made = session(Caching(), options(prefix_cache=True))
     made.measure_all()
     assert made.error is None

@@ -131,8 +131,8 @@ def _stated(verb: str, flag: str) -> str:
         (
             "recommend",
             "--max-kld",
-            "what {laptop:g} (laptop), {server:g} (server) or {quality:g} (quality) times the "
-            "run's tolerance in perplexity comes to; none with --max-drop".format(**ACCEPTED),
+            "{laptop:g} (laptop), {server:g} (server) or {quality:g} (quality) times the run's "
+            "tolerance in perplexity, as KL divergence; none with --max-drop".format(**ACCEPTED),
         ),
         ("serve", "--host", GatewayConfig.model_fields["host"].default),
         ("serve", "--port", GatewayConfig.model_fields["port"].default),
