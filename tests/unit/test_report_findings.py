@@ -192,7 +192,7 @@ def test_the_caution_of_a_mix_counts_the_samples_of_the_evaluations_dataset() ->
         record = ledger.calibration.model_copy(update=given)
         return warned(ledger.model_copy(update={"calibration": record, "texts": [text]}))
 
-    alike = "16 of 32 calibration samples are of the evaluation text's own dataset."
+    alike = "16 of 32 calibration samples are from the evaluation text's own dataset."
     assert alike in mixed("pydoc:calibration", "stdlib:calibration")
     assert "dataset" not in mixed("packages:web", "stdlib:calibration")
 
