@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from quantkit.decoder import experts
 from quantkit.decoder import structure as asking
-from quantkit.decoder.activations import Activations
+from quantkit.decoder.activations import Activations, varying_of
+from quantkit.decoder.turned import TurnedLinear, turn
 from quantkit.errors import (
     CheckpointError,
     ConversionError,
@@ -26,9 +27,13 @@ from quantkit.errors import (
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention
 from quantkit.models.stored_names import StoredNames, is_ignored
+from quantkit.models.unstacked import unstacked
 from quantkit.system.stopwatch import stage
 
 _BATCH_TOKENS = 4096
+_MOST_EXTRAS = 3
+_LARGE_TABLE = 1 << 20
+"""Weights of an embedding that is not filled to ask what a model does with it."""
 
 
 class DecoderBlocks:
@@ -47,20 +52,29 @@ class DecoderBlocks:
         device: torch.device | str = "cpu",
         precision: torch.dtype = torch.float32,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.source = checkpoint
         self.device = torch.device(device)
         self.precision = precision
         self.wide = torch.float64 if precision == torch.float64 else torch.float32
         model = self._model = _skeleton(checkpoint)
+        checkpoint = self.checkpoint = unstacked(checkpoint, model)
         self._config = model.config
         self._decoder = model.base_model
         name, self._blocks = _list_of_blocks(checkpoint, self._decoder)
-        self._base = f"{model.base_model_prefix}."
+        self._base = "" if model.base_model is model else f"{model.base_model_prefix}."
         self._stored = StoredNames.of(model, checkpoint.tensors)
-        self._place = f"{self._base}{name}."
-        shapes = {self._stored(n): tuple(t.shape) for n, t in model.state_dict().items()}
+        self.place = f"{self._base}{name}."
+        """What precedes the numbers of blocks in the names of the model's modules."""
+        if self._stored.converted:
+            raise ConversionError(
+                f"{checkpoint.id}: transformers converts {self._stored.converted[0]} of "
+                f"{checkpoint.architecture} when it loads it, and quantkit does not; use gguf"
+            )
+        slots = {self._stored(n): t for n, t in model.state_dict().items()}
+        shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
         tied = set(map(self._stored, model.all_tied_weights_keys)) - checkpoint.tensors.keys()
-        checkpoint.check_shapes({n: shape for n, shape in shapes.items() if n not in tied})
+        plain = [n for n, slot in slots.items() if slot.is_floating_point() and n not in tied]
+        checkpoint.check_shapes({name: shapes[name] for name in plain})
         self.ignored: list[str] = [n for n in checkpoint.tensors if n not in shapes]
         """Tensors of the checkpoint that transformers knows to leave out, and biases of zeros."""
         for name in self.ignored:
@@ -71,28 +85,43 @@ class DecoderBlocks:
                     f"{type(model).__name__} of its config.json has no such tensor"
                 )
         self._arguments: dict[int, list[dict[str, Any]]] = {}
-        self._structures = _structures(checkpoint)
+        self._structures = _structures(self.source)
+        self._extras: int | None = None
+        self._varies: set[int] = set()
+        self._batched: set[str] = set()
+        """What the model passes to blocks once for each window, alike."""
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def prefix(self, index: int) -> str:
-        """What precedes the names of block ``index``'s tensors: ``model.layers.3.``."""
-        return self._stored(f"{self._place}{index}.")
+        """What precedes the names of block ``index``'s tensors: ``model.layers.3.``, also where
+        the checkpoint calls them otherwise."""
+        return self._stored(f"{self.place}{index}.")
 
     def stored(self, index: int) -> dict[str, str]:
         """The checkpoint's names of block ``index``'s tensors, by their names inside the block."""
         names = self._blocks[index].state_dict()
-        return {name: self._stored(f"{self._place}{index}.{name}") for name in names}
+        return {name: self._stored(f"{self.place}{index}.{name}") for name in names}
 
     def linears(self, index: int) -> dict[str, str]:
         """By the names of block ``index``'s linears, relative to it (``self_attn.q_proj``), the
-        checkpoint's names."""
+        checkpoint's names: of those that the block calls, not of matrices that it only reads."""
         stored = self.stored(index)
+        called = set(self.structure(index).calls)
         return {
             name: stored[f"{name}.weight"].removesuffix(".weight")
             for name, module in self._blocks[index].named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, nn.Linear) and name in called
+        }
+
+    def turned(self, index: int) -> set[str]:
+        """The checkpoint's names of block ``index``'s matrices that it stores as (in, out)."""
+        stored = self.stored(index)
+        return {
+            stored[f"{name}.weight"]
+            for name, module in self._blocks[index].named_modules()
+            if isinstance(module, TurnedLinear)
         }
 
     def structure(self, index: int) -> asking.Structure:
@@ -105,19 +134,18 @@ class DecoderBlocks:
         )
         if kind not in self._structures:
             with self.running_apart():
-                arguments = self._outline()[index]
-                width = self._config.hidden_size
-                self._structures[kind] = asking.ask(copy.deepcopy(block), width, arguments)
+                recorder = self._outline()[index]
+                found = asking.ask(
+                    copy.deepcopy(block).double(), recorder.hidden.shape[2:], recorder.arguments
+                )
+                self._structures[kind] = found
         return self._structures[kind]
 
     def tensors_outside(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embeddings, final norm, output layer."""
-        inside = tuple(self.prefix(index) for index in range(len(self)))
-        return (
-            name
-            for name in self.checkpoint.tensors
-            if not name.startswith(inside) and name not in self.ignored
-        )
+        inside = {name for index in range(len(self)) for name in self.stored(index).values()}
+        inside |= set(self.ignored)
+        return (name for name in self.checkpoint.tensors if name not in inside)
 
     def embed(self, ids: torch.Tensor) -> Activations:
         """Activations before the first block, of ``ids`` (samples, T), in batches of bounded size.
@@ -126,16 +154,21 @@ class DecoderBlocks:
         """
         decoder, recorders = self._without_blocks(self._decoder, self._base)
         batch = max(1, _BATCH_TOKENS // ids.shape[1])
-        shape = (*ids.shape, self._config.hidden_size)
-        hidden = Activations(shape, batch=batch, device=self.device)
         with torch.no_grad():
             decoder(input_ids=ids[:1], use_cache=False)
-            self._arguments[ids.shape[1]] = [
-                _to(recorder.arguments, self.device) for recorder in recorders
-            ]
+            first = [recorder.arguments for recorder in recorders]
+            self._arguments[ids.shape[1]] = [_to(one, self.device) for one in first]
+            shape = (*ids.shape, *recorders[0].hidden.shape[2:])
+            hidden = Activations(shape, batch=batch, device=self.device)
+            given: list[list[dict[str, Any]]] = [[] for _ in recorders]
             for index, part in enumerate(torch.split(ids, batch)):
                 decoder(input_ids=part, use_cache=False)
                 hidden.replace(index, recorders[0].hidden)
+                for number, recorder in enumerate(recorders):
+                    given[number].append(recorder.arguments)
+                    self._batched |= _of_batch(first[number], recorder.arguments, len(part))
+        hidden.varying = [_varying(*pair, len(ids)) for pair in zip(first, given, strict=True)]
+        self._varies |= {index for index, one in enumerate(hidden.varying) if one}
         return hidden
 
     def head(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -170,7 +203,7 @@ class DecoderBlocks:
         decoder, recorders = self._recording(part)
         tied = self._model.all_tied_weights_keys if part is self._model else {}
         state = {
-            name: self.checkpoint.read(self._stored(prefix + name)).float()
+            name: _widened(self.checkpoint.read(self._stored(prefix + name)), torch.float32)
             for name in decoder.state_dict()
             if name not in tied
         }
@@ -179,45 +212,70 @@ class DecoderBlocks:
         decoder.load_state_dict(state, assign=True)
         return decoder.eval(), recorders
 
-    def _recording(self, part: Any) -> tuple[Any, list[_Recorder]]:
+    def _recording(self, part: Any, extras: int | None = None) -> tuple[Any, list[_Recorder]]:
         """The model, or the decoder in it, without weights, and what stands in it for blocks."""
-        recorders = [_Recorder(block) for block in self._blocks]
+        if extras is None:
+            if self._extras is None:
+                self._outline()
+            extras = self._extras or 0
+        recorders = [_Recorder(block, extras) for block in self._blocks]
         # The copy takes these for copies of the blocks.
         decoder = copy.deepcopy(part, {id(self._blocks): nn.ModuleList(recorders)})
-        # Built on no device, buffers were never computed: rotary frequencies, embedding scales.
-        for module in decoder.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
-        decoder.apply(decoder._init_weights)
         return decoder, recorders
 
-    def _outline(self) -> list[dict[str, Any]]:
-        """What the model passes to each block besides activations, of random ones."""
-        decoder, recorders = self._recording(self._decoder)
-        embedding = decoder.get_input_embeddings()
-        asking.fill(decoder, but=embedding)
-        ids = torch.zeros(1, asking.TOKENS, dtype=torch.long)
-        hidden = torch.zeros(*ids.shape, self._config.hidden_size, dtype=torch.float64)
-        embedding.forward = lambda _: hidden
-        with torch.no_grad():
-            decoder.eval()(input_ids=ids, use_cache=False)
-        return [recorder.arguments for recorder in recorders]
+    def _outline(self) -> list[_Recorder]:
+        """What stands in for the blocks, after the model passed them random activations.
+
+        A block returns its activations alone, or first of several: what the model can go on with
+        is found by trying.
+        """
+        failure: Exception | None = None
+        for extras in range(_MOST_EXTRAS + 1) if self._extras is None else (self._extras,):
+            decoder, recorders = self._recording(self._decoder, extras)
+            tables = [m for m in decoder.modules() if self._is_table(m)]
+            asking.fill(decoder, but=tables)
+            for table in tables:
+                table.forward = partial(_no_rows, table)
+            ids = torch.zeros(1, asking.TOKENS, dtype=torch.long)
+            try:
+                with torch.no_grad():
+                    decoder.eval()(input_ids=ids, use_cache=False)
+                for one in recorders:
+                    if one.hidden.shape != recorders[0].hidden.shape or one.hidden.dim() < 3:
+                        raise TypeError(f"block given {list(one.hidden.shape)}")
+            except Exception as error:
+                failure = failure or error
+                continue
+            self._extras = extras
+            return recorders
+        assert failure is not None
+        raise failure
+
+    def _is_table(self, module: nn.Module) -> bool:
+        """Whether a module holds a row for each token, or more than one would fill to ask."""
+        return isinstance(module, nn.Embedding) and (
+            module.num_embeddings >= self._config.get_text_config().vocab_size
+            or module.weight.numel() > _LARGE_TABLE
+        )
 
     def load(self, index: int) -> nn.Module:
         """Block ``index`` on the device, its weights in float32 or, for that precision, float64."""
         block: nn.Module = copy.deepcopy(self._blocks[index])
         state = {
             # Moved as it is stored and widened there: half of the bytes go over the bus.
-            name: self.checkpoint.read(stored).to(self.device).to(self.wide)
+            name: _widened(self.checkpoint.read(stored).to(self.device), self.wide)
             for name, stored in self.stored(index).items()
         }
         block.load_state_dict(state, assign=True)
+        for part in block.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer.to(self.device))
         return block.eval().requires_grad_(False)
 
     def arguments(self, index: int, length: int) -> dict[str, Any]:
         """What the model passes to block ``index`` besides activations of ``length`` tokens, as
         many as windows had that were embedded."""
-        return self._arguments[length][index]
+        return dict(self._arguments[length][index])
 
     def run(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """The block's output for one batch of activations, both (B, T, hidden) float32 on the
@@ -227,8 +285,16 @@ class DecoderBlocks:
 
     def compute(self, index: int, block: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """As ``run``, with gradients where they are enabled."""
+        arguments = self.arguments(index, batch.shape[1])
+        for name in self._batched.intersection(arguments):
+            value = arguments[name]
+            if isinstance(value, torch.Tensor) and len(value) == 1:
+                arguments[name] = value.expand(len(batch), *value.shape[1:])
+        varying = varying_of(batch, index)
+        if varying is None and index in self._varies:
+            raise ConversionError(f"{self.prefix(index)}: what it is given besides is not known")
         with self.autocast():
-            output = block(batch.to(self.wide), **self.arguments(index, batch.shape[1]))
+            output = block(batch.to(self.wide), **arguments | (varying or {}))
             hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
             return hidden.float()
 
@@ -246,19 +312,78 @@ class DecoderBlocks:
 
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is called with, and returns the activations as they are
-    or the ``output`` that it is given."""
+    or the ``output`` that it is given; as first of a tuple where blocks return ``extras``, less
+    one, besides."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, extras: int) -> None:
         super().__init__()
-        self._names = list(inspect.signature(type(block).forward).parameters)[2:]
+        self._names = list(inspect.signature(type(block).forward).parameters)[1:]
+        self._extras = extras
+        self._of = (block,)  # no module of this one
         self.hidden = torch.empty(0)
         self.output: torch.Tensor | None = None
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden: torch.Tensor, *unnamed: Any, **named: Any) -> torch.Tensor:
-        self.hidden = hidden
-        self.arguments = dict(zip(self._names, unnamed, strict=False)) | named
-        return hidden if self.output is None else self.output
+    def __getattr__(self, name: str) -> Any:
+        # What the model reads of a block besides: its kind of attention.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_of"][0], name)
+
+    def forward(self, *unnamed: Any, **named: Any) -> Any:
+        given = dict(zip(self._names, unnamed, strict=False)) | named
+        self.hidden = given.pop(self._names[0])
+        self.arguments = given
+        output = self.hidden if self.output is None else self.output
+        return (output, *(None,) * (self._extras - 1)) if self._extras else output
+
+
+def _no_rows(table: nn.Module, ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    width = table.get_parameter("weight").shape[1]
+    return torch.zeros(*ids.shape, width, dtype=torch.float64)
+
+
+def _varying(first: dict[str, Any], given: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Of what the model passed to a block with each batch, all that is not as with the ``first``
+    window alone: (count, n, …)."""
+    found = {}
+    for name, value in first.items():
+        if all(_alike(value, one[name]) for one in given):
+            continue
+        values = [one[name] for one in given]
+        if not all(isinstance(one, torch.Tensor) for one in values):
+            raise ConversionError(f"{name}, which blocks are given, depends on the text")
+        joined = torch.cat(values)
+        if len(joined) % count:
+            raise ConversionError(f"{name}, which blocks are given, depends on the text")
+        found[name] = joined.view(count, -1, *joined.shape[1:])
+    return found
+
+
+def _of_batch(first: dict[str, Any], given: dict[str, Any], count: int) -> set[str]:
+    """Of what goes with a batch of ``count``, the tensors that have a part for each window."""
+    tensors = {name: one for name, one in given.items() if isinstance(one, torch.Tensor)}
+    return {
+        name
+        for name, one in tensors.items()
+        if one.dim() and count > 1 and len(one) == count and len(first[name]) == 1
+    }
+
+
+def _alike(first: Any, other: Any) -> bool:
+    """Whether what goes with a batch is what goes with its first window."""
+    if isinstance(first, torch.Tensor):
+        if not isinstance(other, torch.Tensor) or first.dim() != other.dim():
+            return False
+        if first.shape != other.shape and first.shape[:1] != (1,):
+            return False
+        return first.shape[1:] == other.shape[1:] and torch.equal(first.expand_as(other), other)
+    if isinstance(first, tuple | list):
+        return len(first) == len(other) and all(map(_alike, first, other))
+    if isinstance(first, dict):
+        return first.keys() == other.keys() and all(_alike(v, other[k]) for k, v in first.items())
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -273,7 +398,7 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     config = checkpoint.hf_config
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ if known else "none"
-    if name != checkpoint.architecture:
+    if name != checkpoint.architecture or isinstance(checkpoint.config.get("text_config"), dict):
         raise ConversionError(
             f"{checkpoint.id} is a {checkpoint.architecture}; quantkit reads the blocks of "
             f"language models only; for this config.json transformers has {name}"
@@ -286,18 +411,36 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
             trust_remote_code=False,
         )
         experts.separate(model)
+        turn(model)
+    _compute_buffers(model)
     return model
 
 
+def _compute_buffers(model: Any) -> None:
+    """Built on no device, they never were: rotary frequencies, embedding scales."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros_like(buffer, device="cpu"))
+    with torch.no_grad():
+        model.base_model.apply(model.base_model._init_weights)
+
+
 def _list_of_blocks(checkpoint: Checkpoint, decoder: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Its name in the decoder, and the list."""
-    for name, child in decoder.named_children():
-        if isinstance(child, nn.ModuleList):
-            return name, child
-    raise ConversionError(
-        f"{checkpoint.id}: {checkpoint.architecture} has no list of decoder blocks at its top, so "
-        "quantkit cannot read it block by block; use gguf"
-    )
+    """The name in the decoder of the list that holds most of it, and the list."""
+    lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    sizes = {n: sum(one.numel() for one in m.parameters()) for n, m in lists.items()}
+    if not any(sizes.values()):
+        raise ConversionError(
+            f"{checkpoint.id}: {checkpoint.architecture} has no list of decoder blocks, so "
+            "quantkit cannot read it block by block; use gguf"
+        )
+    name = max(sizes, key=lambda one: sizes[one])  # of several as large, the outer one
+    return name, lists[name]
+
+
+def _widened(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Tables of whole numbers stay as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -16,6 +16,7 @@ from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention, read_config
+from quantkit.models.unstacked import stacks_of
 from quantkit.system.files import write_json
 
 _TOKENS = 64
@@ -73,12 +74,13 @@ def _compared(blocks: DecoderBlocks) -> int:
 def _plain(blocks: DecoderBlocks, count: int) -> Iterator[Path]:
     """The checkpoint's directory; where it is quantized one with what is compared, decoded: the
     kernels that transformers would need are not for every machine."""
-    checkpoint = blocks.checkpoint
+    checkpoint = blocks.source
     if not checkpoint.quantized:
         yield checkpoint.path
         return
     inside = (name for index in range(count) for name in blocks.stored(index).values())
-    names = {*blocks.tensors_outside(), *inside} & checkpoint.tensors.keys()
+    wanted = {*blocks.tensors_outside(), *inside} & blocks.checkpoint.tensors.keys()
+    names = stacks_of(blocks.checkpoint, wanted)
     with TemporaryDirectory(prefix="quantkit-") as directory:
         path = Path(directory)
         save_file({name: checkpoint.read(name) for name in names}, path / "model.safetensors")
@@ -90,9 +92,8 @@ def _from_pretrained(path: Path, ids: torch.Tensor, count: int) -> torch.Tensor 
     from transformers import AutoModelForCausalLM
 
     config = read_config(path)
-    config.num_hidden_layers = count
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:count]
+    if count < config.num_hidden_layers:
+        _cut(config, count)
     with _quiet():
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -109,6 +110,15 @@ def _from_pretrained(path: Path, ids: torch.Tensor, count: int) -> torch.Tensor 
         with torch.no_grad():
             logits: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits
     return logits
+
+
+def _cut(config: Any, count: int) -> None:
+    """Let it be of a model with its first blocks alone."""
+    whole = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list | tuple) and len(value) == whole:
+            setattr(config, name, value[:count])
+    config.num_hidden_layers = count
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -20,7 +20,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from quantkit.decoder.experts import Experts
-from quantkit.errors import ConversionError
 
 TOKENS = 8
 """How many random tokens a block is asked with."""
@@ -124,26 +123,28 @@ def fold_error(
     return float((after - before).abs().max() / before.abs().max())
 
 
-def ask(block: nn.Module, width: int, arguments: Mapping[str, Any]) -> Structure:
+def ask(block: nn.Module, shape: Sequence[int], arguments: Mapping[str, Any]) -> Structure:
     """The structure of a block as the skeleton has it, on no device.
 
-    ``arguments``: what the model passes to it besides activations (1, TOKENS, width).
+    ``arguments``: what the model passes to it besides activations (1, TOKENS, *shape).
     """
     sizes = {
-        name: len(module) for name, module in block.named_modules() if isinstance(module, Experts)
+        name: len(module)
+        for name, module in block.named_modules()
+        if isinstance(module, Experts) and module.routed
     }
     for name in sizes:
         experts: Any = block.get_submodule(name)
         del experts[_ASKED_EXPERTS:]
     fill(block)
-    hidden = torch.randn(1, TOKENS, width, generator=_seeded(), dtype=torch.float64)
+    hidden = torch.randn(1, TOKENS, *shape, generator=_seeded(), dtype=torch.float64)
     return _of_all_experts(find(block, hidden, arguments), sizes)
 
 
-def fill(module: nn.Module, but: nn.Module | None = None) -> None:
+def fill(module: nn.Module, but: Sequence[nn.Module] = ()) -> None:
     """Give random weights in float64 to all parameters that are on no device, but for those of
     ``but``; vectors are positive, and matrices are parts of one storage."""
-    kept = set() if but is None else set(map(id, but.parameters()))
+    kept = {id(one) for part in but for one in part.parameters()}
     empty = [one for one in module.parameters() if one.is_meta and id(one) not in kept]
     seeded = _seeded()
     # Numbers that repeat: to draw as many would take longer than all the rest.
@@ -167,13 +168,11 @@ def fill(module: nn.Module, but: nn.Module | None = None) -> None:
 def find(block: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -> Structure:
     """The structure of a block that holds weights in float64, asked with ``hidden`` (1, T, width).
 
-    Raise ConversionError for a linear that the block does not call.
+    A linear that the block does not call is no part of it: others read its matrix.
     """
     arguments = _wide(arguments)
     asked = _Asked(block.eval(), hidden, arguments)
-    linears = {n for n, module in block.named_modules() if isinstance(module, nn.Linear)}
-    for name in sorted(linears - asked.calls.keys()):
-        raise ConversionError(f"{name} of {type(block).__name__} is not called by its block")
+    linears = {name for name in asked.calls if asked.is_linear(name)}
     called = [name for name in asked.calls if name in linears]
     inputs: dict[Any, list[str]] = {}
     for name in called:
@@ -209,6 +208,8 @@ def find(block: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -
 class _Call:
     input: torch.Tensor
     output: Any
+    rest: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class _Asked:
         hooks = []
         for name, module in list(self.modules.items())[1:]:
             hooks.append(module.register_forward_pre_hook(self._see(name)))
-            hooks.append(module.register_forward_hook(self._keep(name)))
+            hooks.append(module.register_forward_hook(self._keep(name), with_kwargs=True))
         try:
             self.output = _run(block, hidden, arguments)
         finally:
@@ -249,7 +250,12 @@ class _Asked:
     def smooth_layers(self) -> Iterator[str]:
         """All that could take a scale into its weight."""
         yield from self.norms
-        yield from (n for n in self.calls if isinstance(self.modules[n], nn.Linear))
+        yield from (name for name in self.calls if self.is_linear(name))
+
+    def is_linear(self, name: str) -> bool:
+        """Whether a module with a matrix is no more than that: a router may be, and give more."""
+        output = self.calls[name].output
+        return isinstance(self.modules[name], nn.Linear) and isinstance(output, torch.Tensor)
 
     def run(
         self,
@@ -280,11 +286,13 @@ class _Asked:
         return see
 
     def _keep(self, name: str) -> Any:
-        def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def keep(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> None:
             weight = dict(module.named_parameters(recurse=False)).get("weight")
             if weight is None or not inputs or not isinstance(inputs[0], torch.Tensor):
                 return
-            call = _Call(inputs[0], output)
+            call = _Call(inputs[0], output, inputs[1:], named)
             if weight.dim() == 2:
                 self.calls.setdefault(name, call)
             elif isinstance(output, torch.Tensor) and output.shape[-1:] == weight.shape:
@@ -371,7 +379,7 @@ def _offset(asked: _Asked, smooth: str, factors: torch.Tensor) -> float | None:
     for offset in (0.0, 1.0):
         with _copied([module]):
             _divide(module, factors, offset)
-            output = _run(module, call.input, {})
+            output = _run(module, call.input, call.named, call.rest)
         if _same(output * factors, call.output):
             return offset
     return None
@@ -397,7 +405,7 @@ def _writers(asked: _Asked, linears: Sequence[str]) -> dict[str, str]:
     def watch(name: str) -> Any:
         def see(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             before = asked.given.get(name)
-            if before is not None and before.numel() == delta.numel():
+            if before is not None and before.numel() == delta.numel() == inputs[0].numel():
                 difference = inputs[0] - before
                 if _same(difference, delta.view_as(difference)):
                     moved.append(name)
@@ -524,13 +532,18 @@ def _forwards(
             del modules[name].forward
 
 
-def _run(module: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
+def _run(
+    module: nn.Module,
+    hidden: torch.Tensor,
+    arguments: Mapping[str, Any],
+    rest: tuple[Any, ...] = (),
+) -> torch.Tensor:
     """What a module gives in float64, with tokens for each of its experts."""
-    mixtures = [part for part in module.modules() if isinstance(part, Experts)]
+    mixtures = [part for part in module.modules() if isinstance(part, Experts) and part.routed]
     hooks = [part.register_forward_pre_hook(_every_expert) for part in mixtures]
     try:
         with torch.no_grad(), _Float64():
-            output = module(hidden, **arguments)
+            output = module(hidden, *rest, **arguments)
     finally:
         for hook in hooks:
             hook.remove()

@@ -133,8 +133,8 @@ def _without_models() -> Iterator[None]:
         del sys.modules[_MODELS]
 
 
-def attention(config: PretrainedConfig) -> str:
-    """Which of transformers' implementations computes what the config says: torch's own, but where
-    scores have a soft cap (Gemma 2), which that has not and transformers then leaves out."""
-    capped = getattr(config, "attn_logit_softcapping", None)
-    return "eager" if capped else "sdpa"
+def attention(config: PretrainedConfig) -> str | None:
+    """Which of transformers' implementations computes what the config says: the one that it takes
+    for the model by itself (None), but where scores have a soft cap (Gemma 2), which torch's own
+    has not and transformers then leaves out."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None

@@ -110,7 +110,7 @@ def convert_linears(
     layouts = asked.layouts(linear_names(blocks))
     planned = entries(checkpoint, blocks, layouts)
     checkpoint.check_finite()
-    prove(checkpoint)
+    prove(blocks.source)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

@@ -38,7 +38,8 @@ class BlockShards:
                 for part, tensor in tensors.items():
                     self.shards.write(f"{stored}.{part}", tensor)
         for stored, tensor in self._unquantized(index, module):
-            self.shards.write(stored, tensor.to(self.blocks.checkpoint.tensors[stored].torch_dtype))
+            dtype = self.blocks.checkpoint.tensors[stored].torch_dtype
+            self.shards.write(stored, tensor.to(dtype).contiguous())
 
     def restore(self, index: int, module: nn.Module) -> None:
         """Give the block the weights that engines will compute with, from what is written."""
@@ -72,9 +73,10 @@ class BlockShards:
         }
 
     def _unquantized(self, index: int, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Norms, biases, routers and what is skipped, by their names in the files."""
+        """Norms, biases, routers and what is skipped, by their names in the files and as there."""
         packed = self._packed(index)
         names = self.blocks.stored(index)
+        turned = self.blocks.turned(index)
         for name, tensor in module.state_dict().items():
             if name.removesuffix(".weight") not in packed:
-                yield names[name], tensor
+                yield names[name], tensor.T if names[name] in turned else tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ _SEEN_IN_VLLM = (
 
 _KERNEL_COLUMNS = 32
 """Output channels that engines' kernels take at a time."""
+_SMALLEST_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     spec = asked.spec
     refuse_packed(spec, checkpoint)
     blocks = DecoderBlocks(checkpoint)
+    checkpoint = blocks.checkpoint
     linears = linear_names(blocks)
     if not linears:
         raise ConversionError(
@@ -78,7 +80,14 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         out_features, in_features = checkpoint.tensors[f"{name}.weight"].shape
         check_shape(spec, layout.scheme, name, in_features, out_features)
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
+    narrow = [
+        name
+        for index in range(len(blocks))
+        for name in blocks.linears(index).values()
+        if not _fits_kernels(*checkpoint.tensors[f"{name}.weight"].shape)
+    ]
     listed = {
+        "linears are not quantized, as no kernel takes their widths": narrow,
         "linears are not quantized": [name for name in linears if name not in layouts],
         "tensors are left out, as by transformers": blocks.ignored,
         **_unproved(blocks, layouts, scaled=asked.scaled),
@@ -133,7 +142,9 @@ def entries(
         for full in blocks.stored(index).values():
             linear = full.removesuffix(".weight")
             if not full.endswith(".weight") or linear not in layouts:
-                found.append(stored(full))
+                entry = stored(full)
+                turned = full in blocks.turned(index)
+                found.append(replace(entry, shape=entry.shape[::-1]) if turned else entry)
                 continue
             out_features, in_features = checkpoint.tensors[full].shape
             shapes = layouts[linear].shapes(in_features, out_features)
@@ -142,20 +153,32 @@ def entries(
 
 
 def linear_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of every linear of every block, in order."""
-    return [name for index in range(len(blocks)) for name in blocks.linears(index).values()]
+    """Names in the checkpoint of every linear of every block, in order, but for those of widths
+    that no kernel takes: a gate of one channel."""
+    tensors = blocks.checkpoint.tensors
+    return [
+        name
+        for index in range(len(blocks))
+        for name in blocks.linears(index).values()
+        if _fits_kernels(*tensors[f"{name}.weight"].shape)
+    ]
+
+
+def _fits_kernels(out_features: int, in_features: int) -> bool:
+    return out_features % _KERNEL_COLUMNS == 0 and in_features % _SMALLEST_GROUP == 0
 
 
 def router_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of what gives tokens to experts: matrices that are linears to an
-    engine, though not to transformers, so that it has to be told that they are not quantized."""
+    """Names in the checkpoint of what gives tokens to experts, and of linears that fit no kernel:
+    matrices that are linears to an engine, which has to be told that they are not quantized."""
     tensors = blocks.checkpoint.tensors
+    quantized = set(linear_names(blocks))
     return [
         stored.removesuffix(".weight")
         for index in range(len(blocks))
         for name, stored in blocks.stored(index).items()
         if name.endswith(".weight")
-        and name.removesuffix(".weight") not in blocks.linears(index)
+        and stored.removesuffix(".weight") not in quantized
         and len(tensors[stored].shape) == 2
     ]
 

@@ -140,10 +140,12 @@ def storable_scales(
     if weight.dim() != 1:
         return scale
     weight = weight + fold.offset
+    scale = fold.channels.pick(scale)
     divided = (weight / scale - fold.offset).to(dtype).double() + fold.offset
     found = torch.where(weight == 0, scale, weight / divided)
     # A norm that would vanish keeps its scale.
-    return torch.where(found.isfinite() & (found > 0), found, 1.0).to(scale.dtype)
+    found = torch.where(found.isfinite() & (found > 0), found, 1.0).to(scale.dtype)
+    return fold.channels.expand(found)
 
 
 def _relative_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

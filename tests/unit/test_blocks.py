@@ -113,9 +113,9 @@ def test_what_is_no_decoder_of_blocks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_blocks_do_not_run_apart_is_named(tmp_path: Path) -> None:
-    """Falcon's blocks give tuples, of which its model takes the first."""
-    path = make_checkpoint(tmp_path / "falcon", family="falcon")
-    with pytest.raises(ConversionError, match=r"blocks of FalconForCausalLM cannot be run one by"):
+    """GPT's blocks give lists, one for its model to take apart."""
+    path = make_checkpoint(tmp_path / "gpt", family="openai-gpt")
+    with pytest.raises(ConversionError, match=r"blocks of OpenAIGPTLMHead\w+ cannot be run one by"):
         prove(Checkpoint.open(path))
 
 

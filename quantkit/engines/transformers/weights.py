@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from quantkit.decoder import experts
+from quantkit.decoder.turned import turn
 from quantkit.errors import (
     CheckpointError,
     IncompatibleVariant,
@@ -20,7 +21,8 @@ from quantkit.formats.base import Dequantizes
 from quantkit.models import dtypes
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention
-from quantkit.models.stored_names import StoredNames, is_ignored
+from quantkit.models.stored_names import Part, StoredNames, is_ignored
+from quantkit.models.unstacked import unstacked
 from quantkit.models.variant import Model
 from quantkit.system.progress import say
 
@@ -36,22 +38,25 @@ def load(source: Model, dtype: torch.dtype) -> Any:
         say(f"{checkpoint.id}: {note}")
     model = _built(checkpoint, dtype)
     stored = StoredNames.of(model, checkpoint.tensors)
-    names = {stored(name): name for name in model.state_dict()}
     slots: dict[str, torch.Tensor] = model.state_dict()
     missing = set(slots)
     plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
-    for name, tensor in _weights(source):
-        if name not in names and is_ignored(model, name):
-            continue
-        slot = slots.get(names.get(name, ""))
-        if slot is None and name.endswith(".bias") and not tensor.any():
-            continue  # some packages give every linear a bias, of zeros
-        if slot is None or slot.shape != tensor.shape:
-            raise _misfit(checkpoint, model, name, tensor.shape, slot)
-        if slot.is_floating_point() and tensor.dtype not in plain:
-            raise _not_plain(checkpoint, name, str(tensor.dtype))
-        slot.copy_(tensor)
-        missing.discard(names[name])
+    for name, whole in _weights(source):
+        for part in stored.parts_of(name) or [Part(name)]:
+            # What was packed is (out, in) of one expert already.
+            packed = name not in checkpoint.tensors
+            tensor = whole if part.cut is None or packed else part.cut(whole)
+            slot = slots.get(part.name)
+            if slot is None and is_ignored(model, name):
+                continue
+            if slot is None and name.endswith(".bias") and not tensor.any():
+                continue  # some packages give every linear a bias, of zeros
+            if slot is None or slot.shape != tensor.shape:
+                raise _misfit(checkpoint, model, name, tensor.shape, slot)
+            if slot.is_floating_point() and tensor.dtype not in plain:
+                raise _not_plain(checkpoint, name, str(tensor.dtype))
+            slot.copy_(tensor)
+            missing.discard(part.name)
     # As in from_pretrained: not where both are there and differ, and from whichever is there.
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
@@ -66,6 +71,7 @@ def check(checkpoint: Checkpoint) -> None:
 
     with torch.device("meta"):
         model = _built(checkpoint, torch.float32)
+    checkpoint = unstacked(checkpoint, model)
     stored = StoredNames.of(model, checkpoint.tensors)
     slots = {stored(name): slot for name, slot in model.state_dict().items()}
     for name, info in checkpoint.tensors.items():
@@ -87,6 +93,8 @@ def _built(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from transformers.initialization import no_init_weights
 
     config = _unquantized(checkpoint.hf_config)
+    if refusal := _with_more_than_text(checkpoint):
+        raise refusal
     with reading(checkpoint.path / "config.json"), no_init_weights():
         try:
             model = AutoModelForCausalLM.from_config(
@@ -96,10 +104,9 @@ def _built(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 dtype=dtype,
             )
         except ValueError as error:  # an architecture that transformers does not have
-            raise _with_more_than_text(checkpoint) or IncompatibleVariant(
-                f"{checkpoint.path}: {first_line(error)}"
-            ) from error
+            raise IncompatibleVariant(f"{checkpoint.path}: {first_line(error)}") from error
         experts.separate(model)
+        turn(model)
     return model
 
 
@@ -107,7 +114,7 @@ def _misfit(
     checkpoint: Checkpoint, model: Any, name: str, shape: Sequence[int], slot: torch.Tensor | None
 ) -> QuantkitError:
     wanted = "no such tensor" if slot is None else f"the shape {list(slot.shape)}"
-    return _with_more_than_text(checkpoint) or CheckpointError(
+    return CheckpointError(
         f"{checkpoint.path}: {name} {list(shape)}: {type(model).__name__} of its config.json has "
         f"{wanted}"
     )
