@@ -48,7 +48,7 @@ def page(found: Mapping[str, Outcome]) -> str:
         "",
         "## Not read",
         "",
-        "Each is refused in one line, before any work.",
+        "Each is refused in one line, before a block is quantized.",
         "",
         *(f"- `{one.model_type}`: {_plain(one)}" for one in found.values() if not _streams(one)),
         "",
