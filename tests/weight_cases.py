@@ -146,7 +146,7 @@ CASES = {
         beside_other_weights, note="ignored: adapter_model.safetensors, consolidated.saf"
     ),
     "shards-and-others": Case(
-        shards_beside_other_weights, shards=2, note="those of model.safetensors.index.json"
+        shards_beside_other_weights, shards=2, note="read from model.safetensors.index.json"
     ),
     "named-otherwise": Case(named_otherwise, note="ignored: model.safetensors"),
     "masks-gpt2": Case(with_masks("transformer.h.1.attn", torch.float32), "gpt2"),

@@ -68,8 +68,8 @@ def find(directory: Path, config: Mapping[str, Any] | None = None) -> WeightFile
         return _found(directory, files, None)
     if others:
         raise CheckpointError(
-            f"{directory}: no {ONLY} or shards of it; transformers does not load "
-            f"{others[0].name} as this model"
+            f"{directory}: no {ONLY} or shards of it; {others[0].name}, which is "
+            "there, is not what transformers loads as this model"
         )
     pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern)]
     if pickles:
