@@ -182,9 +182,12 @@ def test_what_does_not_fit_is_refused_by_the_plan(
         NativeGGUF().plan(checkpoint, Q8_0)
 
 
-def test_an_unsupported_architecture_names_those_that_are(tiny_llama: Path, tmp_path: Path) -> None:
+def test_another_architecture_needs_the_converter_of_llama_cpp(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit.producers.gguf.fallback.available", lambda: None)
     checkpoint = edited(tiny_llama, tmp_path / "edited", architectures=["GemmaForCausalLM"])
-    with pytest.raises(ConversionError, match="LlamaForCausalLM, MistralForCausalLM, "):
+    with pytest.raises(ConversionError, match="GemmaForCausalLM.*engines install llamacpp-conv"):
         NativeGGUF().plan(checkpoint, Q8_0)
 
 
