@@ -187,7 +187,7 @@ def test_another_architecture_needs_the_converter_of_llama_cpp(
 ) -> None:
     monkeypatch.setattr("quantkit.producers.gguf.fallback.available", lambda: None)
     checkpoint = edited(tiny_llama, tmp_path / "edited", architectures=["GemmaForCausalLM"])
-    with pytest.raises(ConversionError, match="GemmaForCausalLM.*engines install llamacpp-conv"):
+    with pytest.raises(ConversionError, match=r"GemmaForCausalLM.*engines install llamacpp-conv"):
         NativeGGUF().plan(checkpoint, Q8_0)
 
 
