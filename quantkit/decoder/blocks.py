@@ -27,6 +27,7 @@ from quantkit.errors import (
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention
 from quantkit.models.stored_names import StoredNames, is_ignored
+from quantkit.models.text_part import is_part, text_config
 from quantkit.models.unstacked import unstacked
 from quantkit.system.stopwatch import stage
 
@@ -75,7 +76,10 @@ class DecoderBlocks:
         tied = set(map(self._stored, model.all_tied_weights_keys)) - checkpoint.tensors.keys()
         plain = [n for n, slot in slots.items() if slot.is_floating_point() and n not in tied]
         checkpoint.check_shapes({name: shapes[name] for name in plain})
-        self.ignored: list[str] = [n for n in checkpoint.tensors if n not in shapes]
+        self.beside = self._stored.beside(checkpoint.tensors)
+        """Tensors of what sees or hears, beside the language model."""
+        unused = checkpoint.tensors.keys() - shapes.keys() - set(self.beside)
+        self.ignored: list[str] = [n for n in checkpoint.tensors if n in unused]
         """Tensors of the checkpoint that transformers knows to leave out, and biases of zeros."""
         for name in self.ignored:
             of_zeros = name.endswith(".bias") and not checkpoint.read(name).any()
@@ -395,10 +399,15 @@ def _structures(_checkpoint: Checkpoint) -> dict[Any, asking.Structure]:
 def _skeleton(checkpoint: Checkpoint) -> Any:
     """The model as transformers builds it from the configuration, without any weights, and with
     its experts apart."""
-    config = checkpoint.hf_config
+    config = text_config(checkpoint)
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if is_part(checkpoint) and not known:
+        raise ConversionError(
+            f"{checkpoint.id}: transformers has no causal language model for {config.model_type}, "
+            "the text_config of its config.json, so quantkit cannot read its blocks"
+        )
     name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ if known else "none"
-    if name != checkpoint.architecture or isinstance(checkpoint.config.get("text_config"), dict):
+    if name != checkpoint.architecture and not is_part(checkpoint):
         raise ConversionError(
             f"{checkpoint.id} is a {checkpoint.architecture}; quantkit reads the blocks of "
             f"language models only; for this config.json transformers has {name}"

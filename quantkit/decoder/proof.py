@@ -43,7 +43,7 @@ def prove(checkpoint: Checkpoint) -> None:
     with blocks.running_apart():
         found = streamed(blocks, ids, count)
     with _plain(blocks, count) as directory:
-        expected = _from_pretrained(directory, ids, count)
+        expected = _from_pretrained(directory, checkpoint.architecture, ids, count)
     if expected is None or not expected.isfinite().all():
         return  # the block that overflows is named when it is quantized
     error = float((found - expected).abs().max() / expected.abs().max())
@@ -88,19 +88,25 @@ def _plain(blocks: DecoderBlocks, count: int) -> Iterator[Path]:
         yield path
 
 
-def _from_pretrained(path: Path, ids: torch.Tensor, count: int) -> torch.Tensor | None:
-    from transformers import AutoModelForCausalLM
+def _from_pretrained(
+    path: Path, architecture: str, ids: torch.Tensor, count: int
+) -> torch.Tensor | None:
+    import transformers
 
     config = read_config(path)
-    if count < config.num_hidden_layers:
-        _cut(config, count)
+    text = config.get_text_config(decoder=True)
+    if count < text.num_hidden_layers:
+        _cut(text, count)
+    # A model that also sees is compared whole: asked for text only.
+    named = getattr(transformers, architecture, None)
+    class_: Any = named or transformers.AutoModelForCausalLM
     with _quiet():
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = class_.from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation=attention(config),
+                attn_implementation=attention(text),
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,

@@ -7,9 +7,9 @@ experts that are stored one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"\.(\d+)\.(?!.*\.\d+\.)")
 """The last one of a name: an expert's."""
+_ENOUGH = 64
+"""Names by which a prefix is found."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class StoredNames:
     """
 
     names: Mapping[str, str]
-    dropped: str
-    """What names in the checkpoint lack at their front."""
+    place: Place
     parts_of: Callable[[str], list[Part] | None]
-    """What of the model a stored tensor holds; None of what transformers converts."""
+    """What of the model a stored tensor holds: nothing where it lies beside the model; None of what
+    transformers converts."""
     converted: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -48,8 +50,13 @@ class StoredNames:
         Where its experts are apart, modules say by ``stacks`` what transformers makes of them.
         """
         tensors = list(tensors)
-        base = f"{model.base_model_prefix}."
-        parts_of = partial(_parts, _Loading.of(model))
+        place = Place.of(model, set(tensors))
+        loading = _Loading.of(model)
+
+        def parts_of(stored: str) -> list[Part] | None:
+            inside = place.inside(stored)
+            return [] if inside is None else _parts(loading, inside)
+
         found = {name: parts_of(name) for name in tensors}
         names = {
             part.name: name
@@ -57,14 +64,64 @@ class StoredNames:
             for part in parts or ()
             if part.cut is None
         }
-        # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
-        dropped = "" if any(name.startswith(base) for name in tensors) else base
         converted = tuple(name for name, parts in found.items() if parts is None)
-        return cls(names, dropped, parts_of, converted)
+        return cls(names, place, parts_of, converted)
 
     def __call__(self, name: str) -> str:
         """What the checkpoint calls the model's tensor ``name``, or would, had it one."""
-        return self.names.get(name) or name.removeprefix(self.dropped)
+        return self.names.get(name) or self.place.outside(name)
+
+    def beside(self, tensors: Iterable[str]) -> list[str]:
+        """Those of a checkpoint's tensors that are of another part than the language model: of what
+        sees or hears; none where it is the whole."""
+        return [name for name in tensors if self.place.inside(name) is None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a checkpoint's names a model is. ``base``: what precedes the decoder's names in the
+    model (``model.``). ``stored_base``: what precedes them in the checkpoint: nothing where it was
+    saved without its head, ``language_model.model.`` or the like where the model is a part of it.
+    ``stored_head``: what then precedes the names of all else, the output layer's."""
+
+    base: str
+    stored_base: str
+    stored_head: str = ""
+
+    @classmethod
+    def of(cls, model: Any, tensors: Collection[str]) -> Place:
+        """Found by the names of tensors that the model and the checkpoint share."""
+        base = f"{model.base_model_prefix}."
+        names = list(model.state_dict())
+        inner = [name.removeprefix(base) for name in names if name.startswith(base)]
+        outer = [name for name in names if not name.startswith(base)]
+        if any(base + name in tensors for name in inner):
+            return cls(base, base)
+        # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
+        if any(name in tensors for name in inner):
+            return cls(base, "")
+        stored = _common_prefix(inner, tensors) or base
+        return cls(base, stored, _common_prefix(outer, tensors) or "")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other parts lie beside the model."""
+        return self.stored_base not in ("", self.base)
+
+    def inside(self, stored: str) -> str | None:
+        """The name of a stored tensor in a checkpoint of the model alone; None of one beside it."""
+        if not self.is_part:
+            return stored
+        if stored.startswith(self.stored_base):
+            return self.base + stored.removeprefix(self.stored_base)
+        head = f"{self.stored_head}lm_head."
+        return stored.removeprefix(self.stored_head) if stored.startswith(head) else None
+
+    def outside(self, name: str) -> str:
+        """The other way round."""
+        if name.startswith(self.base):
+            return self.stored_base + name.removeprefix(self.base)
+        return self.stored_head + name
 
 
 @dataclass(frozen=True)
@@ -118,6 +175,30 @@ def _parts(loading: _Loading, stored: str) -> list[Part] | None:
         return None
     part = stack.parts[step.source_patterns.index(pattern)]
     return [Part(f"{holder}.{number[1]}.{part}")]
+
+
+def roots(beside: Iterable[str], text: str) -> list[str]:
+    """The names of the parts that tensors beside the language model belong to: ``vision_tower``;
+    ``text``: a name inside the language model."""
+    found = {}
+    for name in beside:
+        ours, theirs = name.split("."), text.split(".")
+        shared = 0
+        while ours[shared] == theirs[shared] and shared + 1 < min(len(ours), len(theirs)):
+            shared += 1
+        found[ours[shared]] = True
+    return list(found)
+
+
+def _common_prefix(wanted: list[str], names: Collection[str]) -> str | None:
+    """What precedes most of ``wanted`` in ``names``; None where nothing does."""
+    counted = Counter(
+        name.removesuffix(one)
+        for one in wanted[:_ENOUGH]
+        for name in names
+        if name.endswith(f".{one}")
+    )
+    return max(counted, key=lambda prefix: counted[prefix]) if counted else None
 
 
 def is_ignored(model: Any, name: str) -> bool:

@@ -39,6 +39,7 @@ from quantkit.producers.base import Converted
 from quantkit.producers.block_shards import BlockShards
 from quantkit.producers.integer_linears import (
     IntegerLinears,
+    beside_names,
     entries,
     linear_names,
     needed,
@@ -76,17 +77,20 @@ def convert_checkpoint(
     calibration: Calibration | None,
     directory: Path,
     quantize: BlockQuantizer,
-    describe: Callable[[IntegerLinears, Sequence[str], Sequence[str]], dict[str, Any]],
+    describe: Callable[
+        [IntegerLinears, Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]
+    ],
 ) -> tuple[Converted, dict[str, Any]]:
     """Write a quantized checkpoint, config.json included; its figures, and its quantization_config.
 
-    ``describe`` gives that, of what is asked and the names of all linears and routers. Raise as
-    ``convert_linears``, and RecipeError where there is no calibration.
+    ``describe`` gives that, of what is asked and the names of all linears, of routers, and of parts
+    that are not text. Raise as ``convert_linears``, and RecipeError where there is no calibration.
     """
     windows = needed(asked.spec, calibration)
     blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
     converted = convert_linears(blocks, asked, windows, directory, quantize)
-    config = describe(asked, linear_names(blocks), router_names(blocks))
+    names = (linear_names(blocks), router_names(blocks), beside_names(blocks))
+    config = describe(asked, *names)
     write_config(checkpoint, directory, config)
     return converted, config
 

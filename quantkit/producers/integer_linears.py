@@ -13,6 +13,7 @@ from quantkit.formats.integer_linears import LinearLayout
 from quantkit.formats.packed import refuse_packed
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
+from quantkit.models.stored_names import roots
 from quantkit.producers.base import Plan
 from quantkit.producers.linear_options import LinearOptions
 
@@ -90,6 +91,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         "linears are not quantized, as no kernel takes their widths": narrow,
         "linears are not quantized": [name for name in linears if name not in layouts],
         "tensors are left out, as by transformers": blocks.ignored,
+        "tensors are not text and are copied as they are": blocks.beside,
         **_unproved(blocks, layouts, scaled=asked.scaled),
     }
     notes = [
@@ -181,6 +183,11 @@ def router_names(blocks: DecoderBlocks) -> list[str]:
         and stored.removesuffix(".weight") not in quantized
         and len(tensors[stored].shape) == 2
     ]
+
+
+def beside_names(blocks: DecoderBlocks) -> list[str]:
+    """What engines are told not to look for quantized weights in: ``vision_tower``."""
+    return roots(blocks.beside, blocks.prefix(0))
 
 
 def check_shape(

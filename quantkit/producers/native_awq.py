@@ -51,7 +51,10 @@ def _asked(spec: Spec) -> IntegerLinears:
 
 
 def quantization_config(
-    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
+    asked: IntegerLinears,
+    linears: Sequence[str],
+    routers: Sequence[str],
+    beside: Sequence[str],
 ) -> dict[str, Any]:
     """What transformers, vLLM and AutoAWQ read to load the checkpoint."""
     schemes = asked.schemes(linears)
@@ -62,5 +65,5 @@ def quantization_config(
         "bits": asked.scheme.bits,
         "group_size": asked.scheme.group_size,
         "zero_point": True,
-        "modules_to_not_convert": [*skipped, *routers] or None,
+        "modules_to_not_convert": [*skipped, *routers, *beside] or None,
     }

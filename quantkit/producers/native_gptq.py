@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,13 +53,18 @@ def _asked(spec: Spec) -> IntegerLinears:
 
 
 def quantization_config(
-    asked: IntegerLinears, linears: Sequence[str], routers: Sequence[str]
+    asked: IntegerLinears,
+    linears: Sequence[str],
+    routers: Sequence[str],
+    beside: Sequence[str],
 ) -> dict[str, Any]:
     """What transformers, vLLM and GPTQModel read to load the checkpoint."""
     from quantkit.quantize.gptq import DAMP_PERCENT
 
     scheme = asked.scheme
     departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
+    # Engines call these by other names than the checkpoint, but for the last part.
+    departing |= {rf"-:(?:.*\.)?{re.escape(name)}(?:\..*)?$": {} for name in beside}
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",

@@ -22,6 +22,7 @@ from quantkit.models import dtypes
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention
 from quantkit.models.stored_names import Part, StoredNames, is_ignored
+from quantkit.models.text_part import is_part, text_config
 from quantkit.models.unstacked import unstacked
 from quantkit.models.variant import Model
 from quantkit.system.progress import say
@@ -41,7 +42,10 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     slots: dict[str, torch.Tensor] = model.state_dict()
     missing = set(slots)
     plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
+    beside = set(stored.beside(checkpoint.tensors))
     for name, whole in _weights(source):
+        if name in beside:
+            continue
         for part in stored.parts_of(name) or [Part(name)]:
             # What was packed is (out, in) of one expert already.
             packed = name not in checkpoint.tensors
@@ -74,7 +78,10 @@ def check(checkpoint: Checkpoint) -> None:
     checkpoint = unstacked(checkpoint, model)
     stored = StoredNames.of(model, checkpoint.tensors)
     slots = {stored(name): slot for name, slot in model.state_dict().items()}
+    beside = set(stored.beside(checkpoint.tensors))
     for name, info in checkpoint.tensors.items():
+        if name in beside:
+            continue
         slot = slots.get(name)
         if slot is None and (is_ignored(model, name) or name.endswith(".bias")):
             continue
@@ -92,9 +99,7 @@ def _built(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    config = _unquantized(checkpoint.hf_config)
-    if refusal := _with_more_than_text(checkpoint):
-        raise refusal
+    config = _unquantized(text_config(checkpoint))
     with reading(checkpoint.path / "config.json"), no_init_weights():
         try:
             model = AutoModelForCausalLM.from_config(
@@ -104,7 +109,9 @@ def _built(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 dtype=dtype,
             )
         except ValueError as error:  # an architecture that transformers does not have
-            raise IncompatibleVariant(f"{checkpoint.path}: {first_line(error)}") from error
+            raise _with_more_than_text(checkpoint) or IncompatibleVariant(
+                f"{checkpoint.path}: {first_line(error)}"
+            ) from error
         experts.separate(model)
         turn(model)
     return model
@@ -136,13 +143,13 @@ def _lacking(checkpoint: Checkpoint, missing: Collection[str]) -> CheckpointErro
 
 def _with_more_than_text(checkpoint: Checkpoint) -> IncompatibleVariant | None:
     """The error for a model that sees or hears; None for others."""
-    if not isinstance(checkpoint.config.get("text_config"), dict):
+    if not is_part(checkpoint):
         return None
     return IncompatibleVariant(
-        f"{checkpoint.path}: {checkpoint.architecture} has its language model in text_config, "
-        "beside images or audio, which quantkit does not measure; `quantkit convert` makes a GGUF "
-        "of the text part, which `quantkit evaluate`, without a reference, and `quantkit serve` "
-        "take"
+        f"{checkpoint.path}: {checkpoint.architecture} has a language model in text_config that "
+        "transformers cannot build by itself, so quantkit does not measure it; `quantkit convert` "
+        "makes a GGUF of the text part, which `quantkit evaluate`, without a reference, and "
+        "`quantkit serve` take"
     )
 
 
