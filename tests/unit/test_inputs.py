@@ -254,7 +254,7 @@ def test_settings_beside_plain_weights_are_of_no_account(copy: Path, quantkit: C
         (b"[" * 100_000, r"config\.json: not JSON"),
         ("{}".encode("utf-16"), r"config\.json: not UTF-8"),
         (b"\xef\xbb\xbf{}", r"config\.json: begins with a byte order mark"),
-        (b"{}", r"none named|Unrecognized model"),
+        (b"{}", r"names no architecture|Unrecognized model"),
     ],
 )
 def test_a_config_that_is_none(

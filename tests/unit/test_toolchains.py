@@ -125,6 +125,7 @@ def prepare_metadata_for_build_wheel(directory, settings=None):
 def test_llama_cpps_converter_is_files_alone(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "packages"))
     name = "llamacpp-converter"
     real = toolchains.RECIPES[name]["cpu"]
     assert real.pip == (("download", "--no-deps", "--no-binary", "llama-cpp-python",
@@ -139,7 +140,6 @@ def test_llama_cpps_converter_is_files_alone(
     with pytest.raises(ToolchainError, match=r"installation failed: no convert_hf_to_gguf\.py"):
         toolchains.install(name)
     offer_files("convert_hf_to_gguf.py", "conversion/base.py", "src/llama.cpp", "models/a.gguf")
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "packages"))
     installed = toolchains.install(name)
     assert installed == toolchains.find(name)
     found = {str(p.relative_to(installed.directory)) for p in installed.directory.rglob("*.*")}

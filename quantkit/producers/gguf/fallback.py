@@ -44,6 +44,11 @@ def needed(checkpoint: Checkpoint) -> Converter | None:
     """
     if checkpoint.format != FORMAT or checkpoint.architecture in architectures.SUPPORTED:
         return None
+    if not checkpoint.config.get("architectures"):
+        raise ConversionError(
+            f"gguf: {checkpoint.path / 'config.json'} names no architecture; add the model's own, "
+            'such as "architectures": ["LlamaForCausalLM"]'
+        )
     converter = available()
     if converter is None:
         architectures.architecture_of(checkpoint)  # refuses, and says how to get one
