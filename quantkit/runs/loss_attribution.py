@@ -191,7 +191,8 @@ class LossAttribution:
 
     def _own(self, model: Variant, notes: list[str]) -> dict[str, list[float]]:
         """What the variant's weights lose, whatever runs them: q of ``split``'s equation."""
-        if model.format == "gguf" and self.source.architecture not in architectures.SUPPORTED:
+        converted = model.format == self._unquantized_spec.format
+        if converted and self.source.architecture not in architectures.SUPPORTED:
             notes.append(_IN_LLAMA_CPP)
             return self._dequantized(model)
         return self._unpacked(model).windows
