@@ -97,7 +97,7 @@ def directory_of(recipe: Recipe, out: str | Path | None = None) -> Path:
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | Mapping[str, str],
     specs: Sequence[Spec | str],
     out: str | Path,
     *,
@@ -108,16 +108,18 @@ def convert(
 ) -> list[Variant]:
     """Make variants of a model in ``out``, each whole or not at all.
 
-    ``specs``: ``gguf:Q4_K_M``, ``gptq:w4g128``, …; ``calibration``: the keys of a recipe's section.
+    ``source``: its name, or ``{"base": …, "adapter": …}``: a LoRA that is merged first. ``specs``:
+    ``gguf:Q4_K_M``, ``gptq:w4g128``, …; ``calibration``: the keys of a recipe's section.
     A variant that is there already is an error unless ``force``. Raise the first error, after all
     others are made.
     """
     from quantkit.data.section import CalibrationSection
     from quantkit.runs import single
+    from quantkit.runs.source import AdaptedSource
 
     parsed = [Spec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
     return single.convert(
-        source,
+        AdaptedSource.given(source) if isinstance(source, Mapping) else source,
         parsed,
         Path(out),
         CalibrationSection.given(calibration),

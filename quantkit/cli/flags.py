@@ -52,6 +52,12 @@ def making(command: Command) -> Command:
                 "or awq:w4g64. May be repeated.",
             ),
             click.option(
+                "--adapter",
+                metavar="ADAPTER",
+                help="LoRA adapter that is merged into MODEL first: a directory or a hub id.",
+                show_default="none",
+            ),
+            click.option(
                 "--allow-requantize",
                 is_flag=True,
                 help="Accept a MODEL that is a quantized GGUF; what it lost stays lost.",

@@ -147,7 +147,13 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @flags.integers
 @flags.producer
 def convert(
-    model: str, specs: tuple[str, ...], out: Path, force: bool, as_json: bool, **options: Any
+    model: str,
+    adapter: str | None,
+    specs: tuple[str, ...],
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make variants of a model: GGUF, GPTQ, AWQ.
 
@@ -159,7 +165,8 @@ def convert(
     from quantkit.cli.spec_arguments import specs_of
 
     given = {name: options.pop(name) for name in ("gguf", "integers", "producer")}
-    made = api.convert(model, specs_of(specs, **given), out, force=force, **options)
+    source = {"base": model, "adapter": adapter} if adapter else model
+    made = api.convert(source, specs_of(specs, **given), out, force=force, **options)
     show.variants(made, as_json)
 
 

@@ -17,6 +17,7 @@ from quantkit.ledger.loss import Loss, NoiseFloor
 from quantkit.ledger.prompt_drift import PromptDrift
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.engine_config import EngineConfig
+from quantkit.models.merge_record import MergeRecord
 from quantkit.models.variant import CalibrationRecord, ConvertCost
 from quantkit.system.files import write_json
 from quantkit.system.table import Cell, Table, Tabular
@@ -141,6 +142,8 @@ class SourceEntry(_Entry):
     sha256: dict[str, str]
     origin: str | None
     """What the weights are, where a reader must know it to read the numbers."""
+    merged: MergeRecord | None = None
+    """The base and the LoRA adapter, where it was merged from these."""
 
     @classmethod
     def of(cls, source: Checkpoint) -> SourceEntry:
@@ -152,6 +155,7 @@ class SourceEntry(_Entry):
             parameters=source.parameters,
             sha256=source.sha256,
             origin=source.origin,
+            merged=source.merged,
         )
 
 

@@ -15,6 +15,7 @@ from quantkit.errors import CheckpointError, reading
 from quantkit.models import dtypes, hub, tied_weights, weight_files
 from quantkit.models.gguf_files import holds_gguf
 from quantkit.models.linked import linked
+from quantkit.models.merge_record import MergeRecord
 from quantkit.models.tensors import TensorInfo, tensors_of
 from quantkit.models.tokenizer import load_tokenizer, require_tokenizer
 from quantkit.system.files import sha256_files
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT = "safetensors"
 """What an engine calls the format of an unquantized checkpoint."""
 
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 """How a LoRA adapter is known: PEFT's settings."""
 
 
@@ -40,7 +41,7 @@ class Checkpoint:
     config.json's, corrected where it says of tied weights what is not so. ``twice``: names of
     tensors that are equal to others and tied to them. ``index``: the file that named the shards.
     ``notes``: where the directory holds something else than it seems to. ``quantized``: how the
-    weights are stored, where ``read`` decodes them.
+    weights are stored, where ``read`` decodes them. ``merged``: what they were merged from.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Checkpoint:
     index: Path | None = None
     notes: tuple[str, ...] = ()
     quantized: str | None = None
+    merged: MergeRecord | None = None
 
     format = FORMAT
 
@@ -99,16 +101,18 @@ class Checkpoint:
         tied = tied_weights.resolve(path, config, tensors_of(files.files))
         if tied.apart:
             config[tied_weights.KEY] = False
+        merged = MergeRecord.of(path)
         return cls(
             id,
             path,
             path.name if of_hub else None,  # a snapshot's directory is named after its commit
             config,
             tied.tensors,
-            origin,
+            merged.origin if merged else origin,
             tied.twice,
             files.index,
-            tuple(note for note in (files.note, tied.note) if note),
+            (*(merged.notes if merged else ()), *filter(None, (files.note, tied.note))),
+            merged=merged,
         )
 
     @property
@@ -128,7 +132,7 @@ class Checkpoint:
     def weights(self) -> Path:
         """What an engine is given to load: the directory, or where it would load something else
         from that, a directory of links to what the model is (``linked``)."""
-        if not self.notes:
+        if self.notes == tuple(self.merged.notes if self.merged else ()):
             return self.path
         shards = {info.shard for info in self.tensors.values()}
         weights = {*shards, *([self.index] if self.index else [])}
@@ -229,11 +233,10 @@ class Checkpoint:
 def refuse_adapter(path: Path) -> None:
     """Raise CheckpointError for a directory with the weights of a LoRA, and none of a model."""
     weights = [file.name for file in path.glob("*.safetensors")]
-    if not (path / _ADAPTER).is_file() or weights not in ([], ["adapter_model.safetensors"]):
+    if not (path / ADAPTER).is_file() or weights not in ([], ["adapter_model.safetensors"]):
         return
-    base = read_object(path / _ADAPTER).get("base_model_name_or_path") or "its base model"
+    base = read_object(path / ADAPTER).get("base_model_name_or_path") or "BASE"
     raise CheckpointError(
-        f"{path}: is a LoRA adapter of {base}, not a model; merge it first: "
-        "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)"
-        ", and copy the tokenizer to OUT"
+        f"{path}: is a LoRA adapter of {base}, not a model; give its base too: quantkit convert "
+        f"{base} --adapter {path}, in a recipe `source: {{base: {base}, adapter: {path}}}`"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, first_line
@@ -24,6 +25,7 @@ SIDECARS = (*_TOKENIZER_FILES, "generation_config.json", f"{NAMED}/*.jinja")
 _SETTINGS = ("config.json", "quantize_config.json", "quant_config.json", "adapter_config.json")
 _WANTED = ("*.safetensors", INDEX, *_SETTINGS, *SIDECARS)
 _UNWANTED = (*NOT_OF_THE_MODEL, "*/*.safetensors*")
+_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", *SIDECARS)
 
 
 def names_hub(text: str) -> bool:
@@ -32,11 +34,20 @@ def names_hub(text: str) -> bool:
 
 
 def download(text: str) -> Path:
-    """Fetch a snapshot into huggingface_hub's own cache: no code, no pickle.
+    """Fetch a checkpoint's snapshot into huggingface_hub's own cache: no code, no pickle.
 
     Returns its directory, which is named after its commit. Raise CheckpointError with what the hub
     said.
     """
+    return _download(text, _WANTED, _UNWANTED)
+
+
+def download_adapter(text: str) -> Path:
+    """Likewise, of a LoRA adapter."""
+    return _download(text, _OF_ADAPTER, ())
+
+
+def _download(text: str, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = text.partition("@")
@@ -44,8 +55,8 @@ def download(text: str) -> Path:
         found = snapshot_download(
             name,
             revision=revision or None,
-            allow_patterns=list(_WANTED),
-            ignore_patterns=list(_UNWANTED),
+            allow_patterns=list(wanted),
+            ignore_patterns=list(unwanted),
         )
     except Exception as error:  # network, authorization, unknown id: the hub has a class for each
         raise CheckpointError(

@@ -16,7 +16,7 @@ from typing import Any
 from quantkit.system.files import partial_directory, sha256_json
 from quantkit.system.home import home
 
-_LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.py")
+LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.py")
 
 
 def linked(path: Path, config: dict[str, Any], weights: Collection[Path]) -> Path:
@@ -25,7 +25,7 @@ def linked(path: Path, config: dict[str, Any], weights: Collection[Path]) -> Pat
     files = {
         file
         for file in path.iterdir()
-        if file in weights or not any(file.match(pattern) for pattern in _LEFT_OUT)
+        if file in weights or not any(file.match(pattern) for pattern in LEFT_OUT)
     }
     key = [config, sorted(map(str, files))]
     place = home() / "linked" / sha256_json(key)[:16]

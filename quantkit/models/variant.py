@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantkit.errors import CheckpointError
 from quantkit.models import weight_files
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.merge_record import MergeRecord
 from quantkit.models.spec import Spec
 from quantkit.system.files import sha256_file, sha256_files
 
@@ -33,6 +34,8 @@ class SourceRecord(_Record):
     id: str
     revision: str | None
     sha256: dict[str, str]
+    merged: MergeRecord | None = None
+    """The base and the LoRA adapter, where it was merged from these."""
 
 
 class KindRecord(_Record):

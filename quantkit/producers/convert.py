@@ -276,7 +276,10 @@ def _describe(
     notes = [*planned.notes, *converted.notes, *told]
     manifest = Manifest(
         source=SourceRecord(
-            id=checkpoint.id, revision=checkpoint.revision, sha256=checkpoint.sha256
+            id=checkpoint.id,
+            revision=checkpoint.revision,
+            sha256=checkpoint.sha256,
+            merged=checkpoint.merged,
         ),
         spec={
             "format": planned.spec.format,

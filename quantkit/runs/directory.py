@@ -17,12 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from quantkit.data.calibration import Calibration
 from quantkit.errors import RecipeError
 from quantkit.formats.detect import open_variant
+from quantkit.formats.merged import Merged
 from quantkit.ledger import REFERENCE
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
 from quantkit.producers.base import Plan
 from quantkit.producers.convert import convert_many, groups
+from quantkit.producers.merge import kept
 from quantkit.system.files import partials, sha256_json, write_json
 from quantkit.system.progress import say
 
@@ -46,6 +48,12 @@ class RunDirectory:
     def cache(self) -> Path:
         """What only this run's stages read: the reference's hidden states."""
         return self.path / "cache"
+
+    def source(self, given: Checkpoint, *, force: bool) -> Checkpoint:
+        """The source as files: where it is a merge, the run keeps what that gives."""
+        if not isinstance(given, Merged):
+            return given
+        return kept(given, self.path / "source", force=force)
 
     def details(self, model: Model) -> Path:
         """Where the values behind a model's metrics go: one line a question, one a position."""

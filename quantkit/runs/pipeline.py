@@ -10,7 +10,6 @@ from pathlib import Path
 from quantkit import reports as report
 from quantkit.engines import scoring_engine, serving_engine
 from quantkit.errors import QuantkitError, RecipeError
-from quantkit.formats.decoded import open_decoded
 from quantkit.ledger import LEDGER, Ledger, SourceEntry
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.producers.base import Plan
@@ -21,6 +20,7 @@ from quantkit.runs.directory import open_run
 from quantkit.runs.environment import environment
 from quantkit.runs.external import ExternalVariant
 from quantkit.runs.recipe import Recipe
+from quantkit.runs.source import open_given
 from quantkit.runs.stages import Texts, check_measuring_engine
 from quantkit.runs.steps import Work
 from quantkit.system import extras
@@ -64,7 +64,7 @@ class RunPlan(Tabular):
 @keeping_all()
 def plan(recipe: Recipe) -> RunPlan:
     """Open the source and refuse what cannot be made of it: reads no tensor data."""
-    source = open_decoded(recipe.source)
+    source = open_given(recipe.source)
     brought = [entry for entry in recipe.variants if isinstance(entry, ExternalVariant)]
     unusable = {}
     for entry in brought:
@@ -98,6 +98,7 @@ def run(recipe: Recipe, out: Path, *, force: bool = False) -> Ledger:
     )
     with open_run(out) as directory, ExitStack() as stack:
         require_space(directory.path, planned.bytes, f"recipe {recipe.name}")
+        source = directory.source(source, force=force)
         work = Work(recipe, source, planned.variants, texts, directory, stack, force=force)
         machine = environment()
 

@@ -19,6 +19,7 @@ from quantkit.errors import RecipeError, did_you_mean
 from quantkit.evaluation.section import EvaluateSection
 from quantkit.models.spec import Spec
 from quantkit.runs.external import ExternalVariant
+from quantkit.runs.source import AdaptedSource, parsed
 from quantkit.system.packaged import packaged_files
 from quantkit.system.yaml_file import Section, as_value_error, first_problem, read_yaml
 
@@ -43,8 +44,9 @@ class Recipe(Section):
     """Name of the run, and of its directory under runs/."""
     description: str = ""
     """What the run is for, shown in its report."""
-    source: str
-    """A directory, a hub id such as ``org/name@revision``, or ``demo:smollm2-135m``."""
+    source: Annotated[str | AdaptedSource, BeforeValidator(parsed)]
+    """A directory, a hub id such as ``org/name@revision``, or ``demo:smollm2-135m``; or a LoRA
+    adapter and its base, merged: ``{base: org/name, adapter: ./my-lora}``."""
     calibration: CalibrationSection = CalibrationSection()
     """The text that GPTQ, AWQ and importance matrices are fitted to."""
     convert: list[Annotated[str | dict[str, Any], BeforeValidator(_entry)]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +16,14 @@ from quantkit.errors import RecipeError
 from quantkit.evaluation.section import EvaluateSection
 from quantkit.evaluation.tokenizer_match import require_same_tokens
 from quantkit.formats.decoded import open_decoded
-from quantkit.formats.detect import open_model, open_source
+from quantkit.formats.detect import open_model
+from quantkit.formats.merged import Merged
 from quantkit.ledger import REFERENCE
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.engine_config import EngineConfig, Option
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
+from quantkit.runs.source import Source, open_given
 from quantkit.system import extras
 from quantkit.system.garbage import keeping_all
 from quantkit.system.home import home
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: str | Path,
+    source: Source,
     specs: Sequence[Spec],
     out: Path,
     calibration: CalibrationSection,
@@ -50,6 +53,7 @@ def convert(
     """
     from quantkit.data.calibration import calibrate
     from quantkit.producers.convert import convert_many
+    from quantkit.producers.merge import lent
 
     checkpoint, plans = _planned(source, specs, allow_requantize, allow_tokenizer_differences)
     for spec in specs:
@@ -62,14 +66,19 @@ def convert(
         text = load_calibration(calibration.text)
         given = calibration.windows()
         windows = calibrate(text, checkpoint.tokenizer, judges=judges(text), **given)
-    made = convert_many(
-        checkpoint,
-        specs,
-        windows,
-        out,
-        force=force,
-        allow_tokenizer_differences=allow_tokenizer_differences,
-    )
+    with (
+        lent(checkpoint, out)
+        if isinstance(checkpoint, Merged)
+        else nullcontext(checkpoint) as whole
+    ):
+        made = convert_many(
+            whole,
+            specs,
+            windows,
+            out,
+            force=force,
+            allow_tokenizer_differences=allow_tokenizer_differences,
+        )
     failed = [error for error in made.values() if isinstance(error, Exception)]
     if failed:
         for error in failed[1:]:
@@ -80,14 +89,14 @@ def convert(
 
 @keeping_all()
 def _planned(
-    source: str | Path,
+    source: Source,
     specs: Sequence[Spec],
     allow_requantize: bool,
     allow_tokenizer_differences: bool,
 ) -> tuple[Checkpoint, list[Plan]]:
     from quantkit.producers.convert import plan
 
-    checkpoint = open_source(source, allow_requantize=allow_requantize)
+    checkpoint = open_given(source, gguf=True, allow_requantize=allow_requantize)
     allow = allow_tokenizer_differences
     return checkpoint, [plan(checkpoint, spec, allow_tokenizer_differences=allow) for spec in specs]
 
