@@ -97,7 +97,7 @@ def directory_of(recipe: Recipe, out: str | Path | None = None) -> Path:
 
 
 def convert(
-    source: str | Path | Mapping[str, str],
+    source: str | Path | Mapping[str, str | Path],
     specs: Sequence[Spec | str],
     out: str | Path,
     *,
@@ -118,8 +118,13 @@ def convert(
     from quantkit.runs.source import AdaptedSource
 
     parsed = [Spec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
+    given: str | Path | AdaptedSource
+    if isinstance(source, Mapping):
+        given = AdaptedSource.given({key: str(value) for key, value in source.items()})
+    else:
+        given = source
     return single.convert(
-        AdaptedSource.given(source) if isinstance(source, Mapping) else source,
+        given,
         parsed,
         Path(out),
         CalibrationSection.given(calibration),

@@ -61,6 +61,8 @@ def ledger(result: Ledger, directory: Path, as_json: bool) -> None:
 
 def plan(planned: RunPlan, as_json: bool) -> None:
     """What a run will make, and what it will measure as it is."""
+    from quantkit.formats.merged import Merged
+
     brought = [
         {"id": entry.directory, "path": entry.path}
         | ({"error": problem} if (problem := planned.unusable.get(entry.directory)) else {})
@@ -90,6 +92,8 @@ def plan(planned: RunPlan, as_json: bool) -> None:
         for note in variant.notes:
             click.echo(f"{variant.spec.directory}: {note}")
     click.echo(f"{planned.bytes / 1e6:.1f} MB in all")
+    if isinstance(planned.source, Merged):
+        click.echo(f"{planned.source.bytes / 1e6:.1f} MB more for the merged source, which is kept")
     for entry in planned.brought:
         if entry.directory not in planned.unusable:
             click.echo(f"{entry.directory}: measured as it is, from {entry.path}")

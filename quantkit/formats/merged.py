@@ -164,9 +164,9 @@ def _changes(base: Checkpoint, adapter: Adapter, model: Any) -> dict[str, _Chang
     def place(name: str, shape: tuple[int, ...]) -> str:
         if name in tied:
             raise CheckpointError(
-                f"{adapter.path}: changes {name}, which is input embedding and output layer at "
-                f"once in {base.id}, and was one of the two in training: merge it with peft into a "
-                "model that is not tied (tie_word_embeddings), and give that"
+                f"{adapter.path}: changes {name}, which in {base.id} is tied: a merge would change "
+                "input embedding and output layer alike, and training changed one of them; give a "
+                "base that stores both (tie_word_embeddings false)"
             )
         found = name if name in base.tensors else stored(name)
         if found not in base.tensors:

@@ -24,7 +24,10 @@ from quantkit.system.files import (
 )
 from quantkit.system.progress import say
 
-_OF_THE_BASE = ("config.json", ADAPTER, MANIFEST, *SETTINGS)
+_OF_THE_BASE = (
+    *("config.json", ADAPTER, MANIFEST, *SETTINGS),
+    *("*.gguf", "*.onnx", "*.h5", "*.msgpack"),
+)
 """Files of a base that a merged checkpoint has others for, or none."""
 
 
@@ -77,7 +80,7 @@ def lent(merged: Merged, out: Path) -> Iterator[Checkpoint]:
 def _write(merged: Merged, directory: Path) -> None:
     say(f"{merged.id}: merging {merged.adapter.id} into {merged.base.id}")
     require_space(directory, merged.bytes, merged.id)
-    _copy_files(merged.base.path, directory)
+    _copy_files(merged.base, directory)
     entries = [Entry(info.name, info.dtype, info.shape) for info in merged.tensors.values()]
     with Shards(directory, entries) as shards:
         for entry in entries:
@@ -86,13 +89,12 @@ def _write(merged: Merged, directory: Path) -> None:
     merged.record.write(directory)
 
 
-def _copy_files(base: Path, directory: Path) -> None:
-    """All that is not weights or code, and what describes another checkpoint."""
-    for file in base.rglob("*"):
-        inner = file.relative_to(base)
-        hidden = any(part.startswith(".") for part in inner.parts)
+def _copy_files(base: Checkpoint, directory: Path) -> None:
+    """What makes the model beside its weights, and what else lies there that describes it."""
+    others = [file for file in base.path.iterdir() if file.is_file()]
+    for file in {*base.sidecars, *others}:
         left_out = any(file.match(pattern) for pattern in (*LEFT_OUT, *_OF_THE_BASE))
-        if file.is_file() and not hidden and not left_out:
-            copy = directory / inner
-            copy.parent.mkdir(parents=True, exist_ok=True)
+        if not file.name.startswith(".") and not left_out:
+            copy = directory / file.relative_to(base.path)
+            copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)

@@ -33,7 +33,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate({**values, **keys})
         except ValidationError as error:
-            problem = error.errors()[0]
+            problem = _foremost(error)
             where = ".".join(map(str, problem["loc"]))
             known = (
                 did_you_mean(where, list(cls.model_fields)) if "extra" in problem["type"] else ""
@@ -71,9 +71,7 @@ def first_problem(
     model: type[BaseModel], path: Path, text: str, error: ValidationError
 ) -> RecipeError:
     """The first thing that is wrong with a file which should be a ``model``: line, key, what."""
-    problems = error.errors()
-    # A key that is misspelt is also one that is missing: the first says more.
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    problem = _foremost(error)
     where = problem["loc"]
     key = ".".join(str(part) for part in where)
     line = line_of(text, where)
@@ -89,6 +87,12 @@ def first_problem(
         return RecipeError(f"{subject}: {said(problem)}")
     given = json.dumps(problem["input"], default=str)
     return RecipeError(f"{subject}: {problem['msg']}, not {given}")
+
+
+def _foremost(error: ValidationError) -> ErrorDetails:
+    """A key that is misspelt is also one that is missing: the first says more."""
+    problems = error.errors()
+    return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
 
 
 def line_of(text: str, where: Sequence[int | str]) -> int | None:

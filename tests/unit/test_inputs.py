@@ -453,6 +453,8 @@ def test_a_run_says_before_its_work_what_will_have_no_results(
 
 # Adapters
 
+GIVE_BASE = "give its base too: quantkit convert org/base"
+
 
 @pytest.mark.parametrize("with_config", [True, False])
 def test_an_adapter_says_what_it_is(
@@ -464,7 +466,7 @@ def test_an_adapter_says_what_it_is(
         (copy / "config.json").unlink()
     for command in (("inspect", copy), convert_to(copy, "gguf:Q8_0"), recipe(copy)):
         found = refused(*command)
-        assert "is a LoRA adapter of org/base, not a model; merge it first: peft" in found
+        assert f"is a LoRA adapter of org/base, not a model; {GIVE_BASE} --adapter {copy}" in found
 
 
 def test_an_adapter_in_a_recipe_says_what_it_is(
@@ -475,7 +477,7 @@ def test_an_adapter_in_a_recipe_says_what_it_is(
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     ended = quantkit(*recipe(copy, {"path": str(adapter)}))
     assert ended.code == 1
-    assert "is a LoRA adapter of org/base, not a model; merge it first: peft" in ended.error
+    assert "is a LoRA adapter of org/base, not a model; " + GIVE_BASE in ended.error
 
 
 # Errors that nobody expected
