@@ -28,6 +28,7 @@ from quantkit.ledger.load import Slo
 from quantkit.producers.gguf.options import Options
 from quantkit.producers.linear_options import LinearOptions
 from quantkit.runs.recipe import Recipe
+from quantkit.runs.source import AdaptedSource
 
 COMMAND = "python -m docs.reference"
 _HERE = Path(__file__).parent
@@ -136,6 +137,7 @@ def _recipe_page() -> str:
         "to any key, such as `--set evaluate.windows=8`. The shipped ones, `quickstart` and "
         "`wikitext-mmlu`, are good beginnings.\n",
         *_section("The file", Recipe),
+        *_section("`source` with an adapter", AdaptedSource),
         "## An entry of `convert`\n\nEither a spec alone, such as `gguf:Q4_K_M`, or keys:\n",
         *_table(["key", "value", "default", "what it is"], made),
         *_section("Of a GGUF entry", Options),

@@ -16,7 +16,7 @@ from quantkit import engines
 from quantkit.engines.process import Process, free_port, launched
 from quantkit.engines.server import ServeOptions
 from quantkit.models.tokenizer import load_tokenizer
-from quantkit.models.variant import Model, Variant
+from quantkit.models.variant import Model
 
 KEY = "a-key-of-tests"
 PATIENCE = 300.0
@@ -54,8 +54,9 @@ def running(model: Model, log: Path, *, prefix_cache: bool = False) -> Iterator[
         yield Running(options.port, process)
 
 
-def assert_agrees(variant: Variant, log: Path) -> None:
-    """The serving engine computes what was evaluated: the unpacked weights in transformers.
+def assert_agrees(variant: Model, log: Path, reference: Model | None = None) -> None:
+    """The serving engine computes what was evaluated: the unpacked weights in transformers, or
+    those of another ``reference``.
 
     The log-probability of the engine's greedy tokens, in bf16, next to the reference's in float32.
     """
@@ -74,12 +75,12 @@ def assert_agrees(variant: Variant, log: Path) -> None:
     written = choice["token_ids"]
     told = choice["logprobs"]["token_logprobs"]
     assert len(written) == len(told) == 8
-    with engines.load_engine("transformers").scorer(variant, 256) as scorer:
+    with engines.load_engine("transformers").scorer(reference or variant, 256) as scorer:
         (logits,) = scorer.logits([[*prompt, *written]], [len(prompt) - 1])
-    reference = logits.log_softmax(-1)
+    expected = logits.log_softmax(-1)
     for position, (token, logprob) in enumerate(zip(written, told, strict=True)):
-        assert math.isclose(float(reference[position, token]), logprob, abs_tol=0.15)
-        assert float(reference[position].max() - reference[position, token]) < 0.15
+        assert math.isclose(float(expected[position, token]), logprob, abs_tol=0.15)
+        assert float(expected[position].max() - expected[position, token]) < 0.15
 
 
 def tree(pid: int) -> list[psutil.Process]:

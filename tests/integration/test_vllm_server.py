@@ -15,9 +15,12 @@ from quantkit.data.calibration import calibrate
 from quantkit.data.texts import load_text
 from quantkit.engines import serving_engine
 from quantkit.errors import ToolchainError
+from quantkit.formats.merged import open_merged
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
+from quantkit.producers import merge
 from quantkit.producers.convert import convert
+from tests.adapters import make_adapter, merged_by_peft
 from tests.integration.servers import (
     KEY,
     Running,
@@ -102,3 +105,14 @@ def test_computes_what_was_evaluated(family: str, entry: dict[str, Any], tmp_pat
     )
     variant = convert(source, Spec.of_entry(entry), windows, tmp_path)
     assert_agrees(variant, tmp_path / "log")
+
+
+def test_serves_a_source_with_its_adapter(tmp_path: Path) -> None:
+    """Against the checkpoint that PEFT makes of both; the base alone is far from it."""
+    base = make_checkpoint(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", lora_alpha=64)
+    source = merge.kept(open_merged(base, adapter), tmp_path / "run", force=False)
+    theirs = Checkpoint.open(merged_by_peft(base, adapter, tmp_path / "theirs"))
+    assert_agrees(source, tmp_path / "log", theirs)
+    with pytest.raises(AssertionError):
+        assert_agrees(Checkpoint.open(base), tmp_path / "log-of-base", theirs)
