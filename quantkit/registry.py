@@ -28,6 +28,7 @@ MADE_HERE = {
     "gguf": "quantkit.producers.native_gguf:NativeGGUF",
     "gptq": "quantkit.producers.native_gptq:NativeGPTQ",
     "awq": "quantkit.producers.native_awq:NativeAWQ",
+    "compressed-tensors": ("quantkit.producers.native_compressed_tensors:NativeCompressedTensors"),
 }
 """The native producers, by the format that each makes."""
 PRODUCERS = {

@@ -90,3 +90,28 @@ class Dequantizes(Protocol):
         Raise IncompatibleVariant for what is not unpacked.
         """
         ...
+
+
+class QuantizedInputs(Protocol):
+    """What the inputs of a variant's linears are rounded to as it is served."""
+
+    @property
+    def roundings(self) -> Mapping[str, Any]:
+        """By the names of the linears' weights, in the source's words."""
+        ...
+
+    def rounded(self, weight: str, inputs: torch.Tensor) -> torch.Tensor:
+        """``inputs`` (…, in) of one linear, as engines multiply them."""
+        ...
+
+
+@runtime_checkable
+class QuantizesInputs(Protocol):
+    """A format whose engines may quantize activations, too."""
+
+    def quantized_inputs(self, variant: Variant) -> QuantizedInputs | None:
+        """None where nothing but weights is quantized.
+
+        Raise IncompatibleVariant for a rounding that quantkit does not compute.
+        """
+        ...

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """What the sixteen codes of a 4-bit float stand for (OCP Microscaling Formats, 5.3.3)."""
-_MX_BIAS = 127
+MX_BIAS = 127
+"""Of exponents that are stored as a byte."""
 
 
 def check_scales(
@@ -71,9 +72,19 @@ def mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    values = torch.ldexp(_halves(blocks), scales.int().unsqueeze(-1) - _MX_BIAS)
+    values = torch.ldexp(_halves(blocks), scales.int().unsqueeze(-1) - MX_BIAS)
     experts, rows = values.shape[:2]
     return values.reshape(experts, rows, -1).transpose(1, 2).contiguous()
+
+
+def mxfp4_rows(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(out, in) float32; ``packed``: (out, in / 2) uint8, ``scale``: (out, groups) uint8, exponents
+    of 2."""
+    import torch
+
+    values = _halves(packed)
+    exponents = (scale.int() - MX_BIAS).repeat_interleave(values.shape[1] // scale.shape[1], 1)
+    return torch.ldexp(values, exponents)
 
 
 def nvfp4(packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
@@ -88,6 +99,6 @@ def _halves(packed: torch.Tensor) -> torch.Tensor:
     """The two elements of each byte, the low half first, on the last axis."""
     import torch
 
-    table = torch.tensor(_E2M1)
+    table = torch.tensor(E2M1, device=packed.device)
     pairs = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
     return table[pairs.int()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.models.spec import GroupScheme
 
@@ -47,12 +47,14 @@ class LinearLayout:
 
     ``shapes(in, out)``: dtype and shape of each, by the end of its name (``qweight``).
     ``pack(integers)`` gives them, ``unpack(*tensors)`` the (out, in) float32 weight again.
+    ``block``: the rows and columns that share a scale, where it is not a group of a row.
     """
 
     scheme: GroupScheme
     shapes: Callable[[int, int], dict[str, tuple[str, tuple[int, ...]]]]
-    pack: Callable[[Integers], dict[str, torch.Tensor]]
+    pack: Callable[[Any], dict[str, torch.Tensor]]
     unpack: Callable[..., torch.Tensor]
+    block: tuple[int, int] | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from quantkit.system.json_file import read_object
 if TYPE_CHECKING:
     import torch
 
-_WORDS = (".qweight", ".weight_packed")
-"""How the names of packed integers end: GPTQ and AWQ, compressed-tensors."""
+_QUANTIZED = (".qweight", ".weight_scale")
+"""How the name of one tensor of each quantized linear ends: GPTQ and AWQ, compressed-tensors."""
 _METHODS = {
     "gptq": "gptq",
     "awq": "awq",
@@ -145,8 +145,8 @@ def _scheme(config: Mapping[str, Any], file: Path) -> str:
 
 
 def linears_of(tensors: Iterable[str]) -> list[str]:
-    """Names of the packed linears, without the ends of their tensors' names."""
-    return [name.rpartition(".")[0] for name in tensors if name.endswith(_WORDS)]
+    """Names of the quantized linears, without the ends of their tensors' names."""
+    return [name.rpartition(".")[0] for name in tensors if name.endswith(_QUANTIZED)]
 
 
 def tensor_bytes(tensors: Iterable[TensorInfo]) -> int:

@@ -43,6 +43,7 @@ from quantkit.producers.integer_linears import (
     entries,
     linear_names,
     needed,
+    quantized_bits,
     router_names,
     write_config,
 )
@@ -126,13 +127,10 @@ def convert_linears(
             f"{spec}: writing {directory} failed: {error}; run the same command again to "
             "continue from the last finished block"
         ) from error
-    total = sum(entry.bytes for entry in planned)
-    packed = {f"{name}.{part}" for name, layout in layouts.items() for part in layout.parts}
-    packed_bytes = sum(entry.bytes for entry in planned if entry.name in packed)
-    weights = sum(checkpoint.tensors[f"{name}.weight"].numel for name in layouts)
+    everything, quantized = quantized_bits(checkpoint, planned, layouts)
     return Converted(
-        bits_per_weight=total * 8 / checkpoint.parameters,
-        bits_per_weight_quantized=packed_bytes * 8 / weights,
+        bits_per_weight=everything,
+        bits_per_weight_quantized=quantized,
         tools={"torch": torch.__version__},
         notes=(
             *(note for block in finished for note in block.notes),

@@ -80,6 +80,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     for name, layout in layouts.items():
         out_features, in_features = checkpoint.tensors[f"{name}.weight"].shape
         check_shape(spec, layout.scheme, name, in_features, out_features)
+        check_blocks(spec, layout.block, name, in_features, out_features)
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
     narrow = [
         name
@@ -154,6 +155,17 @@ def entries(
     return found
 
 
+def quantized_bits(
+    checkpoint: Checkpoint, planned: Sequence[Entry], layouts: Mapping[str, LinearLayout]
+) -> tuple[float, float]:
+    """Bits per weight of all tensors that are ``planned``, and of the quantized linears alone."""
+    total = sum(entry.bytes for entry in planned)
+    packed = {f"{name}.{part}" for name, layout in layouts.items() for part in layout.parts}
+    packed_bytes = sum(entry.bytes for entry in planned if entry.name in packed)
+    weights = sum(checkpoint.tensors[f"{name}.weight"].numel for name in layouts)
+    return total * 8 / checkpoint.parameters, packed_bytes * 8 / weights
+
+
 def linear_names(blocks: DecoderBlocks) -> list[str]:
     """Names in the checkpoint of every linear of every block, in order, but for those of widths
     that no kernel takes: a gate of one channel."""
@@ -209,6 +221,17 @@ def check_shape(
             raise ConversionError(
                 f"{spec}: {axis} {count} does not divide by {unit} ({where}); use gguf"
             )
+
+
+def check_blocks(
+    spec: Spec, block: tuple[int, int] | None, where: str, in_features: int, out_features: int
+) -> None:
+    """Raise ConversionError where blocks of (rows, columns) do not cover the linear exactly."""
+    if block and (out_features % block[0] or in_features % block[1]):
+        raise ConversionError(
+            f"{spec}: blocks of {block[0]} x {block[1]} do not divide {out_features} x "
+            f"{in_features} ({where}); use compressed-tensors:FP8_DYNAMIC"
+        )
 
 
 def needed(spec: Spec, calibration: Calibration | None) -> Calibration:

@@ -38,13 +38,20 @@ class LinearOptions:
 
     @classmethod
     def of(
-        cls, spec: Spec, bits: tuple[int, ...], group_sizes: tuple[int, ...], *, mixed: bool
+        cls,
+        spec: Spec,
+        bits: tuple[int, ...],
+        group_sizes: tuple[int, ...],
+        *,
+        mixed: bool,
+        others: tuple[str, ...] = (),
     ) -> LinearOptions:
         """Raise RecipeError for an unknown option or a value that does not fit.
 
-        ``mixed``: whether linears of one file may have different schemes.
+        ``mixed``: whether linears of one file may have different schemes. ``others``: options that
+        the producer reads itself.
         """
-        keys = ["rounding", "iters", "skip", *(["overrides"] if mixed else [])]
+        keys = [*others, "rounding", "iters", "skip", *(["overrides"] if mixed else [])]
         given = spec.known_options(keys)
         rounding, iters = given.get("rounding", CLOSED_FORM), given.get("iters", ITERS)
         if rounding not in (LEARNED, CLOSED_FORM):

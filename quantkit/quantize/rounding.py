@@ -116,3 +116,27 @@ def plain_asymmetric(
     grouped = weights.view(weights.shape[0], -1, group_size)
     scales, zeros = asymmetric_range(grouped.amin(-1), grouped.amax(-1), bits, dtype)
     return round_to_nearest(weights, scales, zeros, bits)
+
+
+def minmax(
+    weights: torch.Tensor, bits: int, group_size: int, dtype: torch.dtype, *, symmetric: bool
+) -> Integers:
+    """Round to nearest as compressed-tensors does: over the full range of 2**bits - 1 steps.
+
+    ``weights``: (out, in) float32; ``dtype``: in which the file has the scales.
+    """
+    top = (1 << bits) - 1
+    grouped = weights.view(weights.shape[0], -1, group_size)
+    if symmetric:
+        scales = (grouped.abs().amax(-1) / (top / 2)).to(dtype).float()
+        zeros = torch.full_like(scales, 1 << (bits - 1))
+    else:
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        scales = ((high - low) / top).to(dtype).float()
+        zeros = (-low / scales).round().clamp(0, top)
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    zeros = zeros.nan_to_num_(0)
+    half = 1 << (bits - 1)  # signed until the end, as there: it decides on ties
+    signed = grouped / scales.unsqueeze(-1) + (zeros - half).unsqueeze(-1)
+    codes = signed.round_().clamp_(-half, half - 1).add_(half)
+    return Integers(codes.view_as(weights).byte(), scales, zeros.int())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from quantkit.errors import (
     reading,
 )
 from quantkit.formats import load_format
-from quantkit.formats.base import Dequantizes
+from quantkit.formats.base import Dequantizes, QuantizedInputs, QuantizesInputs
 from quantkit.models import dtypes
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.hf_config import attention
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def load(source: Model, dtype: torch.dtype) -> Any:
-    """Build the model that config.json describes and fill in its weights, one at a time."""
+    """Build the model that config.json describes and fill in its weights, one at a time.
+
+    Where engines round the inputs of linears, too, so does this model.
+    """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
     for note in checkpoint.notes:
         say(f"{checkpoint.id}: {note}")
@@ -43,6 +46,7 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     missing = set(slots)
     plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
     beside = set(stored.beside(checkpoint.tensors))
+    inputs = _quantized_inputs(source)
     for name, whole in _weights(source):
         if name in beside:
             continue
@@ -61,6 +65,9 @@ def load(source: Model, dtype: torch.dtype) -> Any:
                 raise _not_plain(checkpoint, name, str(tensor.dtype))
             slot.copy_(tensor)
             missing.discard(part.name)
+            if inputs and name in inputs.roundings:
+                linear = model.get_submodule(part.name.removesuffix(".weight"))
+                linear.register_forward_pre_hook(_rounding(inputs, name))
     # As in from_pretrained: not where both are there and differ, and from whichever is there.
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
@@ -159,6 +166,23 @@ def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
+
+
+def _quantized_inputs(source: Model) -> QuantizedInputs | None:
+    """None where only weights are quantized, or nothing."""
+    if isinstance(source, Checkpoint):
+        return None
+    format_ = load_format(source.format)
+    return format_.quantized_inputs(source) if isinstance(format_, QuantizesInputs) else None
+
+
+def _rounding(inputs: QuantizedInputs, weight: str) -> Callable[..., tuple[Any, ...]]:
+    """A hook for the linear with this weight."""
+
+    def hook(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs.rounded(weight, given[0]), *given[1:]
+
+    return hook
 
 
 def _weights(source: Model) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,51 @@
+"""The compressed-tensors format: what llm-compressor and quantkit write and vLLM reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.formats.compressed_tensors.activations import QuantizedInputs
+from quantkit.formats.compressed_tensors.encodings import encodings
+from quantkit.formats.compressed_tensors.presets import named
+from quantkit.formats.encoding import Decoded
+from quantkit.formats.packed import Packed, Quantization
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CompressedTensors(Packed):
+    """Integer and float weights, and what the inputs of linears are rounded to."""
+
+    name = "compressed-tensors"
+
+    def detect(self, path: Path) -> Variant | None:
+        """As ``Format.detect``; the scheme has the preset's name where there is one."""
+        found = super().detect(path)
+        if found is None:
+            return None
+        groups = Quantization.opened(path).config.get("config_groups") or {}
+        names = {named(group) for group in groups.values()} if isinstance(groups, dict) else {None}
+        scheme = names.pop() if len(names) == 1 else None
+        return Variant(found.id, path, self.name, scheme or found.scheme, None)
+
+    def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
+        """As ``Format.dequantize``; raise IncompatibleVariant for what is not decoded."""
+        decoded = _decoded(variant.path)
+        for name in decoded.tensors:
+            yield name, decoded.exact(name)
+
+    def quantized_inputs(self, variant: Variant) -> QuantizedInputs | None:
+        """As ``QuantizesInputs.quantized_inputs``."""
+        decoded = _decoded(variant.path)
+        return QuantizedInputs.of(decoded, Quantization.opened(variant.path).config)
+
+
+def _decoded(path: Path) -> Decoded:
+    quantization = Quantization.opened(path)
+    found = encodings(quantization.config, quantization.file)
+    return Decoded.of(Checkpoint.open(path), "compressed-tensors", found)

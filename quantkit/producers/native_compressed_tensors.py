@@ -1,0 +1,157 @@
+"""compressed-tensors made by quantkit: what vLLM serves on GPUs of each generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.errors import RecipeError
+from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
+from quantkit.formats.compressed_tensors.presets import Preset, preset
+from quantkit.formats.integer_linears import LinearLayout
+from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.dtypes import stored_bytes
+from quantkit.models.spec import GroupScheme, Spec
+from quantkit.producers.base import Converted, Plan
+from quantkit.producers.integer_linears import IntegerLinears, plan_linears
+from quantkit.producers.linear_options import LinearOptions
+
+if TYPE_CHECKING:
+    from quantkit.data.calibration import Calibration
+    from quantkit.producers.block_conversion import BlockQuantizer
+
+GPTQ, AWQ, ROUNDING, BEST_SCALE = "gptq", "awq", "rtn", "best-scale"
+GROUP_SIZES = (32, 64, 128, -1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A spec, read: its scheme, who decides on the weights, and the linears."""
+
+    preset: Preset
+    algorithm: str
+    linears: IntegerLinears
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the weights depend on text."""
+        return self.algorithm in (GPTQ, AWQ)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every option as it holds, for the manifest."""
+        told: dict[str, Any] = {"algorithm": self.algorithm}
+        if self.preset.weights.group_size and self.preset.is_integer:
+            told["group_size"] = self.preset.weights.group_size
+        options = self.linears.options.resolved()
+        if not self.calibrates:
+            del options["rounding"]
+        return told | options
+
+
+class NativeCompressedTensors:
+    """``compressed-tensors:W4A16`` and its like, under the library's own names."""
+
+    formats = ("compressed-tensors",)
+    resumes = True
+
+    def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
+        """As ``Producer.plan``; the bytes are those of all tensors, exactly."""
+        asked = _asked(checkpoint, spec)
+        planned = plan_linears(checkpoint, asked.linears)
+        notes = [*planned.notes, *_notes(asked.preset)]
+        return replace(
+            planned,
+            needs_calibration=asked.calibrates,
+            notes=tuple(notes),
+            options=asked.resolved,
+        )
+
+    def convert(
+        self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
+    ) -> Converted:
+        """As ``Producer.convert``."""
+        asked = _asked(checkpoint, spec)
+
+        def describe(
+            linears: IntegerLinears,
+            names: Sequence[str],
+            routers: Sequence[str],
+            beside: Sequence[str],
+        ) -> dict[str, Any]:
+            schemes = linears.schemes(names)
+            skipped = [name for name in names if name not in schemes]
+            return asked.preset.described([*skipped, *routers, *beside, "lm_head"])
+
+        if asked.calibrates:
+            from quantkit.producers.block_conversion import convert_checkpoint
+
+            converted, _ = convert_checkpoint(
+                checkpoint,
+                asked.linears,
+                calibration,
+                directory,
+                _quantizer(asked, checkpoint),
+                describe,
+            )
+        else:
+            from quantkit.producers.rounded_conversion import convert_rounded
+
+            search = asked.algorithm == BEST_SCALE
+            converted = convert_rounded(
+                checkpoint, asked.linears, asked.preset, directory, describe, search=search
+            )
+        return replace(converted, options=asked.resolved)
+
+
+def _notes(preset: Preset) -> list[str]:
+    inputs = preset.activations
+    if inputs is None:
+        return []
+    kind = {("int", 8): "INT8", ("float", 8): "FP8", ("float", 4): "FP4"}
+    of = "token" if inputs.strategy == "token" else f"group of {inputs.group_size} channels"
+    return [
+        f"engines round the inputs of linears too, to {kind[inputs.type, inputs.num_bits]} with a "
+        f"scale for each {of}; what is measured here includes that"
+    ]
+
+
+def _quantizer(asked: _Asked, checkpoint: Checkpoint) -> BlockQuantizer:
+    from quantkit.quantize.awq import BlockAWQ
+    from quantkit.quantize.block_gptq import BlockGPTQ
+
+    dtype, steps = checkpoint.dtype, asked.linears.options.steps
+    if asked.algorithm == AWQ:
+        return BlockAWQ(dtype, steps)
+    return BlockGPTQ(dtype, steps, symmetric=asked.preset.weights.symmetric)
+
+
+def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
+    """Raise RecipeError for a scheme or an option that is unknown or does not fit."""
+    given = dict(spec.options)
+    algorithm, size = given.pop("algorithm", None), given.pop("group_size", None)
+    if size is not None and size not in GROUP_SIZES:
+        raise RecipeError(f"spec {spec}: group_size is {size!r}, expected one of {GROUP_SIZES}")
+    found = preset(spec, size)
+    known = [GPTQ, ROUNDING] if found.is_integer else [BEST_SCALE, ROUNDING]
+    if not found.weights.symmetric:
+        known.insert(1, AWQ)
+    algorithm = algorithm or known[0]
+    if algorithm not in known:
+        raise RecipeError(
+            f"spec {spec}: algorithm is {algorithm!r}; {spec.scheme} takes {', '.join(known)}"
+        )
+    options = LinearOptions.of(
+        spec, (4, 8), GROUP_SIZES, mixed=False, others=("algorithm", "group_size")
+    )
+    if options.steps and algorithm not in (GPTQ, AWQ):
+        raise RecipeError(f"spec {spec}: rounding is learned after gptq or awq, not {algorithm}")
+    dtype = min(checkpoint.scheme.upper(), "F32", key=lambda name: stored_bytes(name, (1,)))
+
+    def laid_out(_: GroupScheme) -> LinearLayout:
+        return layout(found, dtype)
+
+    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, scaled=algorithm == AWQ)
+    return _Asked(found, algorithm, linears)
