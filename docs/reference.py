@@ -27,6 +27,7 @@ from quantkit.evaluation.section import EvaluateSection
 from quantkit.ledger.load import Slo
 from quantkit.producers.gguf.options import Options
 from quantkit.producers.linear_options import LinearOptions
+from quantkit.producers.native_compressed_tensors import SchemeOptions
 from quantkit.runs.recipe import Recipe
 from quantkit.runs.source import AdaptedSource
 
@@ -141,7 +142,8 @@ def _recipe_page() -> str:
         "## An entry of `convert`\n\nEither a spec alone, such as `gguf:Q4_K_M`, or keys:\n",
         *_table(["key", "value", "default", "what it is"], made),
         *_section("Of a GGUF entry", Options),
-        *_section("Of a GPTQ or AWQ entry", LinearOptions),
+        *_section("Of a GPTQ, AWQ or compressed-tensors entry", LinearOptions),
+        *_section("Of a compressed-tensors entry", SchemeOptions),
         *_section("`calibration`", CalibrationSection),
         *_section("`evaluate`", EvaluateSection),
         *_section("`bench`", BenchSection),

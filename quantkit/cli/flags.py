@@ -129,11 +129,35 @@ def calibration(command: Command) -> Command:
     )
 
 
+def compressed(command: Command) -> Command:
+    """What the schemes of compressed-tensors leave open; a dict of what was given."""
+    return grouped(
+        "compressed",
+        "compressed-tensors",
+        command,
+        click.option(
+            "--algorithm",
+            type=click.Choice(("gptq", "awq", "rtn", "best-scale")),
+            help="What decides on the weights: gptq, awq (W4A16_ASYM) or rtn, round to nearest; of "
+            "floats best-scale or rtn.",
+            show_default="gptq; of floats best-scale",
+        ),
+        click.option(
+            "--group-size",
+            type=int,
+            metavar="N",
+            help="Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128, "
+            "or -1 for all.",
+            show_default="128",
+        ),
+    )
+
+
 def integers(command: Command) -> Command:
-    """How the native GPTQ and AWQ round, and which linears; a dict of what was given."""
+    """How the native quantizers round, and which linears; a dict of what was given."""
     return grouped(
         "integers",
-        "GPTQ and AWQ",
+        "GPTQ, AWQ and compressed-tensors",
         command,
         click.option(
             "--rounding",

@@ -145,6 +145,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @flags.calibration
 @flags.gguf
 @flags.integers
+@flags.compressed
 @flags.producer
 def convert(
     model: str,
@@ -155,7 +156,7 @@ def convert(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make variants of a model: GGUF, GPTQ, AWQ.
+    """Make variants of a model: GGUF, GPTQ, AWQ, compressed-tensors.
 
     Options of a format apply to every --to of that format.
 
@@ -164,7 +165,7 @@ def convert(
     from quantkit.cli import show
     from quantkit.cli.spec_arguments import specs_of
 
-    given = {name: options.pop(name) for name in ("gguf", "integers", "producer")}
+    given = {name: options.pop(name) for name in ("gguf", "integers", "compressed", "producer")}
     source = {"base": model, "adapter": adapter} if adapter else model
     made = api.convert(source, specs_of(specs, **given), out, force=force, **options)
     show.variants(made, as_json)

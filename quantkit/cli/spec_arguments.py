@@ -20,12 +20,15 @@ def specs_of(
     *,
     gguf: Mapping[str, Any],
     integers: Mapping[str, Any],
+    compressed: Mapping[str, Any],
     producer: Mapping[str, Any],
 ) -> list[Spec]:
     """What every ``--to`` asks for. ``gguf``: options of all GGUF specs, ``producer``: who makes
-    the others, ``integers``: what the native ones are told; None where not given."""
+    the others, ``integers`` and ``compressed``: what the native ones are told; None where not
+    given."""
     parsed = [Spec.parse(text) for text in dict.fromkeys(texts)]
-    return by_producer(with_integer_options(with_gguf_options(parsed, gguf), integers), **producer)
+    told = with_integer_options(with_gguf_options(parsed, gguf), integers)
+    return by_producer(_having(told, _given(compressed), ("compressed-tensors",)), **producer)
 
 
 def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Spec]:
@@ -37,11 +40,12 @@ def with_gguf_options(specs: Sequence[Spec], gguf: Mapping[str, Any]) -> list[Sp
 
 
 def with_integer_options(specs: Sequence[Spec], integers: Mapping[str, Any]) -> list[Spec]:
-    """The specs, GPTQ and AWQ with these options; None and () stand for what was not given."""
-    return _having(specs, _given(integers, "overrides"), ("gptq", "awq"))
+    """The specs, all but GGUF with these options; None and () stand for what was not given."""
+    given = _given(integers, "overrides")
+    return _having(specs, given, ("gptq", "awq", "compressed-tensors"))
 
 
-def _given(options: Mapping[str, Any], pairs: str) -> dict[str, Any]:
+def _given(options: Mapping[str, Any], pairs: str = "") -> dict[str, Any]:
     """What was given; under the key ``pairs`` are values of the form NAME=VALUE."""
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if pairs in given:
@@ -53,7 +57,10 @@ def _having(specs: Sequence[Spec], given: Mapping[str, Any], formats: Sequence[s
     if given and all(spec.format not in formats for spec in specs):
         flag, takers = f"--{next(iter(given)).replace('_', '-')}", " or ".join(formats)
         raise RecipeError(f"{flag}: only {takers} takes it, and no --to asks for {takers}")
-    return [spec.having(given) if spec.format in formats else spec for spec in specs]
+    return [
+        spec.having({**dict(spec.options), **given}) if spec.format in formats else spec
+        for spec in specs
+    ]
 
 
 def by_producer(

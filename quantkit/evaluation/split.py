@@ -7,6 +7,9 @@ mean negative log likelihood:
     s - b  =  (p - b)  +  (q - b)  +  (s - q - p + b)
     total     conversion  quantization  engine
 
+Where the engine is told to round activations as well (W8A8, FP8), q does so, too, and r is the same
+with activations left alone: then r - b is quantization, and q - r activations.
+
 The engine's part is what it computes otherwise with the quantized weights than with the source's:
 rounding of activations, which ggml quantizes to 8 bits beside quantized weights, and kernels. What
 it does to both alike (a 16-bit cache, the order of sums) is in the conversion. Where a GGUF cannot
@@ -42,17 +45,21 @@ def parts(
     own: Sequence[float] | None,
     served: Sequence[float] | None,
     plain: Sequence[float] | None,
+    weights: Sequence[float] | None = None,
 ) -> dict[str, Part]:
-    """``conversion``, ``quantization`` and ``engine`` as far as they are known, and ``total``.
+    """``conversion``, ``quantization``, ``activations`` and ``engine`` as far as they are known,
+    and ``total``.
 
-    Means of each window, nats per token: b, q, s and p of the module's equation. Without ``plain``
-    nothing was converted. Without ``own`` what is not conversion is known only as a whole, and not
-    shown; without ``served`` the total is of what there is.
+    Means of each window, nats per token: b, q, s, p and r of the module's equations. Without
+    ``plain`` nothing was converted, without ``weights`` activations are not rounded. Without
+    ``own`` what is not conversion is known only as a whole, and not shown; without ``served`` the
+    total is of what there is.
     """
     converted = None if plain is None else np.subtract(plain, base)
     columns = {
         "conversion": converted,
-        "quantization": None if own is None else np.subtract(own, base),
+        "quantization": None if own is None else np.subtract(weights or own, base),
+        "activations": None if own is None or weights is None else np.subtract(own, weights),
         "engine": None
         if own is None or served is None
         else np.subtract(served, own) - (0 if converted is None else converted),

@@ -34,6 +34,9 @@ class Loss(_Entry):
     GGUF."""
     quantization: Part | None
     """The variant's weights, unpacked, against the source's, both in the reference engine."""
+    activations: Part | None = None
+    """What rounding the inputs of linears adds, as the serving engine does it, computed in the
+    reference engine; None where it does not."""
     engine: Part | None
     """All else: what the serving engine computes otherwise with these weights than the reference
     engine does, beyond ``conversion``."""
@@ -41,7 +44,7 @@ class Loss(_Entry):
     kld: Part | None
     """Divergence of the variant on the serving engine, where that gives whole distributions."""
     kld_quantization: Part | None
-    """Divergence of its unpacked weights in the reference engine."""
+    """Divergence of its unpacked weights in the reference engine, activations left alone."""
     windows: int
     reference_engine: EngineConfig
     serving_engine: EngineConfig | None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantkit import registry
-from quantkit.errors import ConversionError
 
 if TYPE_CHECKING:
     from quantkit.models.spec import Spec
@@ -16,18 +15,10 @@ if TYPE_CHECKING:
 
 
 def load_producer(spec: Spec) -> Producer:
-    """What makes ``spec``: quantkit itself, or the package that it names.
-
-    Raise ConversionError where quantkit only reads its format.
-    """
+    """What makes ``spec``: quantkit itself, or the package that it names."""
     producer: Producer
     if spec.producer != registry.NATIVE:
         producer = registry.load("producer", spec.producer)
-    elif spec.format in registry.MADE_HERE:
-        producer = registry.instance(registry.MADE_HERE[spec.format])
     else:
-        raise ConversionError(
-            f"{spec}: quantkit reads {spec.format} but does not make it; convert to "
-            f"{', '.join(registry.MADE_HERE)}, or give a variant made elsewhere by its `path`"
-        )
+        producer = registry.instance(registry.MADE_HERE[spec.format])
     return producer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 
 GPTQ, AWQ, ROUNDING, BEST_SCALE = "gptq", "awq", "rtn", "best-scale"
 GROUP_SIZES = (32, 64, 128, -1)
+
+
+@dataclass(frozen=True)
+class SchemeOptions:
+    """What a scheme leaves open."""
+
+    algorithm: str | None = None
+    """Who decides on the weights: ``gptq`` (the default of integers), ``awq`` (W4A16_ASYM) or
+    ``rtn``, round to nearest; of floats ``best-scale`` (their default) or ``rtn``."""
+    group_size: int | None = None
+    """Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128 or -1 for
+    all; 128 by default."""
 
 
 @dataclass(frozen=True)
@@ -130,22 +142,22 @@ def _quantizer(asked: _Asked, checkpoint: Checkpoint) -> BlockQuantizer:
 
 def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
     """Raise RecipeError for a scheme or an option that is unknown or does not fit."""
-    given = dict(spec.options)
-    algorithm, size = given.pop("algorithm", None), given.pop("group_size", None)
+    own = [field.name for field in fields(SchemeOptions)]
+    given: dict[str, Any] = {key: value for key, value in spec.options if key in own}
+    chosen = SchemeOptions(**given)
+    size = chosen.group_size
     if size is not None and size not in GROUP_SIZES:
         raise RecipeError(f"spec {spec}: group_size is {size!r}, expected one of {GROUP_SIZES}")
     found = preset(spec, size)
     known = [GPTQ, ROUNDING] if found.is_integer else [BEST_SCALE, ROUNDING]
     if not found.weights.symmetric:
         known.insert(1, AWQ)
-    algorithm = algorithm or known[0]
+    algorithm = chosen.algorithm or known[0]
     if algorithm not in known:
         raise RecipeError(
             f"spec {spec}: algorithm is {algorithm!r}; {spec.scheme} takes {', '.join(known)}"
         )
-    options = LinearOptions.of(
-        spec, (4, 8), GROUP_SIZES, mixed=False, others=("algorithm", "group_size")
-    )
+    options = LinearOptions.of(spec, (4, 8), GROUP_SIZES, mixed=False, others=tuple(own))
     if options.steps and algorithm not in (GPTQ, AWQ):
         raise RecipeError(f"spec {spec}: rounding is learned after gptq or awq, not {algorithm}")
     dtype = min(checkpoint.scheme.upper(), "F32", key=lambda name: stored_bytes(name, (1,)))

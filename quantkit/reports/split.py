@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.ledger import Ledger, Row
@@ -13,7 +14,7 @@ from quantkit.reports.noise import Z95, AgainstFloor, against_floor
 from quantkit.reports.panels import Measure, Panels, Reading, lay_out
 from quantkit.reports.scales import around, logarithmic
 
-PARTS = ("conversion", "quantization", "engine")
+PARTS = ("conversion", "quantization", "activations", "engine")
 Number = tuple[str, str]
 """A value and its error: ``+0.0033``, ``± 0.0014``."""
 _FLOOR = "noise floor"
@@ -27,7 +28,7 @@ class Line:
     is_floor: bool
     engine: str
     parts: tuple[Number, ...]
-    """As ``PARTS``."""
+    """As ``Losses.parts``."""
     total: Number
     ppl: str
     """The total as a change of the perplexity."""
@@ -44,6 +45,8 @@ class Losses:
     windows: str
     text: str
     """The first of several; else empty."""
+    parts: tuple[str, ...]
+    """Of ``PARTS``; activations only where some are rounded."""
     chart: Panels | None
     lines: tuple[Line, ...]
 
@@ -53,23 +56,26 @@ def losses(ledger: Ledger) -> Losses | None:
     split = [(row, row.loss) for row in ledger.variants if row.loss]
     if not split:
         return None
+    rounded = any(loss.activations for _, loss in split)
+    parts = tuple(name for name in PARTS if rounded or name != "activations")
     return Losses(
         " or ".join(dict.fromkeys(f"{loss.windows:,}" for _, loss in split)),
         texts.title(ledger, ledger.texts[0].name) if texts.several(ledger) else "",
-        _chart(ledger.noise_floor, split),
+        parts,
+        _chart(ledger.noise_floor, split, parts),
         (
-            *map(_floor_line, ledger.noise_floor),
-            *(_line(row.id, loss, against_floor(ledger, row)) for row, loss in split),
+            *(_floor_line(floor, parts) for floor in ledger.noise_floor),
+            *(_line(row.id, loss, parts, against_floor(ledger, row)) for row, loss in split),
         ),
     )
 
 
-def _line(id_: str, loss: Loss, floor: AgainstFloor | None) -> Line:
+def _line(id_: str, loss: Loss, parts: Sequence[str], floor: AgainstFloor | None) -> Line:
     return Line(
         id_,
         False,
         str(loss.serving_engine or f"{loss.reference_engine} only"),
-        tuple(_signed(getattr(loss, name)) for name in PARTS),
+        tuple(_signed(getattr(loss, name)) for name in parts),
         _signed(loss.total),
         _percent(loss.total),
         _plain(loss.kld_quantization),
@@ -79,13 +85,13 @@ def _line(id_: str, loss: Loss, floor: AgainstFloor | None) -> Line:
     )
 
 
-def _floor_line(floor: NoiseFloor) -> Line:
+def _floor_line(floor: NoiseFloor, parts: Sequence[str]) -> Line:
     top = floor.top1_agreement
     return Line(
         f"{_FLOOR}: {floor.weights if floor.batch == 1 else _batch(floor)}",
         True,
         str(floor.engine),
-        (_signed(None),) * len(PARTS),
+        (_signed(None),) * len(parts),
         _signed(floor.nll),
         _percent(floor.nll),
         _plain(None),
@@ -129,7 +135,9 @@ def _percent(part: Part) -> str:
     return f"{signed(100 * math.expm1(part.value), 2)} %"
 
 
-def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | None:
+def _chart(
+    floors: list[NoiseFloor], split: list[tuple[Row, Loss]], parts: Sequence[str]
+) -> Panels | None:
     names = [(_floor_name(floor), str(floor.engine)) for floor in floors]
     names += [(row.id, str(loss.serving_engine or loss.reference_engine)) for row, loss in split]
     return lay_out(
@@ -158,13 +166,13 @@ def _chart(floors: list[NoiseFloor], split: list[tuple[Row, Loss]]) -> Panels | 
         ],
         row_height=36.0,
         key=[
-            *((name, 0, name) for name in PARTS),
+            *((name, 0, name) for name in parts),
             ("total", 0, "total, with its 95 % interval"),
             ("median", 0, "divergence by quantization alone"),
             ("mean", 0, "divergence on the serving engine"),
         ],
-        summary="The loss of each variant in nats per token, as a stack of conversion, "
-        "quantization and engine, and its divergence; the noise floor is the unquantized source "
+        summary="The loss of each variant in nats per token, as a stack of "
+        f"{', '.join(parts)}, and its divergence; the noise floor is the unquantized source "
         "on the same engines, and in larger batches. "
         "The table has the same numbers.",
     )

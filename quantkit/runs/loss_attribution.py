@@ -15,6 +15,7 @@ from quantkit.engines.base import Engine, config_of, serving
 from quantkit.errors import ConversionError, IncompatibleVariant, ToolchainError
 from quantkit.evaluation.samples import METRICS_VERSION, Evaluated, MeasuredText
 from quantkit.formats import load_format
+from quantkit.formats.base import QuantizesInputs
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.gguf_source import GGUFSource
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
@@ -103,9 +104,11 @@ class LossAttribution:
         known = {name: values[: len(self.base)] for name, values in whole.items()}
         engine = serving_engine(model)
         own: dict[str, list[float]] | None
+        weights: dict[str, list[float]] | None = None
         served: dict[str, list[float]] | None
         if self.asks_server(model):
             own, plain = known, None
+            weights = self._with_exact_inputs(model)
             nll = _unless(notes, "engine", partial(self._likelihoods, model, engine, servers))
             served = None if nll is None else {"ppl": nll}
         else:
@@ -117,14 +120,17 @@ class LossAttribution:
             own["ppl"] if own else None,
             served["ppl"] if served else None,
             plain.windows["ppl"] if plain else None,
+            weights["ppl"] if weights else None,
         )
+        of_weights = weights or own
         return Loss(
             conversion=found.get("conversion"),
             quantization=found.get("quantization"),
+            activations=found.get("activations"),
             engine=found.get("engine"),
             total=found["total"],
             kld=part(served["kld_mean"]) if served and "kld_mean" in served else None,
-            kld_quantization=part(own["kld_mean"]) if own else None,
+            kld_quantization=part(of_weights["kld_mean"]) if of_weights else None,
             windows=len(self.base),
             reference_engine=self.reference.engine,
             serving_engine=config_of(engine) if served else None,
@@ -196,6 +202,18 @@ class LossAttribution:
             notes.append(_IN_LLAMA_CPP)
             return self._dequantized(model)
         return self._unpacked(model).windows
+
+    def _with_exact_inputs(self, model: Variant) -> dict[str, list[float]] | None:
+        """What the weights alone lose where engines round the inputs of linears, too; else None."""
+        from quantkit.engines.transformers import Transformers
+
+        format_ = load_format(model.format)
+        if not isinstance(format_, QuantizesInputs) or not format_.quantized_inputs(model):
+            return None
+        engine = Transformers({"inputs": "exact"})
+        make = partial(self._measure, model, engine)
+        found = self.directory.result("exact-inputs", model, self._key(engine), make, MeasuredText)
+        return found.windows
 
     def _unpacked(self, model: Variant) -> MeasuredText:
         engine = scoring_engine(self.source)

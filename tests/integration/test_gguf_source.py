@@ -32,7 +32,7 @@ NATIVE: dict[str, Any] = {"producer": None, "producer_args": ()}
 
 
 def make(source: Path, scheme: str, out: Path, requantize: bool = False, **gguf: Any) -> Variant:
-    specs = specs_of([f"gguf:{scheme}"], gguf=gguf, integers={}, producer=NATIVE)
+    specs = specs_of([f"gguf:{scheme}"], gguf=gguf, integers={}, compressed={}, producer=NATIVE)
     (variant,) = api.convert(source, specs, out, allow_requantize=requantize)
     return variant
 
@@ -166,7 +166,7 @@ def test_what_is_made_of_the_checkpoint_only_is_refused(
     sources: dict[str, Path], quantized: dict[str, Path], tmp_path: Path
 ) -> None:
     def refused(source: Path, spec: str, **options: Any) -> str:
-        specs = specs_of([spec], gguf=options, integers={}, producer=NATIVE)
+        specs = specs_of([spec], gguf=options, integers={}, compressed={}, producer=NATIVE)
         calibration = {"text": "pydoc:calibration"}
         with pytest.raises((ConversionError, CheckpointError, RecipeError)) as error:
             api.convert(source, specs, tmp_path / "out", calibration=calibration)

@@ -21,9 +21,10 @@ __all__ = ["Transformers", "TransformersScorer"]
 
 
 class Transformers:
-    """Runs safetensors, GPTQ and AWQ in this process; does not serve.
+    """Runs safetensors, GPTQ, AWQ and compressed-tensors in this process; does not serve.
 
-    Option ``batch``: a factor for the number of tokens that are computed at once.
+    Option ``batch``: a factor for the number of tokens that are computed at once. ``inputs``:
+    ``exact`` leaves the inputs of linears as they are where the engines that serve round them.
     """
 
     name = "transformers"
@@ -50,24 +51,31 @@ class Transformers:
         if self.version() is None:
             raise ToolchainError("transformers is not installed; run: pip install quantkit")
         check_format(self, model)
-        self._batch()
+        self._options()
         if isinstance(model, Checkpoint):
             check_weights(model)
 
     def scorer(self, model: Model, context: int) -> TransformersScorer:
         """Load ``model``; ``context`` costs nothing here."""
         self.check(model)
-        return TransformersScorer(model, context, self._batch())
+        batch, exact = self._options()
+        return TransformersScorer(model, context, batch, exact_inputs=exact)
 
-    def _batch(self) -> int:
-        """Raise RecipeError for any other option, or a value that is no number."""
+    def _options(self) -> tuple[int, bool]:
+        """``batch``, and whether inputs stay exact; raise RecipeError for any other option or
+        value."""
         for name in self.options:
-            if name != "batch":
-                raise RecipeError(f"transformers: unknown option {name!r}; it takes batch")
+            if name not in ("batch", "inputs"):
+                raise RecipeError(
+                    f"transformers: unknown option {name!r}; it takes batch and inputs"
+                )
         batch = self.options.get("batch", 1)
         if not isinstance(batch, int) or batch < 1:
             raise RecipeError(f"transformers: batch is {batch!r}, expected a whole number above 0")
-        return batch
+        inputs = self.options.get("inputs", "as-served")
+        if inputs not in ("as-served", "exact"):
+            raise RecipeError(f"transformers: inputs is {inputs!r}, expected as-served or exact")
+        return batch, inputs == "exact"
 
     def language_model(self, model: Model, context: int) -> TransformersScorer:
         """The scorer: it writes as well."""

@@ -32,12 +32,16 @@ class TransformersScorer(Scorer):
     """A model in float32 on the CPU, in bfloat16 on a GPU that has it, loaded within ``with``.
 
     ``batch``: how many times as many sequences that share nothing go together as usual.
+    ``exact_inputs``: whether the inputs of linears stay as they are where engines round them.
     """
 
-    def __init__(self, model: Model, context: int, batch: int = 1) -> None:
+    def __init__(
+        self, model: Model, context: int, batch: int = 1, *, exact_inputs: bool = False
+    ) -> None:
         self._source = model
         self._context = context
         self._batch = batch
+        self._exact_inputs = exact_inputs
 
     def __enter__(self) -> TransformersScorer:
         import torch
@@ -45,7 +49,8 @@ class TransformersScorer(Scorer):
         cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if cuda else "cpu")
         dtype = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float32
-        self._model = load(self._source, dtype).to(self._device)
+        model = load(self._source, dtype, exact_inputs=self._exact_inputs)
+        self._model = model.to(self._device)
         output: torch.Tensor = self._model.get_output_embeddings().weight
         self._output = output.detach().float()
         self._check_output_layer()

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def load(source: Model, dtype: torch.dtype) -> Any:
+def load(source: Model, dtype: torch.dtype, *, exact_inputs: bool = False) -> Any:
     """Build the model that config.json describes and fill in its weights, one at a time.
 
-    Where engines round the inputs of linears, too, so does this model.
+    Where engines round the inputs of linears, too, so does this model, but for ``exact_inputs``.
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source.path)
     for note in checkpoint.notes:
@@ -46,7 +46,7 @@ def load(source: Model, dtype: torch.dtype) -> Any:
     missing = set(slots)
     plain = [dtypes.torch_dtype(dtype) for dtype in dtypes.WEIGHTS]
     beside = set(stored.beside(checkpoint.tensors))
-    inputs = _quantized_inputs(source)
+    inputs = None if exact_inputs else _quantized_inputs(source)
     for name, whole in _weights(source):
         if name in beside:
             continue
