@@ -94,8 +94,11 @@ MIXED = {
     [
         ("llama", MIXED),
         ("qwen3", {"spec": "awq:w4g64", "skip": [r"layers\.0\.mlp\.(gate|up)_proj"]}),
+        ("qwen3", {"spec": "compressed-tensors:W4A16_ASYM", "algorithm": "awq"}),
+        ("llama", {"spec": "compressed-tensors:W8A8", "skip": ["down_proj"]}),
+        ("qwen2", {"spec": "compressed-tensors:FP8_DYNAMIC"}),
     ],
-    ids=["gptq", "awq"],
+    ids=["gptq", "awq", "w4a16-asym", "w8a8", "fp8"],
 )
 def test_computes_what_was_evaluated(family: str, entry: dict[str, Any], tmp_path: Path) -> None:
     """vLLM's kernels on our packing, some linears left as they are or in smaller groups."""

