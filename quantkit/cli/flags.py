@@ -143,6 +143,12 @@ def compressed(command: Command) -> Command:
             show_default="gptq; of floats best-scale",
         ),
         click.option(
+            "--smoothing/--no-smoothing",
+            default=None,
+            help="Whether outliers of activations are moved into the weights first, of W8A8.",
+            show_default="of W8A8 by gptq: yes",
+        ),
+        click.option(
             "--group-size",
             type=int,
             metavar="N",

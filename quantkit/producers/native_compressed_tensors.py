@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import RecipeError
 from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
-from quantkit.formats.compressed_tensors.presets import Preset, preset
+from quantkit.formats.compressed_tensors.presets import INT, Preset, preset
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.dtypes import stored_bytes
@@ -36,6 +36,9 @@ class SchemeOptions:
     group_size: int | None = None
     """Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128 or -1 for
     all; 128 by default."""
+    smoothing: bool | None = None
+    """Whether outliers of activations are moved into the weights first (SmoothQuant), of W8A8 by
+    ``gptq``; there it is the default."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class _Asked:
 
     preset: Preset
     algorithm: str
+    smoothing: bool
     linears: IntegerLinears
 
     @property
@@ -55,6 +59,8 @@ class _Asked:
     def resolved(self) -> dict[str, Any]:
         """Every option as it holds, for the manifest."""
         told: dict[str, Any] = {"algorithm": self.algorithm}
+        if self.preset.layout == INT:
+            told["smoothing"] = self.smoothing
         if self.preset.weights.group_size and self.preset.is_integer:
             told["group_size"] = self.preset.weights.group_size
         options = self.linears.options.resolved()
@@ -133,10 +139,13 @@ def _notes(preset: Preset) -> list[str]:
 def _quantizer(asked: _Asked, checkpoint: Checkpoint) -> BlockQuantizer:
     from quantkit.quantize.awq import BlockAWQ
     from quantkit.quantize.block_gptq import BlockGPTQ
+    from quantkit.quantize.smooth import BlockSmoothed
 
     dtype, steps = checkpoint.dtype, asked.linears.options.steps
     if asked.algorithm == AWQ:
         return BlockAWQ(dtype, steps)
+    if asked.smoothing:
+        return BlockSmoothed(dtype, steps)
     return BlockGPTQ(dtype, steps, symmetric=asked.preset.weights.symmetric)
 
 
@@ -165,5 +174,10 @@ def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
     def laid_out(_: GroupScheme) -> LinearLayout:
         return layout(found, dtype)
 
-    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, scaled=algorithm == AWQ)
-    return _Asked(found, algorithm, linears)
+    can_smooth = found.layout == INT and algorithm == GPTQ
+    if chosen.smoothing and not can_smooth:
+        raise RecipeError(f"spec {spec}: smoothing is for W8A8 by gptq")
+    smoothing = can_smooth and chosen.smoothing is not False
+    scaled = smoothing or algorithm == AWQ
+    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, scaled=scaled)
+    return _Asked(found, algorithm, smoothing, linears)

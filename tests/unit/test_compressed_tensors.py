@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Variant
 from quantkit.producers.convert import convert, plan
+from quantkit.quantize.smooth import expected_loss
 from tests.models import make_checkpoint
 
 LINEAR = "model.layers.0.mlp.up_proj"
@@ -90,7 +92,8 @@ def _parts(path: Path, linear: str) -> dict[str, torch.Tensor]:
 def test_package_decompresses_to_what_is_unpacked(
     scheme: str, source: Checkpoint, tmp_path: Path
 ) -> None:
-    made = _made(source, scheme, tmp_path)
+    options = {"smoothing": False} if scheme == "W8A8" else {}  # which would change the weights
+    made = _made(source, scheme, tmp_path, **options)
     found = _scheme(made.path)
     compressor = BaseCompressor.get_value_from_registry(str(found.format))
     theirs = compressor.decompress(_parts(made.path, LINEAR), found)["weight"]
@@ -198,6 +201,47 @@ def test_gptq_and_awq_lose_less_than_rounding(
     assert rounded.manifest.calibration is None
 
 
+def test_smoothing_takes_outliers_out_of_activations(source: Checkpoint, tmp_path: Path) -> None:
+    """The same function, whose norms leave a few channels a hundred times as loud as the others."""
+    stored = load_file(source.path / "model.safetensors")
+    loud = torch.ones(256)
+    loud[::64] = 100.0
+    for layer in range(2):
+        place = f"model.layers.{layer}"
+        stored[f"{place}.input_layernorm.weight"] *= loud
+        stored[f"{place}.post_attention_layernorm.weight"] *= loud
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up"):
+            stored[f"{place}.{name}_proj.weight"] /= loud
+    path = tmp_path / "loud"
+    shutil.copytree(source.path, path)
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    ids = torch.arange(3, 131).view(2, 64)
+    with torch.inference_mode():
+        wanted = load(source, torch.float32)(ids).logits.log_softmax(-1)
+
+    def loss(**options: Any) -> float:
+        made = _made(Checkpoint.open(path), "W8A8", tmp_path / str(options), **options)
+        with torch.inference_mode():
+            found = load(made, torch.float32)(ids).logits.log_softmax(-1)
+        return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+    smoothed = loss()
+    assert 10 * smoothed < loss(smoothing=False)
+    assert 10 * smoothed < loss(algorithm="rtn")
+
+
+def test_expected_loss_is_what_rounding_loses() -> None:
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(64, 256), torch.randn(512, 256)
+    inputs[:, 3] *= 20
+    rounding = PRESETS["W8A8"].activations
+    assert rounding is not None
+    step = weight.abs().amax(1, keepdim=True) / 127.5
+    near = (weight / step).round() * step
+    lost = (round_inputs(inputs, rounding) @ near.T - inputs @ weight.T).square().sum()
+    assert expected_loss([weight], inputs) == pytest.approx(float(lost), rel=0.1)
+
+
 def test_plan_knows_the_bytes(source: Checkpoint, tmp_path: Path) -> None:
     for scheme in BY_ROUNDING:
         spec = Spec.of_entry({"spec": f"compressed-tensors:{scheme}", "algorithm": "rtn"})
@@ -228,6 +272,7 @@ def test_skipped_linears_and_the_output_layer_are_ignored(
         ({"spec": "compressed-tensors:W4A16", "algorithm": "awq"}, "W4A16 takes gptq, rtn"),
         ({"spec": "compressed-tensors:NVFP4A16", "algorithm": "gptq"}, "takes best-scale, rtn"),
         ({"spec": "compressed-tensors:W8A8", "algorithm": "rtn", "rounding": "learned"}, "learned"),
+        ({"spec": "compressed-tensors:W4A16", "smoothing": True}, "smoothing is for W8A8"),
         ({"spec": "compressed-tensors:W8A8", "overrides": {"a": "w4g64"}}, "unknown option"),
     ],
 )

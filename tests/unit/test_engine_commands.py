@@ -16,8 +16,8 @@ from quantkit.engines.llamacpp.server import server_command
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.vllm import VLLM
 from quantkit.engines.vllm import unsupported as refused
-from quantkit.formats.compressed_tensors.presets import PRESETS
 from quantkit.errors import IncompatibleVariant, ToolchainError
+from quantkit.formats.compressed_tensors.presets import PRESETS
 from quantkit.models.variant import Variant
 from quantkit.toolchains import Toolchain
 from quantkit.toolchains.llama_programs import Program, find_llama_server
