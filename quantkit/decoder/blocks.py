@@ -299,7 +299,7 @@ class DecoderBlocks:
             raise ConversionError(f"{self.prefix(index)}: what it is given besides is not known")
         with self.autocast():
             output = block(batch.to(self.wide), **arguments | (varying or {}))
-            hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+            hidden: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
             return hidden.float()
 
     def advance(self, index: int, block: nn.Module, hidden: Activations) -> None:

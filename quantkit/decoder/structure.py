@@ -542,12 +542,12 @@ def _run(
     mixtures = [part for part in module.modules() if isinstance(part, Experts) and part.routed]
     hooks = [part.register_forward_pre_hook(_every_expert) for part in mixtures]
     try:
-        with torch.no_grad(), _Float64():
+        with torch.no_grad(), _float64():
             output = module(hidden, *rest, **arguments)
     finally:
         for hook in hooks:
             hook.remove()
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    found: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return found
 
 
@@ -557,6 +557,18 @@ def _every_expert(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     experts: Any = module
     turns = torch.arange(chosen.numel()).view_as(chosen) % len(experts)
     return (hidden, turns, *rest)
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    """Computes in float64, also what a module makes of no tensor."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class _Float64(TorchFunctionMode):

@@ -37,6 +37,14 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+MINISTRAL = {
+    **YARN,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
 GEMMA_3 = {**GEMMA, "num_hidden_layers": 7, "initializer_range": 0.05}
 GEMMA_3_ROPE = {
@@ -181,6 +189,12 @@ CASES = {
     ),
     "mixtral": Case("mixtral", {**UNTIED, "num_local_experts": 5}, shards=3),
     "mixtral-f16": Case("mixtral", {"num_local_experts": 11}, F16, "F16", edit=by_transformers_4),
+    "ministral-3": Case("ministral3", {**UNTIED, "head_dim": 32, "rope_parameters": MINISTRAL}),
+    "ministral-3-tied": Case("ministral3", {"rope_parameters": MINISTRAL}, F16, "F16", shards=2),
+    "smollm-3": Case("smollm3", {"num_hidden_layers": 5}, shards=2, edit=by_transformers_4),
+    "smollm-3-yarn": Case("smollm3", {**UNTIED, "rope_parameters": YARN}, F32, "F16"),
+    "seed-oss": Case("seed_oss", {**UNTIED, "head_dim": 32}),
+    "seed-oss-plain": Case("seed_oss", {"attention_bias": False, "rope_parameters": YARN}, F16),
     "qwen2": Case("qwen2", {**UNTIED, "rope_parameters": YARN}, edit=by_transformers_4),
     "qwen2-tied": Case("qwen2", {}, F32, "F16", shards=2),
     "qwen3": Case("qwen3", {"head_dim": 32, "rope_parameters": LINEAR}),

@@ -56,6 +56,41 @@ _GRANITE = replace(
     values=keys.granite_values,
     computes=SILU | {"head_dim": lambda c: (None, c["hidden_size"] // c["num_attention_heads"])},
 )
+_SMOLLM3 = replace(
+    _LLAMA,
+    name="smollm3",
+    block=NORMS + interleaved(attention()) + gated(),
+    computes=SILU
+    | {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "no_rope_layers": lambda c: [int(n % 4 != 3) for n in range(c["num_hidden_layers"])],
+    },
+    rope_types=SCALED,
+)
+_MINISTRAL3 = replace(
+    _LLAMA,
+    name="mistral3",
+    block=NORMS + interleaved(attention()) + gated(),
+    keys=_LLAMA.keys + " rope_scaling_yarn_log_mul attn_temperature_scale",
+    values=keys.ministral3_values,
+    computes=SILU | {"sliding_window": None},
+    rope_types=("yarn",),
+)
+_SEED_OSS = Architecture(
+    "seed_oss",
+    OUTER,
+    (
+        NORMS[0],
+        replace(NORMS[1], name="post_attention_norm"),
+        *attention("attention_bias"),
+        *gated(),
+    ),
+    keys.USUAL,
+    computes=SILU | {"attention_out_bias": False, "mlp_bias": False},
+    rope_types=SCALED,
+)
 _QWEN2 = Architecture(
     "qwen2",
     OUTER,
@@ -279,6 +314,9 @@ SUPPORTED = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
     "MixtralForCausalLM": _MIXTRAL,
+    "Ministral3ForCausalLM": _MINISTRAL3,
+    "SmolLM3ForCausalLM": _SMOLLM3,
+    "SeedOssForCausalLM": _SEED_OSS,
     "GraniteForCausalLM": _GRANITE,
     "Qwen2ForCausalLM": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3,

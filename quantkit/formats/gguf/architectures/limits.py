@@ -84,8 +84,9 @@ def _overruled(name: str, kind: str, c: Config) -> Iterator[str]:
         if not rope.get("truncate", True):
             yield "truncate"
         one, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
-        # For DeepSeek-V2 it reads the second only, and takes it for both.
-        if (one != all_dim or not one) if name == "deepseek2" else (one and all_dim):
+        # Of some it reads the second only, and takes it for both.
+        reads = name in ("deepseek2", "mistral3")
+        if (one != all_dim or not one) if reads else (one and all_dim):
             yield "mscale"
     if kind == "longrope":
         usual = longrope_attention_factor(c)

@@ -78,6 +78,14 @@ def llama_values(c: Config) -> dict[str, Any]:
     return {"rope_dimension_count": c["head_size"]}
 
 
+def ministral3_values(c: Config) -> dict[str, Any]:
+    """Queries grow with their positions, beyond the context that was trained on."""
+    return llama_values(c) | {
+        "rope_scaling_yarn_log_mul": c["rope"]["mscale_all_dim"],
+        "attn_temperature_scale": c["rope"]["llama_4_scaling_beta"],
+    }
+
+
 def granite_values(c: Config) -> dict[str, Any]:
     """llama.cpp's converter leaves out the size of a head."""
     return llama_values(c) | {"key_length": None, "value_length": None}
