@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,12 +39,11 @@ from quantkit.producers.base import Converted
 from quantkit.producers.block_shards import BlockShards
 from quantkit.producers.integer_linears import (
     IntegerLinears,
-    beside_names,
+    Names,
     entries,
     linear_names,
     needed,
     quantized_bits,
-    router_names,
     write_config,
 )
 from quantkit.quantize.deviation import Deviation, deviation
@@ -78,20 +77,17 @@ def convert_checkpoint(
     calibration: Calibration | None,
     directory: Path,
     quantize: BlockQuantizer,
-    describe: Callable[
-        [IntegerLinears, Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]
-    ],
+    describe: Callable[[IntegerLinears, Names], dict[str, Any]],
 ) -> tuple[Converted, dict[str, Any]]:
     """Write a quantized checkpoint, config.json included; its figures, and its quantization_config.
 
-    ``describe`` gives that, of what is asked and the names of all linears, of routers, and of parts
-    that are not text. Raise as ``convert_linears``, and RecipeError where there is no calibration.
+    ``describe`` gives that. Raise as ``convert_linears``, and RecipeError where there is no
+    calibration.
     """
     windows = needed(asked.spec, calibration)
     blocks = DecoderBlocks(checkpoint, windows.device, windows.precision)
     converted = convert_linears(blocks, asked, windows, directory, quantize)
-    names = (linear_names(blocks), router_names(blocks), beside_names(blocks))
-    config = describe(asked, *names)
+    config = describe(asked, Names.of(blocks))
     write_config(checkpoint, directory, config)
     return converted, config
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.engines.vllm import architectures
+from quantkit.engines.vllm.architectures import Fusion
 from quantkit.errors import ConversionError, RecipeError
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.formats.packed import refuse_packed
@@ -15,22 +17,12 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.models.stored_names import roots
 from quantkit.producers.base import Plan
-from quantkit.producers.linear_options import LinearOptions
+from quantkit.producers.linear_options import LinearOptions, fused_linears
 
 if TYPE_CHECKING:
     from quantkit.data.calibration import Calibration
     from quantkit.decoder.blocks import DecoderBlocks
     from quantkit.formats.shards import Entry
-
-_SEEN_IN_VLLM = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-)
-"""Architectures whose variants vLLM has loaded in our tests."""
 
 _KERNEL_COLUMNS = 32
 """Output channels that engines' kernels take at a time."""
@@ -45,12 +37,14 @@ class IntegerLinears:
     scheme: GroupScheme
     options: LinearOptions
     layout: Callable[[GroupScheme], LinearLayout]
+    fusion: Fusion
+    """Which linears engines run as one."""
     scaled: bool = False
     """Whether channels are scaled before rounding, and back in what precedes them."""
 
     def schemes(self, linears: Sequence[str]) -> dict[str, GroupScheme]:
         """Those of ``linears``, names in the checkpoint, that are quantized, and how."""
-        return self.options.schemes(self.spec, self.scheme, linears)
+        return self.options.schemes(self.spec, self.scheme, linears, self.fusion.parts)
 
     def layouts(self, linears: Sequence[str]) -> dict[str, LinearLayout]:
         """How each of these lies in a file."""
@@ -84,12 +78,14 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
     narrow = [
         name
-        for index in range(len(blocks))
-        for name in blocks.linears(index).values()
+        for name in _all_linears(blocks)
         if not _fits_kernels(*checkpoint.tensors[f"{name}.weight"].shape)
     ]
     listed = {
         "linears are not quantized, as no kernel takes their widths": narrow,
+        "linears are not quantized, as engines run them as one with such": [
+            name for name in _all_linears(blocks) if name not in {*linears, *narrow}
+        ],
         "linears are not quantized": [name for name in linears if name not in layouts],
         "tensors are left out, as by transformers": blocks.ignored,
         "tensors are not text and are copied as they are": blocks.beside,
@@ -100,8 +96,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         for what, names in listed.items()
         if names
     ]
-    if checkpoint.architecture not in _SEEN_IN_VLLM:
-        notes.append(f"{spec.format} of {checkpoint.architecture} is not yet tested in vLLM")
+    notes += architectures.known_of(checkpoint.architecture, spec.format)
     return Plan(
         spec,
         total,
@@ -168,38 +163,59 @@ def quantized_bits(
 
 def linear_names(blocks: DecoderBlocks) -> list[str]:
     """Names in the checkpoint of every linear of every block, in order, but for those of widths
-    that no kernel takes: a gate of one channel."""
+    that no kernel takes, a gate of one channel, and for what engines run as one with them."""
     tensors = blocks.checkpoint.tensors
-    return [
+    names = _all_linears(blocks)
+    fusion = Fusion.of(blocks.checkpoint.architecture)
+    left = {
         name
-        for index in range(len(blocks))
-        for name in blocks.linears(index).values()
-        if _fits_kernels(*tensors[f"{name}.weight"].shape)
-    ]
+        for made_of in fused_linears(names, fusion.parts).values()
+        if not all(_fits_kernels(*tensors[f"{part}.weight"].shape) for part in made_of)
+        for name in made_of
+    }
+    return [name for name in names if name not in left]
+
+
+def _all_linears(blocks: DecoderBlocks) -> list[str]:
+    return [name for index in range(len(blocks)) for name in blocks.linears(index).values()]
 
 
 def _fits_kernels(out_features: int, in_features: int) -> bool:
     return out_features % _KERNEL_COLUMNS == 0 and in_features % _SMALLEST_GROUP == 0
 
 
-def router_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of what gives tokens to experts, and of linears that fit no kernel:
-    matrices that are linears to an engine, which has to be told that they are not quantized."""
-    tensors = blocks.checkpoint.tensors
-    quantized = set(linear_names(blocks))
-    return [
-        stored.removesuffix(".weight")
-        for index in range(len(blocks))
-        for name, stored in blocks.stored(index).items()
-        if name.endswith(".weight")
-        and stored.removesuffix(".weight") not in quantized
-        and len(tensors[stored].shape) == 2
-    ]
+@dataclass(frozen=True)
+class Names:
+    """The names of a checkpoint's modules, as an engine has to be told of them.
 
+    ``linears``: all of blocks that can be quantized. ``routers``: other matrices of blocks, such as
+    what gives tokens to experts, and linears that fit no kernel. ``outside``: matrices of no block.
+    ``beside``: the parts that are not text, ``vision_tower``. To an engine all but the first may be
+    linears too, which are not quantized.
+    """
 
-def beside_names(blocks: DecoderBlocks) -> list[str]:
-    """What engines are told not to look for quantized weights in: ``vision_tower``."""
-    return roots(blocks.beside, blocks.prefix(0))
+    linears: Sequence[str]
+    routers: Sequence[str]
+    outside: Sequence[str]
+    beside: Sequence[str]
+
+    @classmethod
+    def of(cls, blocks: DecoderBlocks) -> Names:
+        """Of a checkpoint."""
+        tensors = blocks.checkpoint.tensors
+        linears = linear_names(blocks)
+        quantized = set(linears)
+
+        def matrices(stored: Iterable[str]) -> list[str]:
+            names = [name for name in stored if len(tensors[name].shape) == 2]
+            ends = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+            return [name for name in ends if name not in quantized]
+
+        inside = [name for index in range(len(blocks)) for name in blocks.stored(index).values()]
+        outside = [name for name in blocks.tensors_outside() if name not in set(blocks.beside)]
+        return cls(
+            linears, matrices(inside), matrices(outside), roots(blocks.beside, blocks.prefix(0))
+        )
 
 
 def check_shape(

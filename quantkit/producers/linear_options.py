@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.decoder.expert_names import is_routed, mixture_of
+from quantkit.engines.vllm.architectures import Fusion, Parts
 from quantkit.errors import RecipeError
 from quantkit.models.spec import GroupScheme, Spec
 
 LEARNED, CLOSED_FORM = "learned", "closed-form"
 ITERS = 100
 """Steps of learning a block by default."""
-
-FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""Linears that engines run as one: they must have one scheme. By the name that vLLM gives it."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +82,13 @@ class LinearOptions:
         return self.iters if self.rounding == LEARNED else 0
 
     def schemes(
-        self, spec: Spec, default: GroupScheme, linears: Iterable[str]
+        self, spec: Spec, default: GroupScheme, linears: Iterable[str], parts: Parts
     ) -> dict[str, GroupScheme]:
         """Each linear that is quantized, by its name in the checkpoint, and its scheme.
 
-        Raise RecipeError for a pattern that is found nowhere, for parts of a fused linear that do
-        not agree, and where nothing is left to quantize.
+        ``parts``: of linears that engines run as one. Raise RecipeError for a pattern that is found
+        nowhere, for parts of such a linear that do not agree, and where nothing is left to
+        quantize.
         """
         names = list(linears)
         for pattern in (*self.skip, *(pattern for pattern, _ in self.overrides)):
@@ -106,7 +102,7 @@ class LinearOptions:
             if not any(re.search(pattern, name) for pattern in self.skip):
                 schemes = (s for pattern, s in self.overrides if re.search(pattern, name))
                 found[name] = next(schemes, default)
-        for fused in fused_linears(names).values():
+        for fused in fused_linears(names, parts).values():
             if len({found.get(name) for name in fused}) > 1:
                 said = ", ".join(f"{name}: {found.get(name, 'skipped')}" for name in fused[:6])
                 said += ", …" * (len(fused) > 6)
@@ -129,22 +125,31 @@ class LinearOptions:
         return told
 
 
-def fused_linears(names: Iterable[str]) -> dict[str, list[str]]:
+def fused_linears(names: Iterable[str], parts: Parts) -> dict[str, list[str]]:
     """By the name of what engines run, the linears that it is made of; those alone are their own.
 
     ``….self_attn.qkv_proj``: ``….self_attn.q_proj`` and so on.
     """
-    whole = {part: fused for fused, parts in FUSED.items() for part in parts}
+    names = list(names)
+    present = set(names)
     found: dict[str, list[str]] = {}
     for name in names:
         stem, dot, last = name.rpartition(".")
-        fused = mixture_of(name) if is_routed(name) else f"{stem}{dot}{whole.get(last, last)}"
-        found.setdefault(fused, []).append(name)
+
+        def there(whole: str, before: str = stem + dot) -> int:
+            return sum(before + part in present for part in parts[whole])
+
+        wholes = [whole for whole, of in parts.items() if last in of]
+        fused = stem + dot + max(wholes, key=there, default=last)
+        found.setdefault(mixture_of(name) if is_routed(name) else fused, []).append(name)
     return found
 
 
 def dynamic(
-    default: GroupScheme, schemes: Mapping[str, GroupScheme], linears: Iterable[str]
+    default: GroupScheme,
+    schemes: Mapping[str, GroupScheme],
+    linears: Iterable[str],
+    fusion: Fusion,
 ) -> dict[str, dict[str, int]]:
     """``dynamic`` of GPTQ's config, as GPTQModel and vLLM read it: what departs from the default.
 
@@ -153,12 +158,13 @@ def dynamic(
     by those of the parts: each key takes both.
     """
     found: dict[str, dict[str, int]] = {}
-    for fused, parts in fused_linears(linears).items():
-        scheme = schemes.get(parts[0])
+    for fused, made_of in fused_linears(linears, fusion.parts).items():
+        scheme = schemes.get(made_of[0])
         if scheme == default:
             continue
-        names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *parts]))
-        if is_routed(parts[0]):
+        asked = [fusion.asked_as(name) for name in (fused, *made_of)]
+        names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *made_of, *asked]))
+        if is_routed(made_of[0]):
             names = rf"{re.escape(fused)}(?:\..+)?"
         if scheme is None:
             found[f"-:^(?:{names})$"] = {}

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.decoder.expert_names import is_routed
+from quantkit.engines.vllm.architectures import Fusion
 from quantkit.formats.gptq import BITS, GROUP_SIZES, layout
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
-from quantkit.producers.integer_linears import IntegerLinears, plan_linears
+from quantkit.producers.integer_linears import IntegerLinears, Names, plan_linears
 from quantkit.producers.linear_options import LinearOptions, dynamic
 
 if TYPE_CHECKING:
     from quantkit.data.calibration import Calibration
+
+
+_NUMBERED = re.compile(r"^.*\.\d+\.")
+"""What precedes a linear's name in its block."""
 
 
 class NativeGPTQ:
@@ -28,7 +33,7 @@ class NativeGPTQ:
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Producer.plan``; the bytes are those of all tensors, exactly."""
-        return plan_linears(checkpoint, _asked(spec))
+        return plan_linears(checkpoint, _asked(checkpoint, spec))
 
     def convert(
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
@@ -37,7 +42,7 @@ class NativeGPTQ:
         from quantkit.producers.block_conversion import convert_checkpoint
         from quantkit.quantize.block_gptq import BlockGPTQ
 
-        asked = _asked(spec)
+        asked = _asked(checkpoint, spec)
         quantize = BlockGPTQ(checkpoint.dtype, asked.options.steps)
         converted, config = convert_checkpoint(
             checkpoint, asked, calibration, directory, quantize, quantization_config
@@ -46,25 +51,24 @@ class NativeGPTQ:
         return replace(converted, options={**config, "act_order": "groups"})
 
 
-def _asked(spec: Spec) -> IntegerLinears:
+def _asked(checkpoint: Checkpoint, spec: Spec) -> IntegerLinears:
     scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
     options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=True)
-    return IntegerLinears(spec, scheme, options, layout)
+    fusion = Fusion.of(checkpoint.architecture)
+    return IntegerLinears(spec, scheme, options, layout, fusion)
 
 
-def quantization_config(
-    asked: IntegerLinears,
-    linears: Sequence[str],
-    routers: Sequence[str],
-    beside: Sequence[str],
-) -> dict[str, Any]:
+def quantization_config(asked: IntegerLinears, names: Names) -> dict[str, Any]:
     """What transformers, vLLM and GPTQModel read to load the checkpoint."""
     from quantkit.quantize.gptq import DAMP_PERCENT
 
     scheme = asked.scheme
-    departing = dynamic(scheme, asked.schemes(linears), [*linears, *routers])
+    everything = [*names.linears, *names.routers]
+    departing = dynamic(scheme, asked.schemes(names.linears), everything, asked.fusion)
     # Engines call these by other names than the checkpoint, but for the last part.
-    departing |= {rf"-:(?:.*\.)?{re.escape(name)}(?:\..*)?$": {} for name in beside}
+    departing |= {rf"-:(?:.*\.)?{re.escape(name)}(?:\..*)?$": {} for name in names.beside}
+    inside = {_NUMBERED.sub("", name) for name in names.linears if not is_routed(name)}
+    misnamed = asked.fusion.misnamed(inside)
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
@@ -77,4 +81,6 @@ def quantization_config(
         "lm_head": False,
         "damp_percent": DAMP_PERCENT,
         **({"dynamic": departing} if departing else {}),
+        # By default vLLM finds what is quantized by the names in the file, these it would miss.
+        **({"modules_in_block_to_quantize": [sorted(inside) + misnamed]} if misnamed else {}),
     }

