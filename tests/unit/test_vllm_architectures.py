@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from quantkit.engines.vllm.architectures import USUAL, Fusion, has, known_of, ne
 from quantkit.engines.vllm.unsupported import check_architecture
 from quantkit.errors import IncompatibleVariant, RecipeError
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.spec import Spec
+from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.convert import plan
-from quantkit.producers.linear_options import fused_linears
+from quantkit.producers.linear_options import dynamic, fused_linears
 from quantkit.toolchains import Toolchain
 from tests.integration.small_decoders import make
 
@@ -60,6 +61,28 @@ def test_names_that_vllm_asks_for_and_does_not_find(
     architecture: str, linears: set[str], misnamed: list[str]
 ) -> None:
     assert Fusion.of(architecture).misnamed(linears) == misnamed
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stored", "asked"),
+    [
+        ("Lfm2ForCausalLM", "model.layers.0.conv.in_proj", "model.layers.0.short_conv.in_proj"),
+        (
+            "Gemma3ForConditionalGeneration",
+            "model.language_model.layers.0.mlp.down_proj",
+            "language_model.model.layers.0.mlp.down_proj",
+        ),
+        ("LlamaForCausalLM", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj"),
+    ],
+)
+def test_a_scheme_of_its_own_is_under_the_name_that_vllm_asks_for(
+    architecture: str, stored: str, asked: str
+) -> None:
+    fusion, eight = Fusion.of(architecture), GroupScheme(8, 32)
+    assert fusion.asked_as(stored) == asked
+    (key,) = dynamic(GroupScheme(4, 32), {stored: eight}, [stored], fusion)
+    assert re.match(key.removeprefix("+:"), stored)
+    assert re.match(key.removeprefix("+:"), asked)
 
 
 def test_parts_of_a_fused_projection_of_linear_attention_need_one_scheme(tmp_path: Path) -> None:

@@ -24,12 +24,33 @@ USUAL: Parts = MappingProxyType(
 """What is run as one in most architectures, and in transformers' code when vLLM runs that."""
 
 SEEN = (
+    "Cohere2ForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "Exaone4ForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma4ForCausalLM",
+    "Glm4ForCausalLM",
+    "GraniteForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "Lfm2ForCausalLM",
     "LlamaForCausalLM",
+    "Ministral3ForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "SeedOssForCausalLM",
+    "SmolLM3ForCausalLM",
+    "StableLmForCausalLM",
+    "Starcoder2ForCausalLM",
 )
 """Architectures of which vLLM computed from GPTQ and AWQ what was evaluated."""
 
@@ -38,6 +59,9 @@ NO_ROTARY_KERNEL = {"custom_ops": ["all", "-rotary_embedding"]}
 
 _CALLED = {"GraniteMoeHybridForCausalLM": {"mamba": "mixer"}}
 """By architecture, what vLLM calls modules where it asks for their quantization, and only there."""
+
+_BY_HEADS = ("Lfm2ForCausalLM",)
+"""Those of ``SEEN`` that give vLLM's rotary embedding a tensor with an axis of heads."""
 
 _UNREAD = {"GptOssForCausalLM": "it leaves out the weights of quantized experts, and does not say"}
 """By architecture, why vLLM computes something else from GPTQ and AWQ than was evaluated."""
@@ -50,11 +74,13 @@ class Fusion:
     """What is run as one in an architecture, and how vLLM asks what of it is quantized.
 
     ``declared``: what it then takes a linear to be made of. ``called``: other names of modules.
+    ``renamed``: what it puts in place of parts of names.
     """
 
     parts: Parts
     declared: Parts
     called: Mapping[str, str] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, architecture: str) -> Fusion:
@@ -64,10 +90,16 @@ class Fusion:
             return cls(USUAL, USUAL)
         declared = {k: parts for k, parts in found.fused.items() if k not in found.undeclared}
         called = _CALLED.get(architecture, {})
-        return cls({**USUAL, **found.fused}, declared, called)
+        return cls({**USUAL, **found.fused}, declared, called, found.renamed)
 
     def asked_as(self, name: str) -> str:
         """The name by which vLLM asks for a module."""
+        for old, new in self.renamed:
+            if name.startswith(old) or (old.startswith(".") and old in name):
+                name = name.replace(old, new, 1)
+        return self._called(name)
+
+    def _called(self, name: str) -> str:
         return ".".join(self.called.get(part, part) for part in name.split("."))
 
     def misnamed(self, linears: set[str]) -> list[str]:
@@ -81,8 +113,8 @@ class Fusion:
                     found[f"{stem}{dot}{whole}"] = True
             if last in self.declared and last not in self.declared[last]:
                 found |= {f"{stem}{dot}{part}": True for part in self.declared[last]}
-            if self.asked_as(name) != name:
-                found[self.asked_as(name)] = True
+            if self._called(name) != name:
+                found[self._called(name)] = True
         return sorted(found)
 
 
@@ -108,9 +140,9 @@ def unread(architecture: str) -> str | None:
 
 
 def rotated_by_heads(architecture: str) -> bool:
-    """Whether it may give vLLM's rotary embedding one head after the other, which the kernel for
-    the CPU computes wrongly and PyTorch's code right: of LFM2 and DeepSeek it does."""
-    return architecture not in SEEN
+    """Whether it gives vLLM's rotary embedding a tensor with an axis of heads, or may. The kernel
+    for the CPU computes wrong numbers from that, PyTorch's code does not: of LFM2 and DeepSeek."""
+    return architecture in _BY_HEADS or architecture not in SEEN
 
 
 def known_of(architecture: str, format_: str) -> list[str]:
@@ -131,6 +163,7 @@ class _Architecture(BaseModel):
     needs: str | None
     fused: dict[str, tuple[str, ...]]
     undeclared: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
 
 
 class _Asked(BaseModel):
