@@ -162,10 +162,11 @@ def dynamic(
         scheme = schemes.get(made_of[0])
         if scheme == default:
             continue
-        asked = [fusion.asked_as(name) for name in (fused, *made_of)]
-        names = "|".join(re.escape(name) for name in dict.fromkeys([fused, *made_of, *asked]))
+        whole = [fused, fusion.asked_as(fused)]
+        parts = [*made_of, *map(fusion.asked_as, made_of)]
+        names = "|".join(re.escape(name) for name in dict.fromkeys([*whole, *parts]))
         if is_routed(made_of[0]):
-            names = rf"{re.escape(fused)}(?:\..+)?"
+            names = "|".join(rf"{re.escape(name)}(?:\..+)?" for name in dict.fromkeys(whole))
         if scheme is None:
             found[f"-:^(?:{names})$"] = {}
         else:

@@ -77,10 +77,9 @@ def _shortened(names: Sequence[str], quantized: Iterable[str], fusion: Fusion) -
     found = {}
     for name in names:
         last = name.rpartition(".")[2]
-        if is_routed(name):
-            found[mixture_of(name)] = True
-        elif any(last in other for other in taken):
-            found |= {name: True, fusion.asked_as(name): True}
+        whole = mixture_of(name) if is_routed(name) else name
+        if is_routed(name) or any(last in other for other in taken):
+            found |= {whole: True, fusion.asked_as(whole): True}
         else:
             found[last] = True
     return list(found)

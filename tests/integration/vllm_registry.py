@@ -4,7 +4,8 @@
 whose implementation is run (``vllm`` or ``transformers``); ``needs``, a package that is not
 installed and without which it does not load, so that it is stood in for; ``fused``, the linears
 that are run as one, by the name of that one; ``undeclared``, those of these that it does not name
-where it is asked what is quantized; ``renamed``, what it puts in place of parts of names.
+where it is asked what is quantized; ``called``, modules that it calls otherwise
+there; ``renamed``, what it puts in place of parts of all names.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # -I leaves it out
 from vllm_stand_ins import stand_in
 
-_NOTHING: dict[str, Any] = {"fused": {}, "undeclared": [], "renamed": []}
+_NOTHING: dict[str, Any] = {"fused": {}, "undeclared": [], "called": {}, "renamed": []}
 
 
-def _declared(cls: Any) -> dict[str, list[str]]:
+def _declared(cls: Any, module: ast.Module) -> dict[str, list[str]]:
     """What a class says is fused, and what its module adds for some configurations."""
     declared = getattr(cls, "packed_modules_mapping", None)
-    found = dict(declared) if isinstance(declared, dict) else {}
-    module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
-    return found | dict(_added(module))
+    return (dict(declared) if isinstance(declared, dict) else {}) | dict(_added(module))
 
 
 def _added(module: ast.Module) -> Iterator[tuple[str, list[str]]]:
@@ -50,6 +49,22 @@ def _stacked(cls: Any) -> dict[str, list[str]]:
     return {whole: parts for whole, parts in found.items() if "." not in whole}
 
 
+def _called(module: ast.Module) -> Iterator[tuple[str, str]]:
+    """``self.mamba = Mixer(…, prefix=f"{prefix}.mixer")``: modules that it calls otherwise, without
+    a word, where their quantization is asked for."""
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+            continue
+        target = node.targets[0]
+        for given in node.value.keywords:
+            if given.arg != "prefix" or not isinstance(given.value, ast.JoinedStr):
+                continue
+            last = ast.unparse(given.value.values[-1]).strip("'\"")
+            name = last.rpartition(".")[2]
+            if isinstance(target, ast.Attribute) and name.isidentifier() and name != target.attr:
+                yield target.attr, name
+
+
 def _renamed(cls: Any) -> list[tuple[str, str]]:
     """What it puts in place of the beginning of names, or of what is inside between dots."""
     mapper = getattr(cls, "hf_to_vllm_mapper", None)
@@ -63,13 +78,15 @@ def _renamed(cls: Any) -> list[tuple[str, str]]:
 def _one(cls: Any, needs: str | None) -> dict[str, Any]:
     if ".transformers" in cls.__module__:
         return {"code": "transformers", "needs": needs, **_NOTHING}
-    declared, stacked = _declared(cls), _stacked(cls)
+    module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    declared, stacked = _declared(cls, module), _stacked(cls)
     fused = {whole: list(parts) for whole, parts in (stacked | declared).items()}
     return {
         "code": "vllm",
         "needs": needs,
         "fused": {whole: parts for whole, parts in fused.items() if parts != [whole]},
         "undeclared": sorted(stacked.keys() - declared.keys()),
+        "called": dict(sorted(_called(module))),
         "renamed": _renamed(cls),
     }
 

@@ -65,7 +65,8 @@ def _one(model: str, options: dict[str, Any], texts: list[list[int]], answer: An
         answer.send({"model": model, "scores": _scores(model, options, texts)})
     except BaseException as error:
         traceback.print_exc()
-        answer.send({"model": model, "error": f"{type(error).__name__}: {error}"})
+        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        answer.send({"model": model, "error": f"{type(error).__name__}: {said}"})
 
 
 def _main() -> None:

@@ -62,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "llama4_text": {
         "attention_chunk_size": 128,
+        "num_experts_per_tok": 1,
         "num_hidden_layers": 4,
         "moe_layers": [0, 1, 2, 3],
         "layer_types": ["chunked_attention"] * 3 + ["full_attention"],

@@ -57,9 +57,6 @@ SEEN = (
 NO_ROTARY_KERNEL = {"custom_ops": ["all", "-rotary_embedding"]}
 """vLLM's ``compilation_config`` for those that it ``rotated_by_heads``."""
 
-_CALLED = {"GraniteMoeHybridForCausalLM": {"mamba": "mixer"}}
-"""By architecture, what vLLM calls modules where it asks for their quantization, and only there."""
-
 _BY_HEADS = ("Lfm2ForCausalLM",)
 """Those of ``SEEN`` that give vLLM's rotary embedding a tensor with an axis of heads."""
 
@@ -89,8 +86,7 @@ class Fusion:
         if found is None or found.code == "transformers":
             return cls(USUAL, USUAL)
         declared = {k: parts for k, parts in found.fused.items() if k not in found.undeclared}
-        called = _CALLED.get(architecture, {})
-        return cls({**USUAL, **found.fused}, declared, called, found.renamed)
+        return cls({**USUAL, **found.fused}, declared, found.called, found.renamed)
 
     def asked_as(self, name: str) -> str:
         """The name by which vLLM asks for a module."""
@@ -163,6 +159,7 @@ class _Architecture(BaseModel):
     needs: str | None
     fused: dict[str, tuple[str, ...]]
     undeclared: tuple[str, ...]
+    called: dict[str, str]
     renamed: tuple[tuple[str, str], ...]
 
 
