@@ -74,7 +74,7 @@ def _shortened(names: Sequence[str], quantized: Iterable[str], fusion: Fusion) -
     call what precedes it otherwise, and look for these in their names."""
     usual = {name for whole, parts in fusion.parts.items() for name in (whole, *parts)}
     taken = {*quantized, *fused_linears(quantized, fusion.parts), *usual}
-    found = {}
+    found: dict[str, bool] = {}
     for name in names:
         last = name.rpartition(".")[2]
         whole = mixture_of(name) if is_routed(name) else name

@@ -118,6 +118,8 @@ def test_the_plan_says_what_vllm_does_not_have_or_read() -> None:
     (note,) = known_of("GptOssForCausalLM", "awq")
     assert note.startswith("vLLM 0.32.0 cannot serve awq of GptOssForCausalLM: it leaves out")
     assert known_of("LlamaForCausalLM", "awq") == []
+    (note,) = known_of("Qwen3_5ForCausalLM", "awq")
+    assert note == "vLLM for the CPU does not load Qwen3_5ForCausalLM without torchvision"
 
 
 def _toolchain(version: str, packages: dict[str, str]) -> Toolchain:

@@ -142,14 +142,17 @@ def rotated_by_heads(architecture: str) -> bool:
 
 
 def known_of(architecture: str, format_: str) -> list[str]:
-    """What to know of a variant of this format before it is made: a note, or nothing."""
+    """What to know of a variant of this format before it is made: notes."""
     if not has(architecture):
         return [f"vLLM {version()} does not have {architecture}: it will not serve this variant"]
     if why := unread(architecture):
         return [f"vLLM {version()} cannot serve {format_} of {architecture}: {why}; use gguf"]
+    notes = []
+    if needed := needs(architecture):
+        notes.append(f"vLLM for the CPU does not load {architecture} without {needed}")
     if architecture not in SEEN:
-        return [f"{format_} of {architecture} is not yet tested in vLLM"]
-    return []
+        notes.append(f"{format_} of {architecture} is not yet tested in vLLM")
+    return notes
 
 
 class _Architecture(BaseModel):
