@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.engines.vllm.architectures import Fusion
 from quantkit.errors import RecipeError
 from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
 from quantkit.formats.compressed_tensors.presets import INT, Preset, preset
@@ -15,7 +15,7 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.dtypes import stored_bytes
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
-from quantkit.producers.integer_linears import IntegerLinears, plan_linears
+from quantkit.producers.integer_linears import IntegerLinears, Names, plan_linears
 from quantkit.producers.linear_options import LinearOptions
 
 if TYPE_CHECKING:
@@ -93,15 +93,11 @@ class NativeCompressedTensors:
         """As ``Producer.convert``."""
         asked = _asked(checkpoint, spec)
 
-        def describe(
-            linears: IntegerLinears,
-            names: Sequence[str],
-            routers: Sequence[str],
-            beside: Sequence[str],
-        ) -> dict[str, Any]:
-            schemes = linears.schemes(names)
-            skipped = [name for name in names if name not in schemes]
-            return asked.preset.described([*skipped, *routers, *beside, "lm_head"])
+        def describe(linears: IntegerLinears, names: Names) -> dict[str, Any]:
+            schemes = linears.schemes(names.linears)
+            skipped = [name for name in names.linears if name not in schemes]
+            apart = [*skipped, *names.routers, *names.outside, *names.beside, "lm_head"]
+            return asked.preset.described(list(dict.fromkeys(apart)))
 
         if asked.calibrates:
             from quantkit.producers.block_conversion import convert_checkpoint
@@ -179,5 +175,6 @@ def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
         raise RecipeError(f"spec {spec}: smoothing is for W8A8 by gptq")
     smoothing = can_smooth and chosen.smoothing is not False
     scaled = smoothing or algorithm == AWQ
-    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, scaled=scaled)
+    fusion = Fusion.of(checkpoint.architecture)
+    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, fusion, scaled=scaled)
     return _Asked(found, algorithm, smoothing, linears)

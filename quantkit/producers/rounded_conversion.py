@@ -18,11 +18,10 @@ from quantkit.models.dtypes import torch_dtype
 from quantkit.producers.base import Converted
 from quantkit.producers.integer_linears import (
     IntegerLinears,
-    beside_names,
+    Names,
     entries,
     linear_names,
     quantized_bits,
-    router_names,
     write_config,
 )
 from quantkit.producers.linear_options import fused_linears
@@ -37,9 +36,7 @@ def convert_rounded(
     asked: IntegerLinears,
     preset: Preset,
     directory: Path,
-    describe: Callable[
-        [IntegerLinears, Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]
-    ],
+    describe: Callable[[IntegerLinears, Names], dict[str, Any]],
     *,
     search: bool,
 ) -> Converted:
@@ -59,14 +56,13 @@ def convert_rounded(
             for name in blocks.tensors_outside():
                 shards.write(name, stored.read(name))
             for index in track(range(len(blocks)), f"{asked.spec}: blocks"):
-                for name, tensor in _block(blocks, index, layouts, preset, search=search):
+                for name, tensor in _block(blocks, index, layouts, asked, preset, search=search):
                     with stage("write"):
                         shards.write(name, tensor)
     except OSError as error:
         raise ConversionError(f"{asked.spec}: writing {directory} failed: {error}") from error
     everything, quantized = quantized_bits(stored, planned, layouts)
-    config = describe(asked, linear_names(blocks), router_names(blocks), beside_names(blocks))
-    write_config(checkpoint, directory, config)
+    write_config(checkpoint, directory, describe(asked, Names.of(blocks)))
     return Converted(
         bits_per_weight=everything,
         bits_per_weight_quantized=quantized,
@@ -79,6 +75,7 @@ def _block(
     blocks: DecoderBlocks,
     index: int,
     layouts: dict[str, LinearLayout],
+    asked: IntegerLinears,
     preset: Preset,
     *,
     search: bool,
@@ -87,7 +84,7 @@ def _block(
     stored = blocks.stored(index).values()
     turned = blocks.turned(index)
     linears = [n for name in stored if (n := name.removesuffix(".weight")) in layouts]
-    for together in fused_linears(linears).values():
+    for together in fused_linears(linears, asked.fusion.parts).values():
         with stage("load"):
             weights = [blocks.checkpoint.read(f"{name}.weight") for name in together]
         with stage("solve"):
