@@ -258,7 +258,7 @@ def test_skipped_linears_and_the_output_layer_are_ignored(
     made = _made(source, "FP8_DYNAMIC", tmp_path, skip=["down_proj"])
     config = json.loads((made.path / "config.json").read_text())["quantization_config"]
     skipped = [f"model.layers.{n}.mlp.down_proj" for n in range(2)]
-    assert config["ignore"] == [*skipped, "lm_head"]
+    assert config["ignore"] == [*skipped, "model.embed_tokens", "lm_head"]
     stored = load_file(made.path / "model.safetensors")
     assert torch.equal(stored[f"{skipped[0]}.weight"], source.read(f"{skipped[0]}.weight"))
 
