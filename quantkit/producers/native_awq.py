@@ -58,7 +58,9 @@ def quantization_config(asked: IntegerLinears, names: Names) -> dict[str, Any]:
     schemes = asked.schemes(names.linears)
     skipped = [name for name in names.linears if name not in schemes]
     # Where nothing is named, vLLM leaves out what holds anything unquantized: whole blocks.
-    apart = _shortened([*skipped, *names.routers, *names.outside], schemes, asked.fusion)
+    whole = fused_linears((name for name in skipped if not is_routed(name)), asked.fusion.parts)
+    unquantized = [*skipped, *whole, *names.routers, *names.outside]
+    apart = _shortened(unquantized, schemes, asked.fusion)
     return {
         "quant_method": "awq",
         "version": "gemm",

@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,17 @@ SCRIPT = Path(__file__).with_name("vllm_scores.py")
 RESULTS = Path(os.environ.get("VLLM_SWEEP", Path(__file__).with_name("vllm_sweep.json")))
 TEXTS = IDS[:4]
 SERVED = ("source", *SPECS)
-NEAR = 4.0
-"""The largest mean of a difference, in those that bfloat16 makes by itself."""
+NEAR, LEAST = 4.0, 0.01
+"""The largest mean of a difference, in those that bfloat16 makes by itself; or this, if more."""
 _AT_ONCE = 6
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Patterns of linears that are skipped, and that have eight bits."""
+
+    skipped: str
+    eight_bits: str
 
 
 @dataclass
@@ -102,7 +110,7 @@ class Outcome:
 
     def agrees(self, what: str) -> bool:
         """Whether vLLM computes from ``source``, ``gptq`` or ``awq`` what transformers does."""
-        return self.mean.get(what, math.inf) < NEAR * self.mean.get("noise", 0.0)
+        return self.mean.get(what, math.inf) < max(LEAST, NEAR * self.mean["noise"])
 
 
 def reference(model: Any) -> torch.Tensor:
@@ -113,8 +121,10 @@ def reference(model: Any) -> torch.Tensor:
     return found
 
 
-def sweep(model_types: Iterable[str], work: Path) -> Iterator[Outcome]:
-    """The outcome of each family; all of them are made before vLLM starts."""
+def sweep(
+    model_types: Iterable[str], work: Path, mixed: Mapping[str, Mixed] | None = None
+) -> Iterator[Outcome]:
+    """The outcome of each family; all of them are made before vLLM starts. ``mixed``: by family."""
     outcomes, expected = [], {}
     for model_type in model_types:
         outcome = Outcome(model_type, CLASSES[model_type])
@@ -128,10 +138,15 @@ def sweep(model_types: Iterable[str], work: Path) -> Iterator[Outcome]:
         text = load_text("pydoc:calibration")
         windows = calibrate(text, source.tokenizer, samples=16, sequence_length=64, seed=0)
         outcome.experts = _has_experts(source) and not lacks_expert_kernels(_flags())
-        skip = {"skip": r"\.experts\."} if _has_experts(source) and not outcome.experts else {}
+        skip = [] if outcome.experts or not _has_experts(source) else [r"\.experts\."]
         for method, spec in SPECS.items():
             try:
-                asked = Spec.of_entry({"spec": spec, "name": method, **skip})
+                entry: dict[str, Any] = {"spec": spec, "name": method, "skip": skip}
+                if mixed:
+                    entry["skip"] = [*skip, mixed[model_type].skipped]
+                if mixed and method == "gptq":
+                    entry["overrides"] = {mixed[model_type].eight_bits: "w8g32"}
+                asked = Spec.of_entry(entry)
                 variant = convert(source, asked, windows, place)
                 expected[variant.path] = reference(load(variant, torch.float32))
             except QuantkitError as error:
