@@ -76,6 +76,7 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
         check_shape(spec, layout.scheme, name, in_features, out_features)
         check_blocks(spec, layout.block, name, in_features, out_features)
     total = sum(entry.bytes for entry in entries(checkpoint, blocks, layouts))
+    misread = _misread(blocks)
     narrow = [
         name
         for name in _all_linears(blocks)
@@ -84,8 +85,9 @@ def plan_linears(checkpoint: Checkpoint, asked: IntegerLinears) -> Plan:
     listed = {
         "linears are not quantized, as no kernel takes their widths": narrow,
         "linears are not quantized, as engines run them as one with such": [
-            name for name in _all_linears(blocks) if name not in {*linears, *narrow}
+            name for name in _all_linears(blocks) if name not in {*linears, *narrow, *misread}
         ],
+        "linears are not quantized, as vLLM would compute wrongly from them": misread,
         "linears are not quantized": [name for name in linears if name not in layouts],
         "tensors are left out, as by transformers": blocks.ignored,
         "tensors are not text and are copied as they are": blocks.beside,
@@ -162,8 +164,9 @@ def quantized_bits(
 
 
 def linear_names(blocks: DecoderBlocks) -> list[str]:
-    """Names in the checkpoint of every linear of every block, in order, but for those of widths
-    that no kernel takes, a gate of one channel, and for what engines run as one with them."""
+    """Names in the checkpoint of every linear of every block, in order, but for those that vLLM
+    misreads, those of widths that no kernel takes, a gate of one channel, and for what engines run
+    as one with them."""
     tensors = blocks.checkpoint.tensors
     names = _all_linears(blocks)
     fusion = Fusion.of(blocks.checkpoint.architecture)
@@ -173,7 +176,13 @@ def linear_names(blocks: DecoderBlocks) -> list[str]:
         if not all(_fits_kernels(*tensors[f"{part}.weight"].shape) for part in made_of)
         for name in made_of
     }
+    left |= set(_misread(blocks))
     return [name for name in names if name not in left]
+
+
+def _misread(blocks: DecoderBlocks) -> list[str]:
+    parts = architectures.misread(blocks.checkpoint.architecture)
+    return [name for name in _all_linears(blocks) if name.rpartition(".")[2] in parts]
 
 
 def _all_linears(blocks: DecoderBlocks) -> list[str]:

