@@ -26,7 +26,7 @@ SAMPLE = (
 )
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("hrm_text", "kimi_linear", "longcat_flash", "olmo_hybrid"), "converts"),
-    **dict.fromkeys(("gemma3n_text", "hy_v4", "openai-gpt", "cpmant"), "cannot be run one by one"),
+    **dict.fromkeys(("gemma3n_text", "hy_v4", "cpmant"), "cannot be run one by one"),
     **dict.fromkeys(("prophetnet", "qwen4_exp_text", "xlnet", "xmod"), "cannot be run one by one"),
     **dict.fromkeys(("xlm", "zaya"), "logits differ"),
     "inkling_text": "has no such tensor",
