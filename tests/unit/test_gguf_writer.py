@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantkit.errors import ConversionError
+from quantkit.formats.gguf import ggml
 from quantkit.formats.gguf.header import read_header
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
@@ -262,3 +263,12 @@ def test_two_tensors_are_held_only_where_they_take_no_more_than_the_largest() ->
             pass  # it is being read
         seen.append(len(content.alive))
     assert seen == [2, 2, 3, 5, 6, 6]
+
+
+def test_float16_is_widened_to_the_last_value_of_a_row() -> None:
+    """Rows that the processor's vectors do not divide."""
+    values = torch.arange(1, 8, dtype=torch.float16) / 3
+    for count in range(1, 8):
+        found = torch.zeros(7)
+        ggml.TO_FLOAT32["torch.float16"](values.data_ptr(), found.data_ptr(), count)
+        assert torch.equal(found[:count], values[:count].float())

@@ -117,6 +117,10 @@ def _float16(of_cpu: str, portable: str) -> Callable[..., Any]:
     return _function(name, None, _pointer, _pointer, _long)
 
 
+# Fills the table by which they convert what is left of a row after its vectors; zeros without it.
+if hasattr(libggml, "ggml_cpu_init"):
+    _function("ggml_cpu_init", None)()
+
 _to_float16 = _float16("ggml_cpu_fp32_to_fp16", "ggml_fp32_to_fp16_row")
 
 TO_FLOAT32 = {
