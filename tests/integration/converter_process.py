@@ -19,6 +19,7 @@ def run(jobs: list[list[str]], options: list[str], *, tokenizer: bool) -> None:
     repair_gpt2()
     repair_gptneox()
     repair_stablelm()
+    leave_out_the_drafts()
     if not tokenizer:
         leave_out_the_tokenizer(converter)
     for model, scheme, out in jobs:
@@ -48,6 +49,12 @@ def repair_gpt2() -> None:
             yield from modify(model, tensor, name, block)
 
     gpt2.modify_tensors = modify_tensors
+
+
+def leave_out_the_drafts() -> None:
+    """Of Qwen3.5's: it stops where a checkpoint has none."""
+    base: Any = import_module("conversion.base").ModelBase
+    base.no_mtp = True
 
 
 def repair_gptneox() -> None:

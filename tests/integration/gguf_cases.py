@@ -160,6 +160,45 @@ def with_its_head(directory: Path) -> None:
     save_file(state | {"lm_head.weight": state["model.embed_tokens.weight"].clone()}, file)
 
 
+def as_a_part(directory: Path) -> None:
+    """A model that also sees: its language model and a piece of the rest, and a draft's block."""
+    file, config = directory / "model.safetensors", directory / "config.json"
+    state = {
+        name if name == "lm_head.weight" else name.replace("model.", "model.language_model.", 1): t
+        for name, t in load_file(file).items()
+    }
+    beside = ("model.visual.blocks.0.norm1.weight", "mtp.norm.weight")
+    save_file(state | {name: torch.ones(8) for name in beside}, file)
+    text = json.loads(config.read_text())
+    whole = {
+        "architectures": [
+            name.replace("ForCausalLM", "ForConditionalGeneration")
+            for name in text.pop("architectures")
+        ],
+        "model_type": text["model_type"].removesuffix("_text"),
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "dtype": text["dtype"],
+        "text_config": text,
+    }
+    config.write_text(json.dumps(whole))
+
+
+def as_qwen_does(directory: Path) -> None:
+    """The same with all experts of a block in one tensor."""
+    file = directory / "model.safetensors"
+    state = load_file(file)
+    for block in range(3):
+        place = f"model.layers.{block}.mlp.experts."
+        gates, ups, downs = (
+            torch.stack([state.pop(f"{place}{i}.{part}_proj.weight") for i in range(5)])
+            for part in ("gate", "up", "down")
+        )
+        state[f"{place}gate_up_proj"] = torch.cat([gates, ups], 1)
+        state[f"{place}down_proj"] = downs
+    save_file(state, file)
+    as_a_part(directory)
+
+
 @dataclass(frozen=True)
 class Case:
     """A tiny model; ``edit`` changes what transformers wrote. ``tolerance``: of log
@@ -250,6 +289,69 @@ CASES = {
         F16,
         "F16",
         edit=with_its_head,
+    ),
+}
+
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "head_dim": 32,
+    "num_hidden_layers": 5,
+    "full_attention_interval": 2,
+    "initializer_range": 0.1,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+QWEN35_MOE = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 64,
+}
+CASES |= {
+    "olmo-3": Case("olmo3", {**UNTIED, "num_hidden_layers": 5, "sliding_window": 16}, F16, "F16"),
+    "ernie-4.5": Case("ernie4_5", {"head_dim": 32}, shards=2),
+    "glm-4": Case("glm4", {**UNTIED, "head_dim": 32, "attention_bias": True} | partial(0.5)),
+    "gpt-oss": Case(
+        "gpt_oss",
+        {
+            **UNTIED,
+            "head_dim": 32,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+        shards=2,
+    ),
+    "lfm-2": Case(
+        "lfm2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+        },
+    ),
+    "qwen-3.5": Case("qwen3_5_text", UNTIED | DELTA, shards=2),
+    "qwen-3.5-moe": Case(
+        "qwen3_5_moe_text",
+        DELTA | QWEN35_MOE,
+        F16,
+        "F16",
+        tolerance=5e-2,  # as Gemma 2 in F16
+    ),
+    "qwen-3.5-seeing": Case("qwen3_5_text", {**UNTIED, **DELTA}, edit=as_a_part),
+    "qwen-3.5-moe-hub": Case(
+        "qwen3_5_moe_text",
+        {**UNTIED, **DELTA, **QWEN35_MOE, "num_hidden_layers": 3},
+        edit=as_qwen_does,
     ),
 }
 

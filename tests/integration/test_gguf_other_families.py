@@ -21,7 +21,7 @@ from tests.integration.gguf_oracle import loaded, tool
 from tests.models import make_checkpoint
 
 LENGTH = 128
-OLMO = {"pad_token_id": 0, "tie_word_embeddings": False}
+HUNYUAN = {"head_dim": 64, "pad_token_id": 0, "tie_word_embeddings": False}
 TEXT = "for index in range(len(names)):\n    print('%s: %d' % (names[index], index))\n"
 WEIGHTED = Spec("gguf", "Q4_K_M").having({"imatrix": True}, "weighted")
 SPECS = (Spec("gguf", "F32"), Spec("gguf", "F16"), Spec("gguf", "Q4_K_M"), WEIGHTED)
@@ -36,15 +36,15 @@ def converter(llama_cpp_source: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def olmo(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Olmo 3, with a tokenizer that llama.cpp's converter has never seen."""
-    directory = tmp_path_factory.mktemp("source") / "Olmo-3-tiny"
-    return Checkpoint.open(make_checkpoint(directory, family="olmo3", **OLMO))
+def hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Hunyuan, with a tokenizer that llama.cpp's converter has never seen."""
+    directory = tmp_path_factory.mktemp("source") / "Hunyuan-tiny"
+    return Checkpoint.open(make_checkpoint(directory, family="hunyuan_v1_dense", **HUNYUAN))
 
 
 @pytest.fixture(scope="module")
-def calibration(olmo: Checkpoint) -> Calibration:
-    ids = olmo.tokenizer(TEXT * 40, add_special_tokens=False).input_ids[: 4 * LENGTH]
+def calibration(hunyuan: Checkpoint) -> Calibration:
+    ids = hunyuan.tokenizer(TEXT * 40, add_special_tokens=False).input_ids[: 4 * LENGTH]
     record = CalibrationRecord(
         dataset="loops", revision=None, samples=4, sequence_length=LENGTH, seed=0, sha256=""
     )
@@ -54,20 +54,24 @@ def calibration(olmo: Checkpoint) -> Calibration:
 
 @pytest.fixture(scope="module")
 def made(
-    olmo: Checkpoint, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+    hunyuan: Checkpoint, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Spec, Variant]:
     out = tmp_path_factory.mktemp("variants")
-    found = conversion.convert_many(olmo, SPECS, calibration, out)
+    found = conversion.convert_many(hunyuan, SPECS, calibration, out)
     for variant in found.values():
         if isinstance(variant, Exception):
             raise variant
     return {spec: variant for spec, variant in found.items() if isinstance(variant, Variant)}
 
 
-def test_plan_and_manifest_name_the_converter(olmo: Checkpoint, made: dict[Spec, Variant]) -> None:
+def test_plan_and_manifest_name_the_converter(
+    hunyuan: Checkpoint, made: dict[Spec, Variant]
+) -> None:
     for spec in SPECS:
-        planned = conversion.plan(olmo, spec)
-        assert planned.notes[0].startswith("Olmo3ForCausalLM is converted by llama.cpp's own conv")
+        planned = conversion.plan(hunyuan, spec)
+        assert planned.notes[0].startswith(
+            "HunYuanDenseV1ForCausalLM is converted by llama.cpp's own conv"
+        )
         manifest = made[spec].manifest
         assert set(planned.notes) <= set(manifest.notes)
         assert manifest.spec["converter"].startswith("llama.cpp (")
@@ -81,13 +85,13 @@ def test_plan_and_manifest_name_the_converter(olmo: Checkpoint, made: dict[Spec,
 
 @pytest.mark.parametrize(("scheme", "most"), [("F32", 1e-3), ("F16", 2e-2)])
 def test_llama_cpp_computes_what_transformers_does(
-    olmo: Checkpoint, made: dict[Spec, Variant], scheme: str, most: float
+    hunyuan: Checkpoint, made: dict[Spec, Variant], scheme: str, most: float
 ) -> None:
     """Beside 16-bit weights llama.cpp rounds activations to 16 bits."""
     from transformers import AutoModelForCausalLM
 
-    ids = olmo.tokenizer(TEXT).input_ids
-    reference = AutoModelForCausalLM.from_pretrained(olmo.path, dtype=torch.float32)
+    ids = hunyuan.tokenizer(TEXT).input_ids
+    reference = AutoModelForCausalLM.from_pretrained(hunyuan.path, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
     file = made[Spec("gguf", scheme)].weights
@@ -110,7 +114,7 @@ def test_quantized_files_equal_llama_quantizes(
 
 
 def test_the_importance_matrix_is_of_the_calibrations_tokens(
-    olmo: Checkpoint, calibration: Calibration, made: dict[Spec, Variant]
+    hunyuan: Checkpoint, calibration: Calibration, made: dict[Spec, Variant]
 ) -> None:
     """Against sums over the inputs of transformers' own linears."""
     from transformers import AutoModelForCausalLM
@@ -120,7 +124,7 @@ def test_the_importance_matrix_is_of_the_calibrations_tokens(
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(olmo.path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(hunyuan.path, dtype=torch.float32)
     seen: dict[str, torch.Tensor] = {}
     for index, block in enumerate(model.model.layers):
         for module, name in names.items():
@@ -138,28 +142,28 @@ def test_the_importance_matrix_is_of_the_calibrations_tokens(
         entry = found.entries[name]
         assert entry.counts.tolist() == [calibration.ids.numel()]
         difference = np.abs(entry.sums[0] - expected.numpy()) / expected.numpy()
-        assert difference.max() < 0.03, name  # llama.cpp multiplies bf16, in a 16-bit cache
+        assert difference.max() < 0.05, name  # llama.cpp multiplies bf16, in a 16-bit cache
 
 
 def test_what_the_converter_refuses_leaves_a_line_and_nothing_else(
-    olmo: Checkpoint, calibration: Calibration, tmp_path: Path
+    hunyuan: Checkpoint, calibration: Calibration, tmp_path: Path
 ) -> None:
     """GLM's converter asks for GLM's own tokens, which this tokenizer lacks."""
-    glm = Checkpoint.open(make_checkpoint(tmp_path / "glm", family="glm4", pad_token_id=0))
+    glm = Checkpoint.open(make_checkpoint(tmp_path / "glm", family="glm4_moe", pad_token_id=0))
     with pytest.raises(ConversionError) as caught:
         conversion.convert(glm, WEIGHTED, calibration, tmp_path / "variants")
     told = str(caught.value)
     assert told.startswith("gguf: glm: llama.cpp's own converter (")
-    assert "refused it: KeyError: '<|user|>' at `" in told
-    assert "(glm.py, line " in told
+    assert "refused it: KeyError: '[gMASK]' at `" in told
+    assert "(base.py, line " in told
     assert "\n" not in told
     assert not list((tmp_path / "variants").rglob("*"))
 
 
 def test_what_llama_cpp_would_not_load_is_refused_before_the_work(tmp_path: Path) -> None:
-    """It knows no Olmo 3 whose output layer is tied; its converter writes one."""
-    settings = OLMO | {"tie_word_embeddings": True}
-    tied = Checkpoint.open(make_checkpoint(tmp_path / "tied", family="olmo3", **settings))
+    """It knows no OLMoE whose output layer is tied; its converter writes one."""
+    settings = {"tie_word_embeddings": True, "num_experts": 4, "num_experts_per_tok": 2}
+    tied = Checkpoint.open(make_checkpoint(tmp_path / "tied", family="olmoe", **settings))
     with pytest.raises(ConversionError) as caught:
         conversion.plan(tied, Spec("gguf", "F16"))
     told = str(caught.value)
@@ -168,9 +172,9 @@ def test_what_llama_cpp_would_not_load_is_refused_before_the_work(tmp_path: Path
     assert "\n" not in told
 
 
-def test_a_run_splits_its_loss(olmo: Checkpoint, tmp_path: Path) -> None:
+def test_a_run_splits_its_loss(hunyuan: Checkpoint, tmp_path: Path) -> None:
     settings = (
-        f"source={olmo.path}", "bench=null", "evaluate.prompts=null", "evaluate.windows=4",
+        f"source={hunyuan.path}", "bench=null", "evaluate.prompts=null", "evaluate.windows=4",
         "evaluate.texts=[pydoc:evaluation]", "evaluate.context=128", "evaluate.split_windows=4",
         "convert=[gguf:F32, gguf:Q4_0]",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from quantkit.producers.gguf import pretokenizers, sentencepiece
 from quantkit.producers.gguf.special_tokens import read_special_tokens
 from quantkit.producers.gguf.tokenizer import read_tokenizer
 from tests import gguf_tokenizers
-from tests.models import make_checkpoint
+from tests.models import add_tokens, make_checkpoint
 
 
 def added(*contents: str) -> list[dict[str, Any]]:
@@ -220,3 +220,12 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not JSON"):
         read_tokenizer(Checkpoint.open(directory), 1024)
+
+
+def test_glm_4_ends_texts_and_turns_as_llama_cpps_converter_has_it(tmp_path: Path) -> None:
+    """Whatever tokenizer_config.json calls by these names: here its EOS is another token."""
+    path = make_checkpoint(tmp_path / "glm", family="glm4", pad_token_id=0)
+    add_tokens(path, {900: "<|user|>"})
+    found = read_tokenizer(Checkpoint.open(path), 1024).special.ids
+    expected = {"bos": 0, "eos": 0, "unk": 0, "eot": 900}  # <|endoftext|> is the first token
+    assert {role: found.get(role) for role in expected} == expected

@@ -130,6 +130,33 @@ def test_latent_parts_are_joined_and_gemmas_one_is_taken_away() -> None:
     assert torch.equal(restored, norm.float())
 
 
+def test_tiled_heads_are_grouped_again_and_halves_joined() -> None:
+    c = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_v": 24}
+    # Three value heads to a key head: the first of each, then the second of each, the third.
+    assert transforms.tile(torch.arange(6), c).tolist() == [0, 3, 1, 4, 2, 5]
+    assert transforms.tile(torch.arange(12), c).tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+    for transform, rows in (
+        (transforms.tile, torch.randn(24, 5)),
+        (transforms.tile_columns, torch.randn(5, 24)),
+        (transforms.tile_after_keys, torch.randn(30, 5)),
+        (transforms.tiled_kernel, torch.randn(30, 1, 4)),
+        (transforms.kernel, torch.randn(30, 1, 4)),
+        (transforms.turned, torch.randn(3, 4, 5)),
+    ):
+        changed = transform(rows, c)
+        assert changed.shape != rows.shape or not torch.equal(changed, rows)
+        assert torch.equal(inverses.restore([(transform, changed)], c), rows)
+    stack = torch.randn(3, 8, 6)
+    for pair in (
+        (transforms.second_half, transforms.first_half),
+        (transforms.second_of_pairs, transforms.first_of_pairs),
+    ):
+        for whole in (stack, stack[0])[: 1 + (pair[0] is transforms.second_of_pairs)]:
+            assert inverses.invertible(pair)
+            found = inverses.restore([(part, part(whole, c)) for part in pair], c)
+            assert torch.equal(found, whole)
+
+
 def test_only_what_can_be_undone_is_invertible() -> None:
     assert inverses.invertible([None])
     assert inverses.invertible([transforms.plus_one])

@@ -32,6 +32,7 @@ class _Place:
 
     stored: StoredTensor
     transform: Transform | None
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +63,10 @@ class UnpackedGGUF(Checkpoint):
         file = GGUFSource.of_file(path, allow_requantize=True)
         stored = {tensor.name: tensor for tensor in file.file.tensors}
         places: dict[str, list[_Place]] = {}
-        for made in architectures.layout(source, source.hf_config.to_dict()):
+        for made in architectures.layout(source, architectures.config_of(source)):
             there = stored.get(made.name)
-            if there is None or there.shape != made.shape:
+            # llama.cpp's quantizer leaves out leading ones.
+            if there is None or _shortened(there.shape) != _shortened(made.shape):
                 found = "no such tensor" if there is None else f"shape {list(there.shape)}"
                 raise IncompatibleVariant(
                     f"{path}: {made.name} {list(made.shape)}: {found} in it; it was not made from "
@@ -72,8 +74,9 @@ class UnpackedGGUF(Checkpoint):
                 )
             count = len(made.sources)
             apart = _parts(there, count) if made.stacked else [there] * count
+            shape = made.shape[1:] if made.stacked else made.shape
             for name, part in zip(made.sources, apart, strict=True):
-                places.setdefault(name, []).append(_Place(part, made.transform))
+                places.setdefault(name, []).append(_Place(part, made.transform, shape))
         for name, found_in in places.items():
             if not inverses.invertible([place.transform for place in found_in]):
                 raise IncompatibleVariant(
@@ -97,13 +100,16 @@ class UnpackedGGUF(Checkpoint):
         """One of the source's tensors, in the type that the GGUF has it in, or float32 where it is
         quantized."""
         content = GGUFContent(self.file)
-        found = [(place.transform, content.read(place.stored)) for place in self.places[name]]
+        found = [
+            (place.transform, content.read(place.stored).reshape(place.shape))
+            for place in self.places[name]
+        ]
         return inverses.restore(found, self._names)
 
     @cached_property
     def _names(self) -> dict[str, Any]:
         """The source's configuration, as transforms know it."""
-        return resolve(self.source.hf_config.to_dict())
+        return resolve(architectures.config_of(self.source))
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -119,6 +125,10 @@ class UnpackedGGUF(Checkpoint):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The source's."""
         return self.source.tokenizer
+
+
+def _shortened(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
 
 
 def _parts(stack: StoredTensor, count: int) -> list[StoredTensor]:

@@ -16,6 +16,7 @@ from quantkit.formats.gguf.file_types import FILE_TYPES, UNQUANTIZED
 from quantkit.models.chat_template import chat_templates
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.end_tokens import end_ids
+from quantkit.models.text_part import is_part, text_config
 from quantkit.producers.gguf.model_card import read_model_card
 from quantkit.producers.gguf.tokenizer import read_tokenizer
 from quantkit.system.json_file import load_json
@@ -47,7 +48,7 @@ class CheckpointContent:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._architecture = architectures.architecture_of(checkpoint)
-        self._config: dict[str, Any] = checkpoint.hf_config.to_dict()
+        self._config: dict[str, Any] = architectures.config_of(checkpoint)
         with reading(checkpoint.path / "config.json"):
             architectures.check_config(self._config)
             self.tensors = architectures.layout(checkpoint, self._config)
@@ -56,7 +57,9 @@ class CheckpointContent:
         self.base = own_type(checkpoint)
         self.direct: tuple[str, ...] = UNQUANTIZED
         self._card, notes = read_model_card(checkpoint.path)
-        self.notes = (() if self._architecture.sliding_window else _caveats(checkpoint)) + notes
+        windowed = self._architecture.sliding_window
+        caveats = () if windowed else _caveats(checkpoint)
+        self.notes = _left_out(checkpoint) + caveats + notes
 
     def type_of(self, tensor: Tensor, scheme: str) -> str:
         """Vectors and norms are float32 in every file: llama.cpp computes with nothing else."""
@@ -149,9 +152,19 @@ def own_type(checkpoint: Checkpoint) -> str:
     return only if only in UNQUANTIZED else "F32"
 
 
+def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What of the checkpoint is not in the file."""
+    notes = []
+    if is_part(checkpoint):
+        notes.append("only the language model is in the file, not what sees or hears")
+    if any(name.startswith("mtp.") for name in checkpoint.tensors):
+        notes.append("the block that drafts tokens (mtp) is not in the file")
+    return tuple(notes)
+
+
 def _caveats(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What llama.cpp computes differently, and does not refuse."""
-    config = checkpoint.hf_config
+    config = text_config(checkpoint)
     window = getattr(config, "sliding_window", None)
     if not window or window >= config.max_position_embeddings:
         return ()

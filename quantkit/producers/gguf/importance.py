@@ -11,6 +11,7 @@ from quantkit.errors import ConversionError
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.architectures import Tensor, transforms
 from quantkit.formats.gguf.imatrix import HOW_TO_MAKE, ImportanceMatrix, InputSquares
+from quantkit.models.unstacked import stacks_of
 from quantkit.system.files import replacing, sha256_json
 from quantkit.system.home import home
 from quantkit.system.progress import say, track
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantkit.data.calibration import Calibration
+    from quantkit.decoder.blocks import DecoderBlocks
     from quantkit.models.checkpoint import Checkpoint
 
 _LATENT = (transforms.latent_keys, transforms.latent_values)
@@ -77,21 +79,27 @@ def compute(checkpoint: Checkpoint, calibration: Calibration) -> ImportanceMatri
     are taken as they are, where llama-imatrix begins each with a BOS if the model wants one. Raise
     ConversionError as ``check_computable``.
     """
+    import torch
+
     from quantkit.decoder.blocks import DecoderBlocks
 
     check_computable(checkpoint)
     blocks = DecoderBlocks(checkpoint, calibration.device, calibration.precision)
-    tensors = architectures.layout(checkpoint, checkpoint.hf_config.to_dict())
+    config = architectures.config_of(checkpoint)
+    tensors = architectures.layout(checkpoint, config)
+    columns = {t.name: t.transform for t in tensors if t.transform in transforms.COLUMNS}
     entries = {}
     hidden = blocks.embed(calibration.ids)
     for index in track(range(len(blocks)), "imatrix: blocks"):
         block = blocks.load(index)
-        watched = _watch(block, blocks.stored(index), tensors)
+        watched = _watch(block, blocks, index, tensors)
         for number, batch in enumerate(hidden):
             hidden.replace(number, blocks.run(index, block, batch))
         for name, matrices in watched.items():
+            sums = torch.stack([squares.sums for squares in matrices]).float().cpu()
+            reorder = columns.get(name)
             entries[name] = InputSquares(
-                np.stack([squares.sums.float().cpu().numpy() for squares in matrices]),
+                (reorder(sums, config) if reorder else sums).contiguous().numpy(),
                 np.array([squares.tokens for squares in matrices], np.float32),
             )
     record = calibration.record
@@ -115,15 +123,21 @@ class _Squares:
 
 
 def _watch(
-    block: nn.Module, stored: dict[str, str], tensors: Iterable[Tensor]
+    block: nn.Module, blocks: DecoderBlocks, index: int, tensors: Iterable[Tensor]
 ) -> dict[str, list[_Squares]]:
-    """The watcher of each of the block's matrices, by the GGUF's ``tensors`` that they become.
-    ``stored``: as ``DecoderBlocks`` has it."""
+    """The watcher of each of the block's matrices, by the GGUF's ``tensors`` that they become."""
     state = block.state_dict()
-    names = {source: name for name, source in stored.items() if state[name].ndim == 2}
+    names: dict[str, list[str]] = {}
+    for name, source in blocks.stored(index).items():
+        if state[name].ndim == 2:
+            (stored,) = stacks_of(blocks.checkpoint, [source])
+            names.setdefault(stored, []).append(name)
     watched = {}
     for tensor in tensors:
-        matrices = [names[source] for source in tensor.sources if source in names]
+        matrices = [name for source in tensor.sources for name in names.get(source, ())]
+        if len(tensor.shape) == 3 and len(tensor.sources) == 1 and tensor.transform not in _LATENT:
+            # Of the parts of an expert that lie in one stack one will do: they have one input.
+            matrices = matrices[:: max(1, len(matrices) // tensor.shape[0])]
         if matrices:
             watched[tensor.name] = [_watched(block, name, tensor) for name in matrices]
     return watched

@@ -61,9 +61,12 @@ def lay_out(
     types: Sequence[tuple[ContentTensor, TensorType]],
     split_max_size: int | None,
     split_keys: Sequence[str],
+    *,
+    shortened: bool = False,
 ) -> Layout:
     """Lay the tensors out in this order; parts hold up to ``split_max_size`` bytes of tensors, or
-    one tensor that is larger. Every part after the first has only the ``split_keys``."""
+    one tensor that is larger. Every part after the first has only the ``split_keys``.
+    ``shortened``: shapes are without leading ones, as llama.cpp's quantizer writes them."""
     groups = list(_groups(types, split_max_size))
     parts, places = [], []
     for number, group in enumerate(groups):
@@ -71,7 +74,7 @@ def lay_out(
         if len(groups) > 1:
             keys = _split_keys(number, len(groups), len(types))
             own |= {key: keys[key] for key in split_keys}
-        header = _header(own, group)
+        header = _header(own, group, shortened)
         offset = len(header)
         for tensor, kind in group:
             places.append(Place(tensor, kind, number, offset))
@@ -95,13 +98,17 @@ def _groups(
     yield group
 
 
-def _header(metadata: Metadata, tensors: Sequence[tuple[ContentTensor, TensorType]]) -> bytes:
+def _header(
+    metadata: Metadata, tensors: Sequence[tuple[ContentTensor, TensorType]], shortened: bool
+) -> bytes:
     """Everything before the data: magic, counts, keys and values, tensors, padding."""
     out = [struct.pack("<4sIQQ", b"GGUF", gguf.GGUF_VERSION, len(tensors), len(metadata))]
     out += [string(key) + value for key, value in metadata.items()]
     offset = 0
     for tensor, kind in tensors:
-        axes = tuple(reversed(tensor.shape))
+        axes = list(reversed(tensor.shape))
+        while shortened and len(axes) > 1 and axes[-1] == 1:
+            axes.pop()
         layout = f"<I{len(axes)}QIQ"
         out.append(string(tensor.name))
         out.append(struct.pack(layout, len(axes), *axes, kind.number, offset))

@@ -103,7 +103,7 @@ def plan_file(
     for tensor, kind in kinds:
         _check(tensor, kind, scheme, options, matrix)
     metadata = _quantized(_metadata(content), scheme) | _matrix_keys(options, matrix)
-    layout = lay_out(metadata, kinds, size, _SPLITTERS_SPLIT)
+    layout = lay_out(metadata, kinds, size, _SPLITTERS_SPLIT, shortened=True)
     notes = (*found.notes, *(matrix.notes() if matrix else ()))
     return FilePlan(scheme, layout, notes, matrix)
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LIKE_LLAMA = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "GraniteForCausalLM"}
+    {
+        *("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "GraniteForCausalLM"),
+        *("SmolLM3ForCausalLM", "Ministral3ForCausalLM", "Ernie4_5ForCausalLM"),
+    }
 )
 """Where llama.cpp's converter reads ``add_prefix_space``, and knows two models by their size."""
 _NEVER_BOS_VOCABULARY = 49152
@@ -39,6 +42,14 @@ _NEVER_BOS_VOCABULARY = 49152
 _CODE_LLAMA_VOCABULARY, _CODE_LLAMA_EOT = 32016, 32010
 
 _NO_SPACE_PREFIX = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM"})
+
+_GLM = {
+    "eos": "<|endoftext|>",
+    "eot": "<|user|>",
+    "unk": "<|endoftext|>",
+    "bos": "<|endoftext|>",
+}
+"""What llama.cpp's converter calls GLM-4's tokens, whatever the files say."""
 
 _BEGINS_WITH_BOS = frozenset(
     {
@@ -99,6 +110,9 @@ def read_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Tokenizer:
         )
     if checkpoint.architecture in _NO_SPACE_PREFIX:
         tokenizer = replace(tokenizer, space_prefix=False)
+    elif checkpoint.architecture == "Glm4ForCausalLM":
+        known = {token.text.decode(errors="replace"): i for i, token in enumerate(tokenizer.tokens)}
+        tokenizer.special.ids |= {r: known[text] for r, text in _GLM.items() if text in known}
     elif checkpoint.architecture in _LIKE_LLAMA:
         tokenizer = _like_llama(tokenizer, checkpoint)
     return _as_it_reads(tokenizer, checkpoint, of_file=bool(description))

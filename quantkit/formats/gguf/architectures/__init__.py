@@ -16,6 +16,7 @@ from quantkit.formats.gguf.architectures.families import SUPPORTED
 from quantkit.formats.gguf.architectures.tensors import Tensor
 from quantkit.formats.packed import refuse_packed
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.text_part import text_config
 
 if TYPE_CHECKING:
     import gguf
@@ -28,6 +29,7 @@ __all__ = [
     "add_hyperparameters",
     "architecture_of",
     "check_config",
+    "config_of",
     "layout",
     "read_tensor",
 ]
@@ -45,11 +47,14 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     return SUPPORTED[name]
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Raise ConversionError for a model that llama.cpp would compute differently.
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of the language model, with the class of the whole: ``config`` below."""
+    config: dict[str, Any] = text_config(checkpoint).to_dict()
+    return config | {"architectures": [checkpoint.architecture]}
 
-    Here and below, ``config`` is what the checkpoint's ``hf_config.to_dict()`` gives.
-    """
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raise ConversionError for a model that llama.cpp would compute differently."""
     limits.check(SUPPORTED[config["architectures"][0]], configs.resolve(config))
 
 

@@ -25,7 +25,8 @@ class Module:
     names of sizes in a ``Config`` or products of them (``3*hidden_size hidden_size``); that of
     ``*`` comes first. ``bias``: whether it has one, or the key of the config that says so.
     ``when``: the key that says whether it is there; ``!key`` for one that says that it is not.
-    ``optional``: the key that says that it need not be there.
+    ``optional``: the key that says that it need not be there. ``alone``: it is one tensor, not a
+    module, and both names are whole: no ``.weight`` follows.
     """
 
     source: str
@@ -35,6 +36,7 @@ class Module:
     bias: bool | str = False
     when: str = ""
     optional: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Architecture:
     ``add_``, in the order of llama.cpp's converter; ``values``: by the same names, what is not in
     the config as such. ``computes``: by keys of the config, the value or values that llama.cpp
     computes, or a function of the config that gives them. ``rope_types``: those it knows here.
-    ``ignored``: how tensors end that it does not need.
+    ``ignored``: patterns, as a shell's, of the names of tensors that it does not need.
     """
 
     name: str

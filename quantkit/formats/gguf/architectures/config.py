@@ -21,6 +21,9 @@ _ALIASES = {
 }
 """Names that some families have for what most call otherwise."""
 
+_RECURRENT = ("linear_attention", "conv")
+"""Kinds of blocks that do not attend."""
+
 
 def resolve(config: dict[str, Any]) -> Config:
     """``config``, as transformers' ``to_dict`` gives it, with one name for one thing.
@@ -28,7 +31,8 @@ def resolve(config: dict[str, Any]) -> Config:
     Adds what ``rope_values`` says and the sizes that follow from others: ``head_size`` (also where
     there is no ``head_dim``), ``q``, ``kv`` and ``qkv`` (all heads of a kind side by side),
     ``rotary_size`` (the channels of a head that rotate), with latent attention ``kv_a``, ``kv_b``
-    and ``v``.
+    and ``v``, with linear attention ``linear_v`` and ``linear_qkv``; and ``recurrent_layers``, for
+    each block whether it is of a kind that does not attend.
     """
     c = config | {name: config[alias] for alias, name in _ALIASES.items() if alias in config}
     if c.get("intermediate_size") is None:
@@ -46,4 +50,9 @@ def resolve(config: dict[str, Any]) -> Config:
         c["kv_a"] = c["kv_lora_rank"] + rotary
         c["kv_b"] = heads * (plain + c["v_head_dim"])
         c["rotary_size"] = rotary
+    c["recurrent_layers"] = [kind in _RECURRENT for kind in c.get("layer_types") or ()]
+    if "linear_num_value_heads" in c:
+        c["linear_v"] = c["linear_num_value_heads"] * c["linear_value_head_dim"]
+        keys = c["linear_num_key_heads"] * c["linear_key_head_dim"]
+        c["linear_qkv"] = 2 * keys + c["linear_v"]
     return c

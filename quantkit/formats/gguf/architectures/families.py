@@ -7,6 +7,7 @@ from dataclasses import replace
 from quantkit.formats.gguf.architectures import limits
 from quantkit.formats.gguf.architectures import metadata as keys
 from quantkit.formats.gguf.architectures.architecture import Architecture, Module
+from quantkit.formats.gguf.architectures.hybrids import LFM2, QWEN35, QWEN35_MOE
 from quantkit.formats.gguf.architectures.limits import GELU, SCALED, SILU, UNTIED
 from quantkit.formats.gguf.architectures.modules import (
     EMBEDDING,
@@ -21,6 +22,7 @@ from quantkit.formats.gguf.architectures.modules import (
     interleaved,
     plus_one,
     router,
+    turned_experts,
 )
 from quantkit.formats.gguf.architectures.transforms import (
     latent_keys,
@@ -146,7 +148,7 @@ _GEMMA2 = Architecture(
         "query_pre_attn_scalar": lambda c: limits.gemma_scalar(c, 46),
         "layer_types": lambda c: limits.windows(c, 2),
     },
-    ignored=("lm_head.weight",),
+    ignored=("*lm_head.weight",),
     sliding_window=True,
 )
 _GEMMA3 = Architecture(
@@ -183,6 +185,29 @@ _PHI3 = Architecture(
     computes=SILU,
     rope_types=("default", "longrope"),
 )
+_ERNIE = Architecture(
+    "ernie4_5",
+    OUTER,
+    NORMS + attention() + gated(),
+    keys.USUAL,
+    computes=SILU | {"use_bias": False},
+    rope_types=SCALED,
+)
+_GLM4 = Architecture(
+    "glm4",
+    OUTER,
+    (
+        Module("input_layernorm", "attn_norm", "hidden_size"),
+        Module("post_self_attn_layernorm", "post_attention_norm", "hidden_size"),
+        Module("post_attention_layernorm", "ffn_norm", "hidden_size"),
+        Module("post_mlp_layernorm", "post_ffw_norm", "hidden_size"),
+        *attention("attention_bias"),
+        Module("mlp.gate_up_proj", "ffn_up", "2*intermediate_size hidden_size"),
+        Module("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
+    ),
+    keys.USUAL + "rope_dimension_count",
+    computes=SILU,
+)
 _OLMO2 = Architecture(
     "olmo2",
     OUTER,
@@ -197,6 +222,35 @@ _OLMO2 = Architecture(
     keys.USUAL,
     computes=SILU | UNTIED,
     rope_types=SCALED,
+)
+_GPT_OSS = Architecture(
+    "gpt-oss",
+    OUTER,
+    (
+        Module("input_layernorm", "attn_norm", "hidden_size"),
+        Module("post_attention_layernorm", "post_attention_norm", "hidden_size"),
+        *attention(bias=True, output_bias=True),
+        Module("self_attn.sinks", "attn_sinks.weight", "num_attention_heads", alone=True),
+        *biased(router("mlp.router")),
+        *turned_experts("mlp.experts."),
+    ),
+    keys.USUAL + "sliding_window expert_feed_forward_length",
+    values=lambda c: {"expert_feed_forward_length": c["intermediate_size"]},
+    computes=SILU
+    | {
+        "attention_bias": True,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "layer_types": lambda c: limits.windows(c, 2),
+    },
+    rope_types=SCALED,
+    sliding_window=True,
+)
+_OLMO3 = replace(
+    _OLMO2,
+    keys=keys.USUAL + "sliding_window sliding_window_pattern",
+    values=keys.olmo3_values,
+    sliding_window=True,
 )
 _GPT2 = Architecture(
     "gpt2",
@@ -307,7 +361,7 @@ _DEEPSEEK2 = Architecture(
         "q_lora_rank": limits.deepseek2_queries,
     },
     rope_types=("default", "yarn"),
-    ignored=("lm_head.weight",),
+    ignored=("*lm_head.weight",),
 )
 
 SUPPORTED = {
@@ -329,5 +383,14 @@ SUPPORTED = {
     "GPTNeoXForCausalLM": _GPTNEOX,
     "StableLmForCausalLM": _STABLELM,
     "DeepseekV2ForCausalLM": _DEEPSEEK2,
+    "Olmo3ForCausalLM": _OLMO3,
+    "Ernie4_5ForCausalLM": _ERNIE,
+    "Glm4ForCausalLM": _GLM4,
+    "GptOssForCausalLM": _GPT_OSS,
+    "Lfm2ForCausalLM": LFM2,
+    "Qwen3_5ForCausalLM": QWEN35,
+    "Qwen3_5ForConditionalGeneration": QWEN35,
+    "Qwen3_5MoeForCausalLM": QWEN35_MOE,
+    "Qwen3_5MoeForConditionalGeneration": QWEN35_MOE,
 }
 """By transformers' names."""

@@ -16,17 +16,22 @@ def invertible(transforms_: Sequence[Transform | None]) -> bool:
     """Whether a tensor can be recovered from those that these transforms made of it."""
     if len(transforms_) == 1:
         return transforms_[0] is None or transforms_[0] in _INVERSES
-    return set(transforms_) == _LATENT
+    return set(transforms_) in (_LATENT, _HALVES, _PAIRS)
 
 
 def restore(stored: Sequence[tuple[Transform | None, torch.Tensor]], c: Config) -> torch.Tensor:
     """The checkpoint's tensor, recovered from ``stored``: llama.cpp's tensors, each with the
     transform that made it.
 
-    Exact, but for the rounding of ``plus_one``. Only for what is ``invertible``.
+    Exact, but for the rounding of ``plus_one`` and ``tiled_decay``. Only for what is
+    ``invertible``.
     """
     if len(stored) > 1:
         made = dict(stored)
+        if set(made) == _HALVES:
+            return _join_halves(made[transforms.first_half], made[transforms.second_half])
+        if set(made) == _PAIRS:
+            return _join_pairs(made[transforms.first_of_pairs], made[transforms.second_of_pairs], c)
         return _join_latent(made[transforms.latent_keys], made[transforms.latent_values])
     ((transform, values),) = stored
     return values if transform is None else _INVERSES[transform](values, c)
@@ -62,11 +67,61 @@ def _join_latent(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.cat([keys.swapaxes(1, 2), values], 1).flatten(0, 1)
 
 
+def _join_halves(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.cat([first, second], 1)
+
+
+def _join_pairs(first: torch.Tensor, second: torch.Tensor, c: Config) -> torch.Tensor:
+    import torch
+
+    return torch.stack([transforms.turned(part, c) for part in (first, second)], -1).flatten(-2)
+
+
+def _kernel(weight: torch.Tensor, _: Config) -> torch.Tensor:
+    return weight.unsqueeze(1)
+
+
+def _group(rows: torch.Tensor, c: Config) -> torch.Tensor:
+    groups = c["linear_num_key_heads"]
+    tiled = rows.reshape(c["linear_num_value_heads"] // groups, groups, -1, *rows.shape[1:])
+    return tiled.swapaxes(0, 1).reshape(rows.shape)
+
+
+def _group_columns(weight: torch.Tensor, c: Config) -> torch.Tensor:
+    return _group(weight.T, c).T
+
+
+def _group_after_keys(rows: torch.Tensor, c: Config) -> torch.Tensor:
+    import torch
+
+    values = len(rows) - c["linear_v"]
+    return torch.cat([rows[:values], _group(rows[values:], c)])
+
+
+def _grouped_kernel(weight: torch.Tensor, c: Config) -> torch.Tensor:
+    return _kernel(_group_after_keys(weight, c), c)
+
+
+def _logarithm(decay: torch.Tensor, c: Config) -> torch.Tensor:
+    return (-_group(decay.float(), c)).log()
+
+
 _INVERSES: dict[Transform, Callable[[torch.Tensor, Config], torch.Tensor]] = {
     transforms.interleave_queries: _separate_queries,
     transforms.interleave_keys: _separate_keys,
     transforms.plus_one: _minus_one,
     transforms.transpose: transforms.transpose,
     transforms.ungroup_heads: _group_heads,
+    transforms.turned: transforms.turned,
+    transforms.kernel: _kernel,
+    transforms.tile: _group,
+    transforms.tile_columns: _group_columns,
+    transforms.tile_after_keys: _group_after_keys,
+    transforms.tiled_kernel: _grouped_kernel,
+    transforms.tiled_decay: _logarithm,
 }
 _LATENT: set[Transform | None] = {transforms.latent_keys, transforms.latent_values}
+_HALVES: set[Transform | None] = {transforms.first_half, transforms.second_half}
+_PAIRS: set[Transform | None] = {transforms.first_of_pairs, transforms.second_of_pairs}

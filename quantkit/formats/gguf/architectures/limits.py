@@ -22,6 +22,10 @@ UNTIED = {"tie_word_embeddings": False}
 SCALED = ("default", "linear", "yarn")
 """Types of rotary embeddings that are only metadata."""
 
+_ROUNDED_YARN = ("gpt-oss",)
+"""Where a YaRN that begins and ends between two channels is let pass: no other gpt-oss is there,
+and llama.cpp's differs from it by less than one channel."""
+
 
 def windows(c: Config, every: int) -> list[str]:
     """``layer_types`` where each block has a window, but for one in ``every``."""
@@ -81,7 +85,7 @@ def _overruled(name: str, kind: str, c: Config) -> Iterator[str]:
     usual: float | None = None
     if kind == "yarn":
         usual = 0.1 * math.log(rope["factor"]) + 1
-        if not rope.get("truncate", True):
+        if not rope.get("truncate", True) and name not in _ROUNDED_YARN:
             yield "truncate"
         one, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
         # Of some it reads the second only, and takes it for both.

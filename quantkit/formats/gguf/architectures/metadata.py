@@ -22,6 +22,7 @@ _KEY_OF = {
     "expert_group_count": "n_group",
     "expert_group_used_count": "topk_group",
     "expert_shared_count": "n_shared_experts",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_used_count": "num_experts_per_tok",
     "expert_weights_scale": "routed_scaling_factor",
     "feed_forward_length": "intermediate_size",
@@ -41,13 +42,22 @@ _KEY_OF = {
     "rope_dimension_count": "rotary_size",
     "rope_freq_base": "rope_theta",
     "rope_freq_base_swa": "local_rope_theta",
+    "shortconv_l_cache": "conv_L_cache",
     "sliding_window": "sliding_window",
+    "ssm_conv_kernel": "linear_conv_kernel_dim",
+    "ssm_group_count": "linear_num_key_heads",
+    "ssm_inner_size": "linear_v",
+    "ssm_state_size": "linear_key_head_dim",
+    "ssm_time_step_rank": "linear_num_value_heads",
     "value_length": "head_dim",
     "value_length_mla": "v_head_dim",
     "vocab_size": "vocab_size",
 }
 """From GGUFWriter's methods, without their ``add_``, to the keys of a ``Config``. What is not
 here a ``Config`` has under the method's name, or only a family's ``values`` have it."""
+
+_NOT_IN_GGUF = {"recurrent_layers": "attention.recurrent_layers"}
+"""Lists for which only llama.cpp's own copy of ``gguf`` has a method, and their keys."""
 
 _DEFAULT_ROPE_BASE = 10000.0
 
@@ -69,7 +79,11 @@ def add_keys(
     values = architecture.values(c) | {"file_type": file_type}
     for method in architecture.keys.split():
         value = values[method] if method in values else c.get(_KEY_OF.get(method, method))
-        if value is not None:
+        if value is None:
+            continue
+        if method in _NOT_IN_GGUF:
+            writer.add_array(f"{architecture.name}.{_NOT_IN_GGUF[method]}", value)
+        else:
             getattr(writer, f"add_{method}")(value)
 
 
@@ -125,4 +139,28 @@ def deepseek2_values(c: Config) -> dict[str, Any]:
         "key_length_mla": c["qk_nope_head_dim"] + c["qk_rope_head_dim"],
         "expert_gating_func": gguf.ExpertGatingFuncType.SOFTMAX if softmax else None,
         "rope_scaling_yarn_log_mul": None if mscale is None else 0.1 * mscale,
+    }
+
+
+def olmo3_values(c: Config) -> dict[str, Any]:
+    """Which blocks have a window."""
+    return {"sliding_window_pattern": [kind == "sliding_attention" for kind in c["layer_types"]]}
+
+
+def qwen35_values(c: Config) -> dict[str, Any]:
+    """Positions have four parts, of which a text moves the first three alike."""
+    sections = c["rope"].get("mrope_section") or [11, 11, 10]
+    return {
+        "rope_dimension_sections": (*sections, 0, 0, 0, 0)[:4],
+        "recurrent_layers": c["recurrent_layers"],
+        "full_attention_interval": c.get("full_attention_interval", 4),
+    }
+
+
+def lfm2_values(c: Config) -> dict[str, Any]:
+    """Blocks that convolve have no heads of keys and values."""
+    heads = c["num_key_value_heads"]
+    return {
+        "head_count_kv": [0 if recurrent else heads for recurrent in c["recurrent_layers"]],
+        "layer_norm_rms_eps": c["norm_eps"],
     }

@@ -72,9 +72,56 @@ def gated(
     )
 
 
+def stacked_experts(prefix: str) -> tuple[Module, ...]:
+    """The experts of a checkpoint that has them as one tensor, gates above up projections."""
+    both, down = (
+        "num_experts 2*moe_intermediate_size hidden_size",
+        "num_experts hidden_size moe_intermediate_size",
+    )
+    modules = (
+        Module(f"{prefix}gate_up_proj", "ffn_gate_exps.weight", both, transforms.first_half),
+        Module(f"{prefix}gate_up_proj", "ffn_up_exps.weight", both, transforms.second_half),
+        Module(f"{prefix}down_proj", "ffn_down_exps.weight", down),
+    )
+    return tuple(replace(module, alone=True, when="stacked") for module in modules)
+
+
+def turned_experts(prefix: str) -> tuple[Module, ...]:
+    """gpt-oss's experts: matrices as (in, out), gates and up projections by turns; biases."""
+    first, second = transforms.first_of_pairs, transforms.second_of_pairs
+    both, down = (
+        "num_experts hidden_size 2*intermediate_size",
+        "num_experts intermediate_size hidden_size",
+    )
+    modules = (
+        Module(f"{prefix}gate_up_proj", "ffn_gate_exps.weight", both, first),
+        Module(f"{prefix}gate_up_proj", "ffn_up_exps.weight", both, second),
+        Module(f"{prefix}down_proj", "ffn_down_exps.weight", down, transforms.turned),
+        Module(
+            f"{prefix}gate_up_proj_bias",
+            "ffn_gate_exps.bias",
+            "num_experts 2*intermediate_size",
+            first,
+        ),
+        Module(
+            f"{prefix}gate_up_proj_bias",
+            "ffn_up_exps.bias",
+            "num_experts 2*intermediate_size",
+            second,
+        ),
+        Module(f"{prefix}down_proj_bias", "ffn_down_exps.bias", "num_experts hidden_size"),
+    )
+    return tuple(replace(module, alone=True) for module in modules)
+
+
 def router(source: str, when: str = "") -> Module:
     """What chooses the experts."""
     return Module(source, "ffn_gate_inp", "num_experts hidden_size", when=when)
+
+
+def when(key: str, modules: tuple[Module, ...]) -> tuple[Module, ...]:
+    """The same where ``key`` of the config says so; see ``Module``."""
+    return tuple(replace(module, when=key) for module in modules)
 
 
 def biased(*modules: Module) -> tuple[Module, ...]:

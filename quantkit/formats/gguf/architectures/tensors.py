@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from quantkit.errors import ConversionError
@@ -17,12 +18,19 @@ from quantkit.formats.gguf.architectures.architecture import (
 )
 from quantkit.formats.gguf.architectures.rope import rope_tensors
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.text_part import is_part
 
 if TYPE_CHECKING:
     import torch
 
-_FLOAT32 = (".bias", "_norm.weight", ".ffn_gate_inp.weight", "position_embd.weight")
+_FLOAT32 = (
+    *(".bias", "_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"),
+    *("position_embd.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight"),
+)
 """Ends of the names of what llama.cpp computes with in float32 only, beside all vectors."""
+
+_LANGUAGE = "language_model."
+"""In names of tensors, where a checkpoint has other parts too."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +57,26 @@ class Tensor:
 def layout(checkpoint: Checkpoint, architecture: Architecture, c: Config) -> list[Tensor]:
     """See ``architectures.layout``. The order is that of the shards and of the names in a shard;
     a stack comes with the last of its parts."""
+    stored_as = _names(checkpoint)
+    c = c | {"stacked": any(name.endswith(".experts.down_proj") for name in stored_as)}
     expected: dict[str, tuple[int, ...]] = {}
     groups: dict[str, list[Tensor]] = {}
     group_of: dict[str, str] = {}
-    for prefix, gguf_prefix, module in _modules(checkpoint, architecture, c):
+    for prefix, gguf_prefix, module in _modules(stored_as, architecture, c):
         for kind, stored, shape in _parts(module, c):
-            source = f"{prefix}{module.source}.{kind}"
-            if c.get(module.optional) and source not in checkpoint.tensors:
+            source = f"{prefix}{module.source}{kind}"
+            if c.get(module.optional) and source not in stored_as:
                 continue
             stacked = "*" in source
-            names = [source.replace("*", str(i)) for i in range(shape[0] if stacked else 1)]
+            parts = [source.replace("*", str(i)) for i in range(shape[0] if stacked else 1)]
+            names = [stored_as.get(part, part) for part in parts]
             expected |= dict.fromkeys(names, stored[1:] if stacked else stored)
             # What stands before the star: all stacks of a block's experts are written together.
             group = source.partition("*")[0]
             group_of |= dict.fromkeys(names, group)
             groups.setdefault(group, []).append(
                 Tensor(
-                    f"{gguf_prefix}{module.name}.{kind}",
+                    f"{gguf_prefix}{module.name}{kind}",
                     shape,
                     tuple(names),
                     stacked,
@@ -75,12 +86,13 @@ def layout(checkpoint: Checkpoint, architecture: Architecture, c: Config) -> lis
     checkpoint.check_shapes(expected)
     awaited = Counter(group_of.values())
     tensors = [Tensor(name, (len(v),), values=tuple(v)) for name, v in rope_tensors(c).items()]
-    for info in sorted(checkpoint.tensors.values(), key=lambda info: (info.shard, info.name)):
+    wanted = [checkpoint.tensors[name] for name in stored_as.values()]
+    for info in sorted(wanted, key=lambda info: (info.shard, info.name)):
         if info.name in group_of:
             group = group_of[info.name]
             awaited[group] -= 1
             tensors += [] if awaited[group] else groups[group]
-        elif not info.name.endswith(architecture.ignored):
+        elif not any(fnmatchcase(info.name, pattern) for pattern in architecture.ignored):
             raise ConversionError(
                 f"gguf: {info.shard}: {info.name} is not a tensor of {checkpoint.architecture} "
                 "as config.json describes it"
@@ -107,19 +119,34 @@ def read(checkpoint: Checkpoint, tensor: Tensor, c: Config) -> torch.Tensor:
     return (tensor.transform(weights, c) if tensor.transform else weights).contiguous()
 
 
+def _names(checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's names of the language model's tensors, by what they would be without other
+    parts beside it."""
+    if not is_part(checkpoint):
+        return {name: name for name in checkpoint.tensors}
+    return {
+        name.replace(_LANGUAGE, "", 1): name
+        for name in checkpoint.tensors
+        if _LANGUAGE in name or name.startswith("lm_head.")
+    }
+
+
 def _modules(
-    checkpoint: Checkpoint, architecture: Architecture, c: Config
+    names: Collection[str], architecture: Architecture, c: Config
 ) -> Iterator[tuple[str, str, Module]]:
     """Every module that the config asks for, with the prefixes of its name in the checkpoint and
     in the GGUF."""
     base = architecture.blocks.partition(".")[0] + "."
     # Checkpoints that were saved without their head lack the prefix: OpenAI's GPT-2.
-    dropped = "" if any(name.startswith(base) for name in checkpoint.tensors) else base
+    dropped = "" if any(name.startswith(base) for name in names) else base
     for module in architecture.outer:
         if _holds(module.when, c):
             yield "", "", replace(module, source=module.source.removeprefix(dropped))
     for block in range(c["num_hidden_layers"]):
-        here = c | {"sparse": block >= c.get("first_k_dense_replace", 0)}
+        here = c | {
+            "sparse": block >= c.get("first_k_dense_replace", 0),
+            "recurrent": any(c["recurrent_layers"][block : block + 1]),
+        }
         for module in architecture.block:
             if _holds(module.when, here):
                 prefix = architecture.blocks.removeprefix(dropped)
@@ -138,9 +165,9 @@ def _parts(module: Module, c: Config) -> Iterator[tuple[str, tuple[int, ...], tu
     shape = stored
     if module.transform:
         shape = tuple(module.transform(torch.empty(stored, device="meta"), c).shape)
-    yield "weight", stored, shape
+    yield "" if module.alone else ".weight", stored, shape
     if c.get(module.bias) if isinstance(module.bias, str) else module.bias:
-        yield "bias", shape[:1], shape[:1]
+        yield ".bias", shape[:1], shape[:1]
 
 
 def _size(product: str, c: Config) -> int:
