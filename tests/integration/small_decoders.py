@@ -129,7 +129,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 """By ``model_type``, what its config needs besides."""
 
 
-def small_config(model_type: str, settings: dict[str, Any]) -> Any:
+def small_config(model_type: str, **settings: Any) -> Any:
     """The config of the class, made small, with these settings."""
     full = AutoConfig.for_model(model_type)
     small = _small(full.to_dict()) | _OVERRIDES.get(model_type, {})
@@ -140,7 +140,7 @@ def make(model_type: str, directory: Path, **settings: Any) -> Path:
     """Write a random float32 model of the class and a tokenizer, as transformers saves it."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    config = small_config(model_type, settings)
+    config = small_config(model_type, **settings)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     largest = max(outline.named_parameters(), key=lambda named: named[1].numel())

@@ -116,9 +116,9 @@ def test_what_is_no_decoder_of_blocks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_blocks_do_not_run_apart_is_named(tmp_path: Path) -> None:
-    """GPT's blocks give lists, one for its model to take apart."""
-    path = make_checkpoint(tmp_path / "gpt", family="openai-gpt")
-    with pytest.raises(ConversionError, match=r"blocks of OpenAIGPTLMHead\w+ cannot be run one by"):
+    """XMOD has no adapters unless its config names languages."""
+    path = make_checkpoint(tmp_path / "xmod", family="xmod")
+    with pytest.raises(ConversionError, match=r"blocks of Xmod\w+ cannot be run one by"):
         prove(Checkpoint.open(path))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.errors import reading
 from quantkit.formats.compressed_tensors.activations import QuantizedInputs
-from quantkit.formats.compressed_tensors.encodings import encodings
+from quantkit.formats.compressed_tensors.encodings import encodings, refuse_key
 from quantkit.formats.compressed_tensors.presets import named
 from quantkit.formats.encoding import Decoded
 from quantkit.formats.packed import Packed, Quantization
@@ -28,8 +29,9 @@ class CompressedTensors(Packed):
         found = super().detect(path)
         if found is None:
             return None
-        groups = Quantization.opened(path).config.get("config_groups") or {}
-        names = {named(group) for group in groups.values()} if isinstance(groups, dict) else {None}
+        quantization = Quantization.opened(path)
+        with reading(quantization.file):
+            names = {named(group) for group in quantization.config["config_groups"].values()}
         scheme = names.pop() if len(names) == 1 else None
         return Variant(found.id, path, self.name, scheme or found.scheme, None)
 
@@ -41,11 +43,14 @@ class CompressedTensors(Packed):
 
     def quantized_inputs(self, variant: Variant) -> QuantizedInputs | None:
         """As ``QuantizesInputs.quantized_inputs``."""
-        decoded = _decoded(variant.path)
-        return QuantizedInputs.of(decoded, Quantization.opened(variant.path).config)
+        decoded, quantization = _decoded(variant.path), Quantization.opened(variant.path)
+        with reading(quantization.file):
+            return QuantizedInputs.of(decoded, quantization.config)
 
 
 def _decoded(path: Path) -> Decoded:
     quantization = Quantization.opened(path)
-    found = encodings(quantization.config, quantization.file)
+    with reading(quantization.file):
+        refuse_key(quantization.config, "kv_cache_scheme", quantization.file)
+        found = encodings(quantization.config, quantization.file)
     return Decoded.of(Checkpoint.open(path), "compressed-tensors", found)

@@ -29,10 +29,8 @@ def encodings(config: Mapping[str, Any], file: Path) -> list[Encoding]:
             f"{file}: quantization_status is {config['quantization_status']!r}; quantkit unpacks "
             "'compressed'"
         )
-    for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
-        value = config.get(key)
-        if value and value.get("format", "") != "dense":
-            raise IncompatibleVariant(f"{file}: has a {key}, which quantkit does not decode")
+    for key in ("transform_config", "sparsity_config"):
+        refuse_key(config, key, file)
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise IncompatibleVariant(f"{file}: its quantization_config has no groups")
@@ -42,6 +40,13 @@ def encodings(config: Mapping[str, Any], file: Path) -> list[Encoding]:
         found[layout] = _encoding(layout, group.get("weights") or {}, f"{file}: {name}")
     # The first whose parts are all there decides, and the last has the fewest.
     return [found[layout] for layout in (PACKED, NVFP4, *found) if layout in found]
+
+
+def refuse_key(config: Mapping[str, Any], key: str, file: Path) -> None:
+    """Raise IncompatibleVariant where the settings have it, and it is not of what is dense."""
+    value = config.get(key)
+    if value and not (isinstance(value, Mapping) and value.get("format") == "dense"):
+        raise IncompatibleVariant(f"{file}: has a {key}, which quantkit does not decode")
 
 
 def _encoding(layout: str, weights: Mapping[str, Any], where: str) -> Encoding:
