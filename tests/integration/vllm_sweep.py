@@ -99,7 +99,7 @@ class Outcome:
     token's log-probability between vLLM, in bfloat16, and transformers, in float32, with the same
     weights; ``mean``: the mean of it, and ``noise``, that of transformers in
     bfloat16. ``why``: of what vLLM or quantkit refuses, one line.
-    ``experts``: whether experts were quantized, for which a CPU needs AMX."""
+    ``experts``: whether its experts, if any, were quantized, for which a CPU needs AMX."""
 
     model_type: str
     name: str
@@ -137,8 +137,8 @@ def sweep(
         outcome.mean["noise"] = round(float(noise.abs().mean()), 4)
         text = load_text("pydoc:calibration")
         windows = calibrate(text, source.tokenizer, samples=16, sequence_length=64, seed=0)
-        outcome.experts = _has_experts(source) and not lacks_expert_kernels(_flags())
-        skip = [] if outcome.experts or not _has_experts(source) else [r"\.experts\."]
+        outcome.experts = not (_has_experts(source) and lacks_expert_kernels(_flags()))
+        skip = [] if outcome.experts else [r"\.experts\."]
         for method, spec in SPECS.items():
             try:
                 entry: dict[str, Any] = {"spec": spec, "name": method, "skip": skip}
