@@ -59,7 +59,7 @@ class CheckpointContent:
         self._card, notes = read_model_card(checkpoint.path)
         windowed = self._architecture.sliding_window
         caveats = () if windowed else _caveats(checkpoint)
-        self.notes = _left_out(checkpoint) + caveats + notes
+        self.notes = _left_out(checkpoint) + _rounded(checkpoint) + caveats + notes
 
     def type_of(self, tensor: Tensor, scheme: str) -> str:
         """Vectors and norms are float32 in every file: llama.cpp computes with nothing else."""
@@ -160,6 +160,14 @@ def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
     if any(name.startswith("mtp.") for name in checkpoint.tensors):
         notes.append("the block that drafts tokens (mtp) is not in the file")
     return tuple(notes)
+
+
+def _rounded(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """gpt-oss's YaRN; that of all others is refused where it is so (see ``limits``)."""
+    rope = getattr(text_config(checkpoint), "rope_parameters", None) or {}
+    if rope.get("rope_type") != "yarn" or rope.get("truncate", True):
+        return ()
+    return ("llama.cpp rounds the channels between which YaRN blends; the source does not",)
 
 
 def _caveats(checkpoint: Checkpoint) -> tuple[str, ...]:
