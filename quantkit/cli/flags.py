@@ -140,7 +140,7 @@ def compressed(command: Command) -> Command:
             type=click.Choice(("gptq", "awq", "rtn", "best-scale")),
             help="What decides on the weights: gptq, awq (W4A16_ASYM) or rtn, round to nearest; of "
             "floats best-scale or rtn.",
-            show_default="gptq; of floats best-scale",
+            show_default="gptq; of floats best-scale, of MXFP4 rtn",
         ),
         click.option(
             "--smoothing/--no-smoothing",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.engines.vllm.architectures import Fusion
 from quantkit.errors import RecipeError
 from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
-from quantkit.formats.compressed_tensors.presets import INT, Preset, preset
+from quantkit.formats.compressed_tensors.presets import INT, MXFP4, Preset, preset
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.dtypes import stored_bytes
@@ -32,7 +32,7 @@ class SchemeOptions:
 
     algorithm: str | None = None
     """Who decides on the weights: ``gptq`` (the default of integers), ``awq`` (W4A16_ASYM) or
-    ``rtn``, round to nearest; of floats ``best-scale`` (their default) or ``rtn``."""
+    ``rtn``, round to nearest; of floats ``best-scale`` (their default, but for MXFP4) or ``rtn``."""
     group_size: int | None = None
     """Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128 or -1 for
     all; 128 by default."""
@@ -157,6 +157,8 @@ def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
     known = [GPTQ, ROUNDING] if found.is_integer else [BEST_SCALE, ROUNDING]
     if not found.weights.symmetric:
         known.insert(1, AWQ)
+    if found.layout == MXFP4:
+        known.reverse()  # the best power of 2 loses more as it is served (tests/benchmarks/RESULTS.md)
     algorithm = chosen.algorithm or known[0]
     if algorithm not in known:
         raise RecipeError(

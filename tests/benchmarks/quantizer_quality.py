@@ -88,7 +88,7 @@ def _measure(model: str, options: argparse.Namespace) -> Iterator[str]:
                     made = method.make(job)
                     oracle = oracle or Oracle(source, windows, device, Path(cache))
                     measured = {
-                        "texts": oracle.score(made.state),
+                        "texts": oracle.score(made.state, made.inputs),
                         "bits_per_weight": made.bits_per_weight,
                         "bits_per_weight_quantized": made.bits_per_weight_quantized,
                         "seconds": made.seconds,

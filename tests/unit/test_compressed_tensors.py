@@ -271,6 +271,7 @@ def test_skipped_linears_and_the_output_layer_are_ignored(
         ({"spec": "compressed-tensors:W4A16", "group_size": 48}, "expected one of"),
         ({"spec": "compressed-tensors:W4A16", "algorithm": "awq"}, "W4A16 takes gptq, rtn"),
         ({"spec": "compressed-tensors:NVFP4A16", "algorithm": "gptq"}, "takes best-scale, rtn"),
+        ({"spec": "compressed-tensors:MXFP4", "algorithm": "gptq"}, "takes rtn, best-scale"),
         ({"spec": "compressed-tensors:W8A8", "algorithm": "rtn", "rounding": "learned"}, "learned"),
         ({"spec": "compressed-tensors:W4A16", "smoothing": True}, "smoothing is for W8A8"),
         ({"spec": "compressed-tensors:W8A8", "overrides": {"a": "w4g64"}}, "unknown option"),

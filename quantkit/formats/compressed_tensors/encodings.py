@@ -146,7 +146,7 @@ def unpack(
     scale = weight_scale.float().view(-1, weight_scale.shape[-1])
     groups = scale.shape[1]
     if weight_zero_point is None:
-        zeros = torch.zeros(rows, groups, dtype=torch.int32)
+        zeros = torch.zeros(rows, groups, dtype=torch.int32, device=codes.device)
     elif weight_zero_point.dtype == torch.int32 and weight_zero_point.shape[0] != rows:
         zeros = unpack_columns(weight_zero_point.T.contiguous(), bits)[:, :rows].T - half
     else:
@@ -154,7 +154,7 @@ def unpack(
     group = (
         weight_g_idx.long()
         if weight_g_idx is not None
-        else torch.arange(columns) // (columns // groups)
+        else torch.arange(columns, device=codes.device) // (columns // groups)
     )
     weight: torch.Tensor = (codes - zeros[:, group]) * scale[:, group]
     return weight

@@ -20,20 +20,26 @@ def make(job: dict[str, Any]) -> None:
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM
 
     if not torch.accelerator.is_available():
         # Its AWQ pins activations that wait for an accelerator, and torch cannot without one.
         torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
-    scheme = preset_name_to_scheme("W4A16" if job["symmetric"] else "W4A16_ASYM", ["Linear"])
-    scheme.weights.group_size = job["group_size"]
+    scheme = preset_name_to_scheme(job["scheme"], ["Linear"])
+    if job["scheme"].startswith("W4A16"):
+        scheme.weights.group_size = job["group_size"]
     given = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
-    recipe = (
-        [GPTQModifier(**given)]
-        if job["modifier"] == "gptq"
-        else [AWQModifier(), QuantizationModifier(**given)]
-    )
+    recipe = {
+        "gptq": lambda: [GPTQModifier(**given)],
+        "awq": lambda: [AWQModifier(), QuantizationModifier(**given)],
+        "rtn": lambda: [QuantizationModifier(**given)],
+        "smoothquant": lambda: [
+            SmoothQuantModifier(smoothing_strength=0.8),
+            GPTQModifier(**given),
+        ],
+    }[job["modifier"]]()
     samples = [
         {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
         for ids in job["ids"]

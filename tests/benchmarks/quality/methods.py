@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import safe_open
 
 from tests.benchmarks.quality import rounding
+from tests.benchmarks.quality.oracle import InputRounding
 from tests.plain_weights import plain_weights
 
 Grid = Literal["symmetric", "asymmetric"]
@@ -55,6 +57,7 @@ class Made:
     bits_per_weight: float
     bits_per_weight_quantized: float | None
     seconds: float | None
+    inputs: InputRounding | None = None
 
 
 class Method(Protocol):
@@ -203,7 +206,8 @@ class LLMCompressor(_Groups):
         given = {
             "source": str(job.source.absolute()),
             "modifier": self.modifier,
-            "symmetric": self.grid == "symmetric",
+            "scheme": getattr(self, "preset", None)
+            or ("W4A16" if self.grid == "symmetric" else "W4A16_ASYM"),
             "group_size": job.group_size,
             "ids": job.ids.tolist(),
             "output": str(out.absolute()),
@@ -225,6 +229,80 @@ class LLMCompressor(_Groups):
         return Made(plain_weights(out), everything, linears, seconds)
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """A scheme of compressed-tensors, whatever bits and groups are asked for: quantkit's own."""
+
+    label: str
+    preset: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibrates: bool = False
+    grid: Grid | None = None
+    learns: bool = False
+
+    def scheme(self, scheme: str) -> str:
+        return self.preset
+
+    def maker(self, job: Job) -> str:
+        return f"quantkit {job.commit}"
+
+    def make(self, job: Job) -> Made:
+        variant = _convert(job, "compressed-tensors", self.preset, dict(self.options))
+        made = _costing(variant, plain_weights(variant.path))
+        return replace(made, inputs=_inputs(variant.path))
+
+
+@dataclass(frozen=True)
+class LLMCompressorScheme(LLMCompressor):
+    """The same scheme by llm-compressor; ``modifier``: its recipe for it."""
+
+    preset: str = ""
+
+    def scheme(self, scheme: str) -> str:
+        return self.preset
+
+    def make(self, job: Job) -> Made:
+        made = super().make(job)
+        return replace(made, inputs=_inputs(job.work / "made"))
+
+
+def _inputs(path: Path) -> InputRounding | None:
+    """What a checkpoint of compressed-tensors says of the inputs of its linears."""
+    config = json.loads((path / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    arguments = group["input_activations"]
+    if arguments is None:
+        return None
+    known = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic")
+    file = path / "model.safetensors"
+    with safe_open(file, framework="pt") as stored:
+        scales = [name for name in stored.keys() if name.endswith(".weight_scale")]  # noqa: SIM118
+    linears = frozenset(name.removesuffix(".weight_scale") for name in scales)
+    return InputRounding(linears, {key: arguments[key] for key in known})
+
+
+_SCHEMES: dict[str, Method] = {
+    "w8a8": Compressed("W8A8, smoothed, GPTQ", "W8A8", calibrates=True),
+    "w8a8-plain": Compressed("W8A8, GPTQ", "W8A8", {"smoothing": False}, calibrates=True),
+    "w8a8-rtn": Compressed("W8A8, rounding", "W8A8", {"algorithm": "rtn"}),
+    "llmc-w8a8": LLMCompressorScheme(
+        "llm-compressor, SmoothQuant and GPTQ", "smoothquant", "symmetric", preset="W8A8"
+    ),
+    "llmc-w8a8-rtn": LLMCompressorScheme(
+        "llm-compressor, rounding", "rtn", "symmetric", preset="W8A8"
+    ),
+    **{
+        method: one
+        for name in ("FP8_DYNAMIC", "NVFP4A16", "MXFP4")
+        for method, one in {
+            name.lower(): Compressed(f"{name}, best scale", name),
+            f"{name.lower()}-rtn": Compressed(f"{name}, rounding", name, {"algorithm": "rtn"}),
+            f"llmc-{name.lower()}": LLMCompressorScheme(
+                "llm-compressor, rounding", "rtn", "symmetric", preset=name
+            ),
+        }.items()
+    },
+}
 _TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K_M")
 METHODS: dict[str, Method] = {
     "rtn-symmetric": Rounding("rounding, symmetric", "symmetric"),
@@ -240,6 +318,7 @@ METHODS: dict[str, Method] = {
     "llmc-awq": LLMCompressor("llm-compressor AWQ", "awq", "asymmetric"),
     **{t.lower(): LlamaCpp(t) for t in _TYPES},
     **{f"{t.lower()}-imatrix": LlamaCpp(t, imatrix=True) for t in _TYPES},
+    **_SCHEMES,
 }
 
 

@@ -15,6 +15,15 @@ import torch
 
 
 @dataclass(frozen=True)
+class InputRounding:
+    """``linears``: whose inputs are rounded; ``arguments``: of compressed-tensors'
+    QuantizationArgs."""
+
+    linears: frozenset[str]
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Scores:
     """Of one text, each value the mean over the scored positions of one window."""
 
@@ -39,9 +48,14 @@ class Oracle:
             for index, ids in enumerate(windows):
                 torch.save(self._log_probabilities(model, ids).cpu(), self._file(kind, index))
 
-    def score(self, state: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Scores]:
-        """By kind, of the source with the weights of ``state`` in the place of its own."""
+    def score(
+        self, state: Iterable[tuple[str, torch.Tensor]], inputs: InputRounding | None = None
+    ) -> dict[str, Scores]:
+        """By kind, of the source with the weights of ``state`` in the place of its own, and the
+        ``inputs`` of linears rounded."""
         model = self._model(state)
+        if inputs:
+            round_inputs(model, inputs)
         return {kind: self._score(model, kind, windows) for kind, windows in self._texts.items()}
 
     def _score(self, model: Any, kind: str, windows: torch.Tensor) -> Scores:
@@ -76,6 +90,23 @@ class Oracle:
 
     def _file(self, kind: str, index: int) -> Path:
         return self._cache / f"{kind}-{index}.pt"
+
+
+def round_inputs(model: Any, inputs: InputRounding) -> None:
+    """Round the inputs of linears of the model as compressed-tensors does."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    arguments = QuantizationArgs(**inputs.arguments)
+
+    def rounded(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        scale, zero = compute_dynamic_scales_and_zp(given[0], arguments, module)
+        return fake_quantize(given[0], scale, zero, arguments), *given[1:]
+
+    for name, module in model.named_modules():
+        if name in inputs.linears:
+            module.register_forward_pre_hook(rounded)
 
 
 def divergence(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
