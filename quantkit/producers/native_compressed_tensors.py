@@ -32,7 +32,7 @@ class SchemeOptions:
 
     algorithm: str | None = None
     """Who decides on the weights: ``gptq`` (the default of integers), ``awq`` (W4A16_ASYM) or
-    ``rtn``, round to nearest; of floats ``best-scale`` (their default, but for MXFP4) or ``rtn``."""
+    ``rtn``, round to nearest; of floats ``best-scale`` (the default but for MXFP4) or ``rtn``."""
     group_size: int | None = None
     """Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128 or -1 for
     all; 128 by default."""
@@ -158,7 +158,8 @@ def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
     if not found.weights.symmetric:
         known.insert(1, AWQ)
     if found.layout == MXFP4:
-        known.reverse()  # the best power of 2 loses more as it is served (tests/benchmarks/RESULTS.md)
+        # The best power of 2 loses more as it is served (tests/benchmarks/RESULTS.md).
+        known.reverse()
     algorithm = chosen.algorithm or known[0]
     if algorithm not in known:
         raise RecipeError(
