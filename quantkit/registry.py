@@ -24,6 +24,8 @@ FORMATS = {
     "awq": "quantkit.formats.awq:AWQ",
     "compressed-tensors": "quantkit.formats.compressed_tensors:CompressedTensors",
 }
+SHORT = {"compressed-tensors": "ct"}
+"""Of formats with long names, what begins the names of their variants."""
 MADE_HERE = {
     "gguf": "quantkit.producers.native_gguf:NativeGGUF",
     "gptq": "quantkit.producers.native_gptq:NativeGPTQ",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import RecipeError, did_you_mean
-from quantkit.registry import FORMATS, NATIVE, registered
+from quantkit.registry import FORMATS, NATIVE, SHORT, registered
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("reference",)
@@ -85,7 +85,7 @@ class Spec:
     def directory(self) -> str:
         """Name of the variant's directory, and its id in a ledger: ``gguf-Q4_K_M``."""
         maker = "" if self.producer == NATIVE else f"-{self.producer}"
-        return self.name or f"{self.format}-{self.scheme}{maker}"
+        return self.name or f"{SHORT.get(self.format, self.format)}-{self.scheme}{maker}"
 
     def known_options(self, known: Sequence[str]) -> dict[str, Any]:
         """The options by key; raise RecipeError for one that is not among ``known``."""
