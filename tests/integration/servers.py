@@ -54,7 +54,9 @@ def running(model: Model, log: Path, *, prefix_cache: bool = False) -> Iterator[
         yield Running(options.port, process)
 
 
-def assert_agrees(variant: Model, log: Path, reference: Model | None = None) -> None:
+def assert_agrees(
+    variant: Model, log: Path, reference: Model | None = None, tolerance: float = 0.15
+) -> None:
     """The serving engine computes what was evaluated: the unpacked weights in transformers, or
     those of another ``reference``.
 
@@ -79,8 +81,8 @@ def assert_agrees(variant: Model, log: Path, reference: Model | None = None) -> 
         (logits,) = scorer.logits([[*prompt, *written]], [len(prompt) - 1])
     expected = logits.log_softmax(-1)
     for position, (token, logprob) in enumerate(zip(written, told, strict=True)):
-        assert math.isclose(float(expected[position, token]), logprob, abs_tol=0.15)
-        assert float(expected[position].max() - expected[position, token]) < 0.15
+        assert math.isclose(float(expected[position, token]), logprob, abs_tol=tolerance)
+        assert float(expected[position].max() - expected[position, token]) < tolerance
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -107,7 +107,9 @@ def test_computes_what_was_evaluated(family: str, entry: dict[str, Any], tmp_pat
         load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=64, seed=0
     )
     variant = convert(source, Spec.of_entry(entry), windows, tmp_path)
-    assert_agrees(variant, tmp_path / "log")
+    # Of 8-bit floats every eighth of a power of two is one: bfloat16 decides on which are taken.
+    floats = entry["spec"].endswith("FP8_DYNAMIC")
+    assert_agrees(variant, tmp_path / "log", tolerance=0.4 if floats else 0.15)
 
 
 def test_serves_a_source_with_its_adapter(tmp_path: Path) -> None:
