@@ -3,14 +3,13 @@
 Xiao et al. 2022, arXiv 2211.10438. Linears that share an input take the channel scales
 s = a**α / w**(1 - α), with a the largest activation of a channel and w its largest weight: the
 activations are divided by s, and the weights multiplied. The authors choose one α for a model. Here
-each mapping has its own, searched by the loss that is expected when a token is rounded with one
-scale and an output channel, by GPTQ, with another.
+each mapping has its own, searched by the loss that is expected when a token is
+rounded with one scale, and an output channel with another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +19,11 @@ from quantkit.decoder.structure import Fold, fold_scales
 from quantkit.formats.integer_linears import Integers
 from quantkit.quantize.awq import storable_scales
 from quantkit.quantize.block_gptq import BlockGPTQ
-from quantkit.quantize.gptq import remaining_variances
 from quantkit.quantize.rounding import QuantizedBlock
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
 _ALPHAS = 20
-_TOKENS = 4096
+_TOKENS = 1024
 """Tokens, taken evenly from all windows, by which α is searched."""
 
 
@@ -42,7 +40,7 @@ class BlockSmoothed:
         take the scales."""
         module = block.module
         folds = [f for f in block.structure.folds if block.linears.keys() >= set(f.balance_layers)]
-        given = _watch(block, [fold.given for fold in folds])
+        given = _sampled_inputs(block, [fold.given for fold in folds])
         for fold in folds:
             if fold.given in given:  # not of an expert that saw no token
                 scale = search_scales(module, fold, given[fold.given])
@@ -54,63 +52,48 @@ class BlockSmoothed:
         return self._round.rounded(block, module)
 
 
-@dataclass(frozen=True)
-class Given:
-    """What linears are given: the largest magnitude of each channel (in,), and some of the tokens
-    (tokens, in), float32."""
+def search_scales(block: nn.Module, fold: Fold, inputs: torch.Tensor) -> torch.Tensor:
+    """Scales of the balance layers' input channels with the least expected loss, (in,).
 
-    largest: torch.Tensor
-    tokens: torch.Tensor
-
-
-def search_scales(block: nn.Module, fold: Fold, given: Given) -> torch.Tensor:
-    """Scales of the balance layers' input channels with the least expected loss, (in,)."""
+    ``inputs``: (tokens, in) float32.
+    """
     weights = [linear_weight(block, name).float() for name in fold.balance_layers]
     channels = fold.channels
-    activation = channels.reduce(given.largest).clamp(min=1e-5)
+    activation = channels.reduce(inputs.abs().amax(0)).clamp(min=1e-5)
     weight = channels.reduce(torch.stack([w.abs().amax(0) for w in weights]).amax(0))
-    remaining = remaining_variances(given.tokens.T @ given.tokens)
-    best = torch.ones_like(given.largest)
-    least = expected_loss(weights, given.tokens, remaining)
+    best = torch.ones(inputs.shape[1], device=inputs.device)
+    least = expected_loss(weights, inputs)
     for step in range(_ALPHAS + 1):
         alpha = step / _ALPHAS
         scale = channels.expand(activation**alpha / weight.clamp(min=1e-5) ** (1 - alpha))
-        loss = expected_loss(
-            [w * scale for w in weights], given.tokens / scale, remaining / scale**2
-        )
+        loss = expected_loss([w * scale for w in weights], inputs / scale)
         if loss < least:
             least, best = loss, scale
     return best
 
 
-def expected_loss(
-    weights: Sequence[torch.Tensor], inputs: torch.Tensor, remaining: torch.Tensor
-) -> float:
+def expected_loss(weights: Sequence[torch.Tensor], inputs: torch.Tensor) -> float:
     """The squared error of the outputs of ``weights`` (out, in) for ``inputs`` (tokens, in), where
     both are rounded to 8 bits; an error is spread evenly over a step h, and so its mean square is
-    h² / 12. ``remaining``: (in,), what that of a weight is multiplied by; the sums of squares of
-    the inputs, less what other weights make up for."""
+    h² / 12."""
     token_steps = (inputs.abs().amax(1) / 127).square().sum()
+    size = inputs.square().sum()
     loss = torch.zeros((), device=inputs.device)
     for weight in weights:
         steps = (weight.abs().amax(1) / 127.5).square().sum()
-        loss += (token_steps * weight.square().sum() + steps * remaining.sum()) / 12
+        loss += (token_steps * weight.square().sum() + steps * size) / 12
     return float(loss)
 
 
-def _watch(block: StreamedBlock, names: Sequence[str]) -> dict[str, Given]:
-    """What modules of the block are given."""
+def _sampled_inputs(block: StreamedBlock, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What modules of the block are given, (tokens, in) float32, of some tokens of each batch."""
     every = max(1, block.inputs.tokens // _TOKENS)
-    tokens: dict[str, list[torch.Tensor]] = {}
-    largest: dict[str, torch.Tensor] = {}
+    seen: dict[str, list[torch.Tensor]] = {}
 
     def watching(name: str) -> Any:
         def watch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            if len(rows):
-                most = rows.abs().amax(0).float()
-                largest[name] = torch.maximum(largest.get(name, most), most)
-                tokens.setdefault(name, []).append(rows[::every].float())
+            seen.setdefault(name, []).append(rows[::every].float())
 
         return watch
 
@@ -123,4 +106,4 @@ def _watch(block: StreamedBlock, names: Sequence[str]) -> dict[str, Given]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: Given(most, torch.cat(tokens[name])) for name, most in largest.items()}
+    return {name: torch.cat(rows) for name, rows in seen.items()}
