@@ -63,8 +63,8 @@ def test_every_other_class_does_or_is_refused_in_a_line(model_type: str) -> None
     _check(model_type)
 
 
-LEAST = {"streams": 0.9, "gptq": 0.9, "awq": 0.89}
-"""Of those that were swept; 0.9 of all is what is wanted."""
+LEAST = {"streams": 0.9, "gptq": 0.9, "awq": 0.9}
+"""Of those that were swept."""
 
 
 def test_most_classes_are_read_and_quantized() -> None:
