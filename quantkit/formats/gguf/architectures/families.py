@@ -11,11 +11,13 @@ from quantkit.formats.gguf.architectures.hybrids import LFM2, QWEN35, QWEN35_MOE
 from quantkit.formats.gguf.architectures.limits import GELU, SCALED, SILU, UNTIED
 from quantkit.formats.gguf.architectures.modules import (
     EMBEDDING,
+    GATED_AS_ONE,
     HEAD,
     HEAD_NORMS,
     NORM,
     NORMS,
     OUTER,
+    POST_NORMS,
     attention,
     biased,
     gated,
@@ -84,8 +86,7 @@ _SEED_OSS = Architecture(
     "seed_oss",
     OUTER,
     (
-        NORMS[0],
-        replace(NORMS[1], name="post_attention_norm"),
+        *POST_NORMS,
         *attention("attention_bias"),
         *gated(),
     ),
@@ -175,8 +176,7 @@ _PHI3 = Architecture(
         *NORMS,
         Module("self_attn.qkv_proj", "attn_qkv", "qkv hidden_size"),
         Module("self_attn.o_proj", "attn_output", "hidden_size q"),
-        Module("mlp.gate_up_proj", "ffn_up", "2*intermediate_size hidden_size"),
-        Module("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
+        *GATED_AS_ONE,
     ),
     "rope_scaling_attn_factors context_length rope_scaling_orig_ctx_len embedding_length "
     "feed_forward_length block_count head_count head_count_kv layer_norm_rms_eps "
@@ -202,8 +202,7 @@ _GLM4 = Architecture(
         Module("post_attention_layernorm", "ffn_norm", "hidden_size"),
         Module("post_mlp_layernorm", "post_ffw_norm", "hidden_size"),
         *attention("attention_bias"),
-        Module("mlp.gate_up_proj", "ffn_up", "2*intermediate_size hidden_size"),
-        Module("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
+        *GATED_AS_ONE,
     ),
     keys.USUAL + "rope_dimension_count",
     computes=SILU,
@@ -227,8 +226,7 @@ _GPT_OSS = Architecture(
     "gpt-oss",
     OUTER,
     (
-        Module("input_layernorm", "attn_norm", "hidden_size"),
-        Module("post_attention_layernorm", "post_attention_norm", "hidden_size"),
+        *POST_NORMS,
         *attention(bias=True, output_bias=True),
         Module("self_attn.sinks", "attn_sinks.weight", "num_attention_heads", alone=True),
         *biased(router("mlp.router")),

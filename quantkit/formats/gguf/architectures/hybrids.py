@@ -13,6 +13,7 @@ from quantkit.formats.gguf.architectures.modules import (
     HEAD,
     HEAD_NORMS,
     OUTER,
+    POST_NORMS,
     attention,
     gated,
     plus_one,
@@ -21,12 +22,6 @@ from quantkit.formats.gguf.architectures.modules import (
     when,
 )
 
-_QWEN35_NORMS = plus_one(
-    (
-        Module("input_layernorm", "attn_norm", "hidden_size"),
-        Module("post_attention_layernorm", "post_attention_norm", "hidden_size"),
-    )
-)
 _GATED_ATTENTION = (
     replace(attention()[0], shape="2*q hidden_size"),
     *attention()[1:],
@@ -76,7 +71,7 @@ QWEN35 = Architecture(
     "qwen35",
     plus_one(OUTER),
     (
-        *_QWEN35_NORMS,
+        *plus_one(POST_NORMS),
         *when("!recurrent", _GATED_ATTENTION),
         *when("recurrent", _DELTA),
         *gated(),

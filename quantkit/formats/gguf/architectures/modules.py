@@ -17,10 +17,18 @@ NORMS = (
     Module("input_layernorm", "attn_norm", "hidden_size"),
     Module("post_attention_layernorm", "ffn_norm", "hidden_size"),
 )
+POST_NORMS = (NORMS[0], replace(NORMS[1], name="post_attention_norm"))
+"""The same under the names that llama.cpp has for them in newer architectures."""
 HEAD_NORMS = (
     Module("self_attn.q_norm", "attn_q_norm", "head_size"),
     Module("self_attn.k_norm", "attn_k_norm", "head_size"),
 )
+
+GATED_AS_ONE = (
+    Module("mlp.gate_up_proj", "ffn_up", "2*intermediate_size hidden_size"),
+    Module("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
+)
+"""A feed-forward network whose gate and up projection are one matrix."""
 
 _SWIGLU = {"down_proj": "down", "gate_proj": "gate", "up_proj": "up"}
 
