@@ -71,11 +71,7 @@ class BlockAWQ:
 
     def _scale(self, block: StreamedBlock, grid: Grid) -> None:
         module = block.module
-        scaled = [
-            fold
-            for fold in block.structure.folds
-            if block.linears.keys() >= set(fold.balance_layers)
-        ]
+        scaled = block.folds
         every = -(-block.inputs.tokens // _WEIGHED_TOKENS)
         statistics = InputStatistics(module, [fold.given for fold in scaled], every)
         block.run()

@@ -3,8 +3,8 @@
 Xiao et al. 2022, arXiv 2211.10438. Linears that share an input take the channel scales
 s = a**α / w**(1 - α), with a the largest activation of a channel and w its largest weight: the
 activations are divided by s, and the weights multiplied. The authors choose one α for a model. Here
-each mapping has its own, searched by the loss that is expected when a token is
-rounded with one scale, and an output channel with another.
+each mapping has its own, searched by the loss that is expected when a token is rounded with one
+scale, and an output channel with another.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class BlockSmoothed:
         """The integers of a block's linears. Its norms, and its linears where they feed others,
         take the scales."""
         module = block.module
-        folds = [f for f in block.structure.folds if block.linears.keys() >= set(f.balance_layers)]
-        given = _sampled_inputs(block, [fold.given for fold in folds])
-        for fold in folds:
+        given = _sampled_inputs(block, [fold.given for fold in block.folds])
+        for fold in block.folds:
             if fold.given in given:  # not of an expert that saw no token
                 scale = search_scales(module, fold, given[fold.given])
                 fold_scales(module, fold, storable_scales(module, fold, scale, self._dtype))

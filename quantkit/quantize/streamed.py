@@ -11,7 +11,7 @@ from torch import nn
 from quantkit.decoder.activations import Activations
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.decoder.expert_names import expert_of, is_routed
-from quantkit.decoder.structure import Structure
+from quantkit.decoder.structure import Fold, Structure
 from quantkit.models.spec import GroupScheme
 
 
@@ -38,6 +38,12 @@ class StreamedBlock:
     def structure(self) -> Structure:
         """What the block is made of, found and proved."""
         return self.blocks.structure(self.index)
+
+    @property
+    def folds(self) -> list[Fold]:
+        """The mappings that can take scales: those whose balance layers are all quantized."""
+        linears = self.linears.keys()
+        return [fold for fold in self.structure.folds if linears >= set(fold.balance_layers)]
 
     def advance_source(self, source_block: nn.Module) -> Activations:
         """Let ``source_block``, the float block, turn ``source`` into its outputs there: what this
