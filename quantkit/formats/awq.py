@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.integer_linears import Integers, LinearLayout, Shapes
 from quantkit.formats.packed import Packed, Quantization, unpack_linears
 from quantkit.models.spec import GroupScheme
 from quantkit.models.variant import Variant
@@ -42,7 +42,7 @@ def check(quantization: Quantization) -> None:
 def layout(scheme: GroupScheme) -> LinearLayout:
     """The tensors of one linear in a GEMM file."""
 
-    def shapes(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def shapes(inputs: int, outputs: int) -> Shapes:
         groups, words = inputs // scheme.group_size, outputs // (32 // scheme.bits)
         return {
             "qweight": ("I32", (inputs, words)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.integer_linears import Integers, LinearLayout, Shapes
 from quantkit.formats.packed import Packed, Quantization, packing, unpack_linears
 from quantkit.models.spec import GroupScheme
 from quantkit.models.variant import Variant
@@ -35,7 +35,7 @@ class GPTQ(Packed):
 def layout(scheme: GroupScheme) -> LinearLayout:
     """The tensors of one linear in a version 1 file."""
 
-    def shapes(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def shapes(inputs: int, outputs: int) -> Shapes:
         groups = 1 if scheme.group_size == -1 else inputs // scheme.group_size
         per_word = 32 // scheme.bits
         return {

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of each tensor that a linear is stored as, by the end of its name."""
+
+
 @dataclass(frozen=True)
 class Integers:
     """The weights of one linear as unsigned integers: ``w ≈ (codes - zeros) * scales``.
@@ -51,7 +55,7 @@ class LinearLayout:
     """
 
     scheme: GroupScheme
-    shapes: Callable[[int, int], dict[str, tuple[str, tuple[int, ...]]]]
+    shapes: Callable[[int, int], Shapes]
     pack: Callable[[Any], dict[str, torch.Tensor]]
     unpack: Callable[..., torch.Tensor]
     block: tuple[int, int] | None = None

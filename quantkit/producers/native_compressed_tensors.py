@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 from quantkit.engines.vllm.architectures import Fusion
 from quantkit.errors import RecipeError
 from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
-from quantkit.formats.compressed_tensors.presets import INT, MXFP4, Preset, preset
+from quantkit.formats.compressed_tensors.presets import INT, MXFP4, NVFP4, Preset, preset
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.dtypes import stored_bytes
+from quantkit.models.dtypes import stored_bytes, torch_dtype
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
 from quantkit.producers.integer_linears import IntegerLinears, Names, plan_linears
 from quantkit.producers.linear_options import LinearOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from quantkit.data.calibration import Calibration
     from quantkit.producers.block_conversion import BlockQuantizer
+    from quantkit.producers.rounded_conversion import RoundTogether
 
 GPTQ, AWQ, ROUNDING, BEST_SCALE = "gptq", "awq", "rtn", "best-scale"
 GROUP_SIZES = (32, 64, 128, -1)
@@ -43,11 +47,12 @@ class SchemeOptions:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A spec, read: its scheme, who decides on the weights, and the linears."""
+    """A spec, read: its scheme, who decides on the weights, the dtype of scales, the linears."""
 
     preset: Preset
     algorithm: str
     smoothing: bool
+    dtype: str
     linears: IntegerLinears
 
     @property
@@ -113,9 +118,8 @@ class NativeCompressedTensors:
         else:
             from quantkit.producers.rounded_conversion import convert_rounded
 
-            search = asked.algorithm == BEST_SCALE
             converted = convert_rounded(
-                checkpoint, asked.linears, asked.preset, directory, describe, search=search
+                checkpoint, asked.linears, directory, _rounding(asked), describe
             )
         return replace(converted, options=asked.resolved)
 
@@ -143,6 +147,30 @@ def _quantizer(asked: _Asked, checkpoint: Checkpoint) -> BlockQuantizer:
     if asked.smoothing:
         return BlockSmoothed(dtype, steps)
     return BlockGPTQ(dtype, steps, symmetric=asked.preset.weights.symmetric)
+
+
+def _rounding(asked: _Asked) -> RoundTogether:
+    """How weights are rounded that depend on no text."""
+    from quantkit.quantize.float_weights import fp8, mxfp4, nvfp4
+    from quantkit.quantize.rounding import minmax
+
+    preset, scheme = asked.preset, asked.linears.scheme
+    dtype, search = torch_dtype(asked.dtype), asked.algorithm == BEST_SCALE
+
+    def one(weight: torch.Tensor) -> Any:
+        if preset.layout == MXFP4:
+            return mxfp4(weight, search=search)
+        if not preset.is_integer:
+            return fp8(weight, dtype, preset.weights.block, search=search)
+        size, symmetric = scheme.columns(weight.shape[1]), preset.weights.symmetric
+        return minmax(weight.float(), scheme.bits, size, dtype, symmetric=symmetric)
+
+    def together(weights: Sequence[torch.Tensor]) -> list[Any]:
+        if preset.layout == NVFP4:  # the scale of the whole tensor is theirs together
+            return list(nvfp4(weights, search=search))
+        return list(map(one, weights))
+
+    return together
 
 
 def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
@@ -180,4 +208,4 @@ def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
     scaled = smoothing or algorithm == AWQ
     fusion = Fusion.of(checkpoint.architecture)
     linears = IntegerLinears(spec, group_scheme(found), options, laid_out, fusion, scaled=scaled)
-    return _Asked(found, algorithm, smoothing, linears)
+    return _Asked(found, algorithm, smoothing, dtype, linears)

@@ -10,11 +10,9 @@ import torch
 
 from quantkit.decoder.blocks import DecoderBlocks
 from quantkit.errors import ConversionError
-from quantkit.formats.compressed_tensors.presets import MXFP4, NVFP4, Preset
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.formats.shards import Shards
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.dtypes import torch_dtype
 from quantkit.producers.base import Converted
 from quantkit.producers.integer_linears import (
     IntegerLinears,
@@ -25,26 +23,24 @@ from quantkit.producers.integer_linears import (
     write_config,
 )
 from quantkit.producers.linear_options import fused_linears
-from quantkit.quantize.float_weights import fp8, mxfp4, nvfp4
-from quantkit.quantize.rounding import minmax
 from quantkit.system.progress import track
 from quantkit.system.stopwatch import Stopwatch, stage
+
+RoundTogether = Callable[[Sequence[torch.Tensor]], list[Any]]
+"""From the weights of linears that engines run as one to what the layout of each packs."""
 
 
 def convert_rounded(
     checkpoint: Checkpoint,
     asked: IntegerLinears,
-    preset: Preset,
     directory: Path,
+    round_together: RoundTogether,
     describe: Callable[[IntegerLinears, Names], dict[str, Any]],
-    *,
-    search: bool,
 ) -> Converted:
     """Write a checkpoint, config.json included; its figures.
 
-    ``describe`` as for ``convert_checkpoint``; ``search``: whether floats get the scale with the
-    least squared error instead of that of the largest magnitude. Raise ConversionError where the
-    disk is full, CheckpointError where a weight is not finite.
+    ``describe`` as for ``convert_checkpoint``. Raise ConversionError where the disk is full,
+    CheckpointError where a weight is not finite.
     """
     blocks = DecoderBlocks(checkpoint)
     stored = blocks.checkpoint
@@ -56,7 +52,7 @@ def convert_rounded(
             for name in blocks.tensors_outside():
                 shards.write(name, stored.read(name))
             for index in track(range(len(blocks)), f"{asked.spec}: blocks"):
-                for name, tensor in _block(blocks, index, layouts, asked, preset, search=search):
+                for name, tensor in _block(blocks, index, layouts, asked, round_together):
                     with stage("write"):
                         shards.write(name, tensor)
     except OSError as error:
@@ -76,9 +72,7 @@ def _block(
     index: int,
     layouts: dict[str, LinearLayout],
     asked: IntegerLinears,
-    preset: Preset,
-    *,
-    search: bool,
+    round_together: RoundTogether,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a block, as they go into the file."""
     stored = blocks.stored(index).values()
@@ -88,38 +82,11 @@ def _block(
         with stage("load"):
             weights = [blocks.checkpoint.read(f"{name}.weight") for name in together]
         with stage("solve"):
-            rounded = _rounded(weights, layouts[together[0]], preset, search=search)
-        for name, parts in zip(together, rounded, strict=True):
-            for part, tensor in parts.items():
+            rounded = round_together(weights)
+        for name, one in zip(together, rounded, strict=True):
+            for part, tensor in layouts[name].pack(one).items():
                 yield f"{name}.{part}", tensor
     for name in stored:
         if name.removesuffix(".weight") not in layouts:
             tensor = blocks.checkpoint.read(name)
             yield name, tensor.T.contiguous() if name in turned else tensor
-
-
-def _rounded(
-    weights: Sequence[torch.Tensor], layout: LinearLayout, preset: Preset, *, search: bool
-) -> list[dict[str, torch.Tensor]]:
-    """The tensors of linears that engines run as one, by the ends of their names."""
-    if preset.layout == NVFP4:
-        return nvfp4(weights, search=search)
-    if preset.layout == MXFP4:
-        return [mxfp4(weight, search=search) for weight in weights]
-    kind, _ = layout.shapes(128, 128)["weight_scale"]
-    dtype = torch_dtype(kind)
-    if not preset.is_integer:
-        return [fp8(weight, dtype, preset.weights.block, search=search) for weight in weights]
-    symmetric = preset.weights.symmetric
-    return [
-        layout.pack(
-            minmax(
-                weight.float(),
-                layout.scheme.bits,
-                layout.scheme.columns(weight.shape[1]),
-                dtype,
-                symmetric=symmetric,
-            )
-        )
-        for weight in weights
-    ]

@@ -48,9 +48,8 @@ def nvfp4(weights: Sequence[torch.Tensor], *, search: bool) -> list[dict[str, to
     """Weights (out, in) that engines run as one linear, as E2M1 with an E4M3 scale for 16 inputs
     and one scale for all of them, as engines hold only one."""
     largest = max(float(weight.abs().amax()) for weight in weights)
-    whole = torch.tensor(
-        [E4M3_MAX * E2M1_MAX / largest if largest else 1.0], device=_device(weights)
-    )
+    factor = E4M3_MAX * E2M1_MAX / largest if largest else 1.0
+    whole = torch.tensor([factor], device=weights[0].device)
     found = []
     for weight in weights:
         grouped = weight.float().view(-1, 16)
@@ -107,7 +106,3 @@ def _scales(
         best = torch.where(error < least, scale, best)
         least = torch.minimum(error, least)
     return best
-
-
-def _device(weights: Sequence[torch.Tensor]) -> torch.device:
-    return weights[0].device

@@ -11,8 +11,9 @@ from quantkit.formats.compressed_tensors.activations import QuantizedInputs
 from quantkit.formats.compressed_tensors.encodings import encodings, refuse_key
 from quantkit.formats.compressed_tensors.presets import named
 from quantkit.formats.encoding import Decoded
-from quantkit.formats.packed import Packed, Quantization
+from quantkit.formats.packed import Packed, Quantization, linears_of
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.tensors import tensors_in
 from quantkit.models.variant import Variant
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class CompressedTensors(Packed):
 
     def quantized_inputs(self, variant: Variant) -> QuantizedInputs | None:
         """As ``QuantizesInputs.quantized_inputs``."""
-        decoded, quantization = _decoded(variant.path), Quantization.opened(variant.path)
+        quantization = Quantization.opened(variant.path)
         with reading(quantization.file):
-            return QuantizedInputs.of(decoded, quantization.config)
+            return QuantizedInputs.of(quantization, linears_of(tensors_in(variant.path)))
 
 
 def _decoded(path: Path) -> Decoded:

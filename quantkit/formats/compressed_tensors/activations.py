@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import IncompatibleVariant
 from quantkit.formats.compressed_tensors.presets import Rounding
-from quantkit.formats.encoding import Decoded
+from quantkit.formats.packed import Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -25,22 +25,22 @@ class QuantizedInputs:
     roundings: Mapping[str, Rounding]
 
     @classmethod
-    def of(cls, decoded: Decoded, config: Mapping[str, Any]) -> QuantizedInputs | None:
-        """None where no inputs are rounded.
+    def of(cls, quantization: Quantization, linears: Iterable[str]) -> QuantizedInputs | None:
+        """Of ``linears``, all that are quantized; None where no inputs are rounded.
 
         Raise IncompatibleVariant where they are rounded as quantkit does not compute it.
         """
-        groups = [g for g in config["config_groups"].values() if g.get("input_activations")]
+        groups = quantization.config["config_groups"].values()
+        groups = [group for group in groups if group.get("input_activations")]
         if not groups:
             return None
-        where = f"{decoded.path / 'config.json'}: input_activations"
+        where = f"{quantization.file}: input_activations"
         roundings = [_checked(where, Rounding.of(g["input_activations"])) for g in groups]
         found = {}
-        for name in decoded.places:
-            linear = name.removesuffix(".weight")
+        for linear in linears:
             for group, rounding in zip(groups, roundings, strict=True):
                 if _targets(group, linear):
-                    found[name] = rounding
+                    found[f"{linear}.weight"] = rounding
         return cls(found)
 
     def rounded(self, weight: str, inputs: torch.Tensor) -> torch.Tensor:

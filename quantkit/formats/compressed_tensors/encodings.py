@@ -106,26 +106,16 @@ def _packed_integers(weights: Mapping[str, Any], where: str) -> Encoding:
         rows, words = shapes[".weight_packed"]
         return rows, words * per_word
 
-    def decode(
-        packed: torch.Tensor,
-        scale: torch.Tensor,
-        shape: torch.Tensor,
-        zeros: torch.Tensor | None,
-        order: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return unpack(packed, scale, shape, weight_zero_point=zeros, weight_g_idx=order)
-
     parts = (".weight_packed", ".weight_scale", SHAPE)
-    return Encoding(parts, (".weight_zero_point", ".weight_g_idx"), ".weight", shape, decode)
+    return Encoding(parts, (".weight_zero_point", ".weight_g_idx"), ".weight", shape, unpack)
 
 
 def unpack(
     weight_packed: torch.Tensor,
     weight_scale: torch.Tensor,
     weight_shape: torch.Tensor,
-    *,
-    weight_zero_point: torch.Tensor | None,
-    weight_g_idx: torch.Tensor | None,
+    weight_zero_point: torch.Tensor | None = None,
+    weight_g_idx: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The (out, in) float32 weight of one linear.
 

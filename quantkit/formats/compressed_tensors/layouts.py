@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from quantkit.formats import decoding
 from quantkit.formats.compressed_tensors.encodings import unpack
 from quantkit.formats.compressed_tensors.presets import MXFP4, NVFP4, PACKED, Preset
-from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.integer_linears import Integers, LinearLayout, Shapes
 from quantkit.models.spec import GroupScheme
 
 if TYPE_CHECKING:
     import torch
-
-Shapes = Callable[[int, int], dict[str, tuple[str, tuple[int, ...]]]]
 
 
 def group_scheme(preset: Preset) -> GroupScheme:
@@ -35,9 +32,9 @@ def layout(preset: Preset, dtype: str) -> LinearLayout:
     def groups(inputs: int) -> int:
         return inputs // scheme.columns(inputs)
 
-    def packed(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def packed(inputs: int, outputs: int) -> Shapes:
         words = inputs * weights.num_bits // 32
-        found: dict[str, tuple[str, tuple[int, ...]]] = {
+        found: Shapes = {
             "weight_packed": ("I32", (outputs, words)),
             "weight_scale": (dtype, (outputs, groups(inputs))),
             "weight_shape": ("I64", (2,)),
@@ -47,14 +44,14 @@ def layout(preset: Preset, dtype: str) -> LinearLayout:
             found["weight_zero_point"] = ("I32", (rows, groups(inputs)))
         return found
 
-    def bytes_(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def bytes_(inputs: int, outputs: int) -> Shapes:
         high, wide = weights.block or (1, inputs)
         scales = -(-outputs // high), -(-inputs // wide)
         kind = "I8" if preset.is_integer else "F8_E4M3"
         return {"weight": (kind, (outputs, inputs)), "weight_scale": (dtype, scales)}
 
-    def halves(inputs: int, outputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        found: dict[str, tuple[str, tuple[int, ...]]] = {
+    def halves(inputs: int, outputs: int) -> Shapes:
+        found: Shapes = {
             "weight_packed": ("U8", (outputs, inputs // 2)),
             "weight_scale": ("U8", (outputs, groups(inputs))),
         }
@@ -65,7 +62,7 @@ def layout(preset: Preset, dtype: str) -> LinearLayout:
 
     if preset.layout == PACKED:
         pack = partial(_pack, bits=weights.num_bits, symmetric=weights.symmetric, dtype=dtype)
-        return LinearLayout(scheme, packed, pack, _unpack)
+        return LinearLayout(scheme, packed, pack, unpack)
     if preset.layout in (NVFP4, MXFP4):
         halved = decoding.nvfp4 if preset.layout == NVFP4 else decoding.mxfp4_rows
         return LinearLayout(scheme, halves, _as_given, halved)
@@ -90,15 +87,6 @@ def _pack(integers: Integers, *, bits: int, symmetric: bool, dtype: str) -> dict
     if not symmetric:
         found["weight_zero_point"] = pack_rows(integers.zeros, bits)
     return found
-
-
-def _unpack(
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    shape: torch.Tensor,
-    zeros: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return unpack(packed, scale, shape, weight_zero_point=zeros, weight_g_idx=None)
 
 
 def _signed(integers: Integers, *, dtype: str) -> dict[str, torch.Tensor]:

@@ -181,14 +181,19 @@ class LlamaCpp:
 
 
 @dataclass(frozen=True)
-class LLMCompressor(_Groups):
-    """llm-compressor, in an environment of its own."""
+class LLMCompressor:
+    """llm-compressor, in an environment of its own; ``modifier``: its recipe. ``preset``: a scheme
+    of compressed-tensors, else the bits and groups that are asked for."""
 
     label: str
     modifier: str
     grid: Grid
     calibrates: bool = True
     learns: bool = False
+    preset: str = ""
+
+    def scheme(self, scheme: str) -> str:
+        return self.preset or scheme
 
     def maker(self, job: Job) -> str:
         if job.llm_compressor is None:
@@ -206,8 +211,7 @@ class LLMCompressor(_Groups):
         given = {
             "source": str(job.source.absolute()),
             "modifier": self.modifier,
-            "scheme": getattr(self, "preset", None)
-            or ("W4A16" if self.grid == "symmetric" else "W4A16_ASYM"),
+            "scheme": self.preset or ("W4A16" if self.grid == "symmetric" else "W4A16_ASYM"),
             "group_size": job.group_size,
             "ids": job.ids.tolist(),
             "output": str(out.absolute()),
@@ -226,7 +230,7 @@ class LLMCompressor(_Groups):
         shutil.copy(job.source / "tokenizer.json", out)
         seconds = json.loads((job.work / "result.json").read_text())["seconds"]
         everything, linears = bits_of(tensors_in(out), Checkpoint.open(job.source))
-        return Made(plain_weights(out), everything, linears, seconds)
+        return Made(plain_weights(out), everything, linears, seconds, _inputs(out))
 
 
 @dataclass(frozen=True)
@@ -252,20 +256,6 @@ class Compressed:
         return replace(made, inputs=_inputs(variant.path))
 
 
-@dataclass(frozen=True)
-class LLMCompressorScheme(LLMCompressor):
-    """The same scheme by llm-compressor; ``modifier``: its recipe for it."""
-
-    preset: str = ""
-
-    def scheme(self, scheme: str) -> str:
-        return self.preset
-
-    def make(self, job: Job) -> Made:
-        made = super().make(job)
-        return replace(made, inputs=_inputs(job.work / "made"))
-
-
 def _inputs(path: Path) -> InputRounding | None:
     """What a checkpoint of compressed-tensors says of the inputs of its linears."""
     config = json.loads((path / "config.json").read_text())["quantization_config"]
@@ -285,19 +275,17 @@ _SCHEMES: dict[str, Method] = {
     "w8a8": Compressed("W8A8, smoothed, GPTQ", "W8A8", calibrates=True),
     "w8a8-plain": Compressed("W8A8, GPTQ", "W8A8", {"smoothing": False}, calibrates=True),
     "w8a8-rtn": Compressed("W8A8, rounding", "W8A8", {"algorithm": "rtn"}),
-    "llmc-w8a8": LLMCompressorScheme(
+    "llmc-w8a8": LLMCompressor(
         "llm-compressor, SmoothQuant and GPTQ", "smoothquant", "symmetric", preset="W8A8"
     ),
-    "llmc-w8a8-rtn": LLMCompressorScheme(
-        "llm-compressor, rounding", "rtn", "symmetric", preset="W8A8"
-    ),
+    "llmc-w8a8-rtn": LLMCompressor("llm-compressor, rounding", "rtn", "symmetric", preset="W8A8"),
     **{
         method: one
         for name in ("FP8_DYNAMIC", "NVFP4A16", "MXFP4")
         for method, one in {
             name.lower(): Compressed(f"{name}, best scale", name),
             f"{name.lower()}-rtn": Compressed(f"{name}, rounding", name, {"algorithm": "rtn"}),
-            f"llmc-{name.lower()}": LLMCompressorScheme(
+            f"llmc-{name.lower()}": LLMCompressor(
                 "llm-compressor, rounding", "rtn", "symmetric", preset=name
             ),
         }.items()
