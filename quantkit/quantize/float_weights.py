@@ -47,9 +47,9 @@ def fp8(
 def nvfp4(weights: Sequence[torch.Tensor], *, search: bool) -> list[dict[str, torch.Tensor]]:
     """Weights (out, in) that engines run as one linear, as E2M1 with an E4M3 scale for 16 inputs
     and one scale for all of them, as engines hold only one."""
-    largest = max(float(weight.abs().amax()) for weight in weights)
-    factor = E4M3_MAX * E2M1_MAX / largest if largest else 1.0
-    whole = torch.tensor([factor], device=weights[0].device)
+    largest = torch.stack([weight.abs().amax() for weight in weights]).amax().float().view(1)
+    # By the inverse, as torch and so the library divides by a tensor.
+    whole = E4M3_MAX * E2M1_MAX * largest.reciprocal() if largest else torch.ones_like(largest)
     found = []
     for weight in weights:
         grouped = weight.float().view(-1, 16)
