@@ -129,8 +129,9 @@ def _recipe_page() -> str:
         ["`path`", "text", "", "In the place of `spec`: a variant that somebody else made; a "
          "directory, a GGUF file or `org/name@revision`. Takes `name` and nothing else."],
         ["`name`", "text", "from the spec", "The variant's name in results and its directory."],
-        ["`producer`", "text", "`native`", "Package that makes GPTQ or AWQ: `auto-round`, "
-         "`autoawq`, `auto-gptq`; its own options stand beside it."],
+        ["`producer`", "text", "`native`", "Package that makes the weights: GPTQ or AWQ by "
+         "`auto-round`, `autoawq`, `auto-gptq`, compressed-tensors by `llm-compressor`; its own "
+         "options stand beside it."],
     ]  # fmt: skip
     parts = [
         "# Recipes\n\nA recipe is a YAML file that says what `quantkit run` makes and measures. "

@@ -37,6 +37,7 @@ PRODUCERS = {
     "auto-round": "quantkit.producers.packages:AutoRound",
     "autoawq": "quantkit.producers.packages:AutoAWQ",
     "auto-gptq": "quantkit.producers.packages:AutoGPTQ",
+    "llm-compressor": "quantkit.producers.llm_compressor:LLMCompressor",
 }
 ENGINES = {
     "transformers": "quantkit.engines.transformers:Transformers",

@@ -200,13 +200,13 @@ def producer(command: Command) -> Command:
     """What makes the weights, and its options: ``producer`` and ``producer_args``."""
     return grouped(
         "producer",
-        "GPTQ and AWQ by another package",
+        "GPTQ, AWQ and compressed-tensors by another package",
         command,
         click.option(
             "--producer",
             metavar="NAME",
-            help="Package that makes the weights: auto-round, autoawq or auto-gptq, "
-            "installed by `quantkit engines install`.",
+            help="Package that makes the weights: auto-round, autoawq, auto-gptq or "
+            "llm-compressor, installed by `quantkit engines install`.",
             show_default="native, quantkit's own",
         ),
         click.option(

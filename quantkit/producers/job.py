@@ -31,12 +31,18 @@ class Job(BaseModel):
     source: Path
     """A checkpoint's directory: config.json, tokenizer and safetensors."""
     format: str
+    scheme: str
+    """As the spec has it: ``w4g64``, or the name of one of compressed-tensors' presets."""
     bits: int
     group_size: int
     options: dict[str, Any]
     """The package's own, under its names."""
+    ignore: list[str]
+    """Modules to leave unquantized, by name, or by ``re:`` and a pattern that names match whole;
+    empty for a package that is not told."""
     token_ids: Path
-    """JSON: one list of ids for each calibration sample, all of one length."""
+    """JSON: one list of ids for each calibration sample, all of one length; none where what is made
+    depends on no text."""
     seed: int
     device: str
     output: Path

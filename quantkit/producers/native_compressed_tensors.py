@@ -16,13 +16,20 @@ from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.dtypes import stored_bytes, torch_dtype
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
-from quantkit.producers.integer_linears import IntegerLinears, Names, plan_linears
+from quantkit.producers.integer_linears import (
+    IntegerLinears,
+    Names,
+    entries,
+    linear_names,
+    plan_linears,
+)
 from quantkit.producers.linear_options import LinearOptions
 
 if TYPE_CHECKING:
     import torch
 
     from quantkit.data.calibration import Calibration
+    from quantkit.formats.shards import Entry
     from quantkit.producers.block_conversion import BlockQuantizer
     from quantkit.producers.rounded_conversion import RoundTogether
 
@@ -122,6 +129,15 @@ class NativeCompressedTensors:
                 checkpoint, asked.linears, directory, _rounding(asked), describe
             )
         return replace(converted, options=asked.resolved)
+
+
+def tensors_of(checkpoint: Checkpoint, spec: Spec) -> list[Entry]:
+    """All tensors that a variant of ``spec`` has, whoever makes it."""
+    from quantkit.decoder.blocks import DecoderBlocks
+
+    blocks = DecoderBlocks(checkpoint)
+    layouts = _asked(checkpoint, spec).linears.layouts(linear_names(blocks))
+    return entries(blocks.checkpoint, blocks, layouts)
 
 
 def _notes(preset: Preset) -> list[str]:

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from quantkit.producers.package import Package, Schemes
 
 
-class _Options(BaseModel):
+class PackageOptions(BaseModel):
+    """Options under the package's own names; no value is taken for one of another type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class AutoRoundOptions(_Options):
+class AutoRoundOptions(PackageOptions):
     """Options of ``auto_round.AutoRound``."""
 
     iters: int = Field(200, ge=0)
@@ -34,7 +36,7 @@ class AutoRound(Package):
     options = AutoRoundOptions
 
 
-class AutoAWQOptions(_Options):
+class AutoAWQOptions(PackageOptions):
     """Options of ``AutoAWQForCausalLM.quantize``."""
 
     apply_clip: bool = True
@@ -53,7 +55,7 @@ class AutoAWQ(Package):
     transformers_4 = True
 
 
-class AutoGPTQOptions(_Options):
+class AutoGPTQOptions(PackageOptions):
     """Options of ``auto_gptq.BaseQuantizeConfig`` and of its ``quantize``."""
 
     damp_percent: float = Field(0.01, gt=0, lt=1)

@@ -49,6 +49,7 @@ _TRANSFORMERS_4 = ("install", "torch==2.13.0", "transformers==4.51.3", "accelera
 _AUTO_ROUND = ("install", "auto-round==0.16.1", "torch==2.13.0", "transformers==5.19.0")
 _AUTOAWQ = ("install", "--no-deps", "autoawq==0.2.9")
 _AUTO_GPTQ = ("install", "--no-deps", "auto-gptq==0.7.1", "peft==0.13.2", "gekko==1.3.2")
+_LLM_COMPRESSOR = ("install", "llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0")
 _CONVERTER_FILES = Recipe(
     "cpu", "", (llama_cpp_source.download(),), llama_cpp_source.CONVERTER_FILES
 )
@@ -64,6 +65,7 @@ RECIPES: dict[str, dict[Device, Recipe]] = {
     "auto-round": _package("auto_round", _AUTO_ROUND),
     "autoawq": _package("awq", _TRANSFORMERS_4, _AUTOAWQ),
     "auto-gptq": _package("auto_gptq", _TRANSFORMERS_4, _AUTO_GPTQ),
+    "llm-compressor": _package("llmcompressor", _LLM_COMPRESSOR),
     CONVERTER: {"cpu": _CONVERTER_FILES, "cuda": _CONVERTER_FILES},
 }
 PURPOSES = {
@@ -73,5 +75,6 @@ PURPOSES = {
     "auto-round": "a producer of GPTQ and AWQ: rounding learned block by block",
     "autoawq": "a producer of AWQ",
     "auto-gptq": "a producer of GPTQ, on CUDA",
+    "llm-compressor": "a producer of compressed-tensors: GPTQ, AWQ, SmoothQuant",
     CONVERTER: "makes GGUF of architectures that quantkit does not convert itself",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ from quantkit.models import demo
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Variant
-from quantkit.producers.convert import convert
+from quantkit.producers.convert import convert, plan
 from quantkit.producers.staging import stage_source
 from quantkit.toolchains import Toolchain
 from tests.models import make_checkpoint
@@ -89,6 +90,63 @@ def test_a_package_makes_what_is_near_its_source(
     assert manifest.tools[producer] == toolchain.version
     assert manifest.spec["calibration_given"].startswith("8 x 32 token ids")
     assert manifest.notes == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"), [("W8A8", {}), ("W4A16", {"group_size": 64}), ("FP8_DYNAMIC", {})]
+)
+def test_llm_compressor_makes_what_is_near_its_source(
+    scheme: str, options: dict[str, int], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """And its own library unpacks the file to the bits that quantkit does."""
+    toolchain = installed("llm-compressor")
+    source = Checkpoint.open(tiny_llama)
+    windows = calibrate(
+        load_text("pydoc:calibration"), source.tokenizer, samples=8, sequence_length=32, seed=0
+    )
+    spec = Spec.parse(f"compressed-tensors:{scheme}").by("llm-compressor").having(options)
+    variant = convert(source, spec, windows, tmp_path)
+    assert divergence(source, variant) < 0.05
+    manifest = variant.manifest
+    assert manifest is not None
+    assert manifest.tools["llm-compressor"] == toolchain.version
+    calibrated = scheme != "FP8_DYNAMIC"
+    given = "8 x 32 token ids, one by one" if calibrated else "nothing"
+    assert manifest.spec["calibration_given"] == given
+    assert (manifest.calibration is not None) == calibrated
+    written = sum(info.bytes for info in Checkpoint.open(variant.path).tensors.values())
+    assert written == plan(source, spec).bytes
+    out = tmp_path / "weights.safetensors"
+    script = HERE / "decompress.py"
+    subprocess.run([toolchain.python, "-I", script, variant.path, out], check=True)
+    theirs, ours = load_file(out), dict(plain_weights(variant.path))
+    assert len(theirs) == 14
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name].to(weight.dtype), weight), name
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "FP8_DYNAMIC", "MXFP4", "NVFP4A16"])
+def test_rounding_to_nearest_is_llm_compressors_to_the_bit(
+    scheme: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Where weights are stored in float32: it computes in their dtype."""
+    installed("llm-compressor")
+    shutil.copytree(tiny_llama, tmp_path / "wide")
+    file = tmp_path / "wide" / "model.safetensors"
+    save_file({name: weight.float() for name, weight in load_file(file).items()}, file)
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    source = Checkpoint.open(tmp_path / "wide")
+    spec = Spec.parse(f"compressed-tensors:{scheme}").having({"algorithm": "rtn"})
+    ours, theirs = (
+        load_file(convert(source, one, None, tmp_path).path / "model.safetensors")
+        for one in (spec, spec.by("llm-compressor"))
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert tensor.dtype == ours[name].dtype, name
+        raw = [one.contiguous().view(torch.uint8) for one in (ours[name], tensor)]
+        assert torch.equal(*raw), name
 
 
 def divergence(source: Checkpoint, variant: Variant) -> float:
