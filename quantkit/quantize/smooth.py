@@ -23,7 +23,7 @@ from quantkit.quantize.rounding import QuantizedBlock
 from quantkit.quantize.streamed import StreamedBlock, linear_weight
 
 _ALPHAS = 20
-_TOKENS = 1024
+_TOKENS = 2048
 """Tokens, taken evenly from all windows, by which α is searched."""
 
 
@@ -54,18 +54,21 @@ class BlockSmoothed:
 def search_scales(block: nn.Module, fold: Fold, inputs: torch.Tensor) -> torch.Tensor:
     """Scales of the balance layers' input channels with the least expected loss, (in,).
 
-    ``inputs``: (tokens, in) float32.
+    ``inputs``: (tokens, in) float32. The first half gives the largest activations, the second
+    judges: a channel that was quiet and gets loud, as those behind a gate do, would take the whole
+    range of its token once its scale is small.
     """
     weights = [linear_weight(block, name).float() for name in fold.balance_layers]
     channels = fold.channels
-    activation = channels.reduce(inputs.abs().amax(0)).clamp(min=1e-5)
+    seen, others = inputs.tensor_split(2)
+    activation = channels.reduce(seen.abs().amax(0)).clamp(min=1e-5)
     weight = channels.reduce(torch.stack([w.abs().amax(0) for w in weights]).amax(0))
     best = torch.ones(inputs.shape[1], device=inputs.device)
-    least = expected_loss(weights, inputs)
+    least = expected_loss(weights, others)
     for step in range(_ALPHAS + 1):
         alpha = step / _ALPHAS
         scale = channels.expand(activation**alpha / weight.clamp(min=1e-5) ** (1 - alpha))
-        loss = expected_loss([w * scale for w in weights], inputs / scale)
+        loss = expected_loss([w * scale for w in weights], others / scale)
         if loss < least:
             least, best = loss, scale
     return best
