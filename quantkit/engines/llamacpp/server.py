@@ -11,7 +11,7 @@ import psutil
 
 from quantkit.engines.llamacpp.chats import chat_settings
 from quantkit.engines.llamacpp.kv_cache import kv_cache_type, needs_flash_attention
-from quantkit.engines.server import ServeOptions, ServerCommand, asked
+from quantkit.engines.server import ServeOptions, ServerCommand, asked, start_timeout
 from quantkit.formats.gguf.model_file import ModelFile
 from quantkit.models.engine_config import Option, words
 from quantkit.models.variant import Model, Variant
@@ -62,7 +62,7 @@ def server_command(
     env = {**server.env, **chats.env}
     if options.api_key is not None:
         env["LLAMA_API_KEY"] = options.api_key
-    return ServerCommand(tuple(argv), env)
+    return ServerCommand(tuple(argv), env, start_timeout_s=start_timeout(model.bytes))
 
 
 def _own(options: Mapping[str, Option]) -> list[str]:

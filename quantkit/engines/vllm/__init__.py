@@ -14,7 +14,7 @@ from typing import Any
 from quantkit import toolchains
 from quantkit.engines.base import Capabilities, LanguageModel, check_format
 from quantkit.engines.process import RunningServer
-from quantkit.engines.server import ServeOptions, ServerCommand, asked
+from quantkit.engines.server import ServeOptions, ServerCommand, asked, start_timeout
 from quantkit.engines.vllm import architectures, demand_key
 from quantkit.engines.vllm.completions import Completions
 from quantkit.engines.vllm.served import ServedModel, started
@@ -165,7 +165,7 @@ class VLLM:
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         own = {_OWN_NAMES.get(name, name): value for name, value in rest.items()}
-        return ServerCommand((*argv, *words(own)), env)
+        return ServerCommand((*argv, *words(own)), env, start_timeout_s=start_timeout(model.bytes))
 
     def load_seconds(self, log: str) -> float | None:
         """What vLLM says of its weights."""
