@@ -170,6 +170,18 @@ def test_parallel_parts_are_planned_for_each_card(
         command(monkeypatch, model, found, {"tensor_parallel_size": "all"}, context=4096, slots=8)
 
 
+def test_vllm_divides_the_share_of_a_recurrent_model(
+    model: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = model.path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"linear_num_value_heads": 32}))
+    found = command(monkeypatch, model, [Card(80 * GiB, 80 * GiB)], context=1000, slots=64)
+    assert "--kv-cache-memory-bytes" not in found.argv
+    planned = 18 * GiB + (64 * 8 + 1) * BLOCK * TOKEN + 64 * (64 << 20)
+    share = float(value(found, "--gpu-memory-utilization"))
+    assert share == pytest.approx(planned / (80 * GiB), abs=1e-4)
+
+
 @pytest.mark.parametrize("option", ["gpu_memory_utilization", "kv_cache_memory_bytes"])
 def test_what_the_user_decides_stays(
     option: str, model: Variant, monkeypatch: pytest.MonkeyPatch

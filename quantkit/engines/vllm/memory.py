@@ -17,6 +17,7 @@ from quantkit.models.engine_config import Option
 from quantkit.models.hf_config import count, setting
 from quantkit.models.variant import Model
 from quantkit.system.cards import Card
+from quantkit.system.json_file import read_object
 from quantkit.system.progress import say
 from quantkit.system.sizes import gibibytes
 
@@ -30,6 +31,10 @@ _TAKEN_FIRST = 1 << 30
 """Of these, what CUDA has taken when vLLM looks how much is free."""
 _USUAL_REQUEST = 2048
 """Tokens for which each slot has room on a GPU where no context is given."""
+_STATE = 64 << 20
+"""Bytes that recurrent layers (Mamba, linear attention) keep of a request, in a large model."""
+_RECURRENT = ("mamba_", "linear_", "ssm_", "conv_")
+"""How settings of such layers begin in config.json."""
 _DECIDED = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
 """With one of these the user divides the memory."""
 
@@ -52,8 +57,9 @@ def on_cards(
     """The arguments that make vLLM take what the model needs of each of these GPUs, and no more;
     none where the user has decided, or no GPU tells its memory.
 
-    The cache is smaller where less is free: requests then wait for one another. Raise EngineError
-    where there is not room for one of full context, with what the memory is for.
+    Of a model with recurrent layers vLLM itself divides its share into cache and states. The cache
+    is smaller where less is free: requests then wait for one another. Raise EngineError where there
+    is not room for one of full context, with what the memory is for.
     """
     if _DECIDED & own.keys():
         return []
@@ -67,6 +73,9 @@ def on_cards(
     least = cache_bytes(model, replace(options, slots=1)) // parts
     usual = options if options.context else replace(options, context=_USUAL_REQUEST)
     wanted = max(least, cache_bytes(model, usual) // parts)
+    recurrent = _is_recurrent(model)
+    if recurrent:
+        least, wanted = least + _STATE, wanted + _STATE * options.slots
     cache = max(least, min(wanted, free - weights - _OVERHEAD))
     planned = weights + cache + _OVERHEAD
     if planned > free:
@@ -83,7 +92,8 @@ def on_cards(
         )
     # With a cache of a given size, this share only has to be free when vLLM starts.
     share = (planned - _TAKEN_FIRST) / total
-    return ["--kv-cache-memory-bytes", str(cache), "--gpu-memory-utilization", f"{share:.4f}"]
+    exactly = [] if recurrent else ["--kv-cache-memory-bytes", str(cache)]
+    return [*exactly, "--gpu-memory-utilization", f"{share:.4f}"]
 
 
 def _parallel(own: Mapping[str, Option]) -> tuple[int, int]:
@@ -96,6 +106,12 @@ def _parallel(own: Mapping[str, Option]) -> tuple[int, int]:
     if tensor < 1 or pipeline < 1:
         raise RecipeError(f"vllm: expected whole numbers above 0, not {sizes}")
     return tensor, pipeline
+
+
+def _is_recurrent(model: Model) -> bool:
+    config = read_object(model.path / "config.json")
+    text = config.get("text_config", config)
+    return any(name.startswith(_RECURRENT) for name in text)
 
 
 def _blocks(tokens: int) -> int:
