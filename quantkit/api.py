@@ -138,17 +138,21 @@ def evaluate(
     models: Sequence[str | Path],
     reference: str | Path | None = None,
     asked: EvaluateSection | Mapping[str, Any] | None = None,
+    *,
+    engine_options: Mapping[str, Option] | None = None,
     **keys: Any,
 ) -> Compared:
     """Measure quality: all models read the same tokens and answer the same questions.
 
     ``reference``: the source, from which drift is measured. ``asked``, or ``keys``: those of a
     recipe's section ``evaluate``, such as ``texts=["pydoc:evaluation"], windows=8``.
+    ``engine_options``: as in ``bench``.
     """
     from quantkit.evaluation.section import EvaluateSection
     from quantkit.runs import single
 
-    return single.evaluate(models, reference, EvaluateSection.given(asked, **keys))
+    section = EvaluateSection.given(asked, **keys)
+    return single.evaluate(models, reference, section, engine_options or {})
 
 
 def bench(
@@ -161,7 +165,8 @@ def bench(
     """Measure speed under load, on the real engines.
 
     ``asked``, or ``keys``: those of a recipe's section ``bench``, such as ``engines=["llamacpp"],
-    concurrency=[1, 8]``. ``engine_options``: of every engine.
+    concurrency=[1, 8]``. ``engine_options``: ``{"vllm.tensor_parallel_size": 2}``; where a single
+    engine runs, without its name.
     """
     from quantkit.benchmark.section import BenchSection
     from quantkit.runs import single

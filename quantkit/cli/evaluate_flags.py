@@ -8,6 +8,7 @@ from typing import Any
 import click
 import cloup
 
+from quantkit.cli.engine_flags import engine_options
 from quantkit.cli.flags import Command, grouped, in_order
 from quantkit.errors import RecipeError
 
@@ -55,6 +56,7 @@ show_default="none, and no drift",
 show_default="the one that gives full logits for the format",
             ),
         ),
+        engine_options,
         cloup.option_group(
             "Text",
             click.option(

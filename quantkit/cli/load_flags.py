@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
+from quantkit.cli.engine_flags import engine_options
 from quantkit.cli.flags import Command, in_order
 from quantkit.errors import RecipeError
 
@@ -32,13 +33,6 @@ def load(command: Command) -> Command:
                 show_default="the one that takes the format",
             ),
             click.option(
-                "--engine-arg",
-                "arguments",
-                multiple=True,
-                metavar="NAME[=VALUE]",
-                help="An option of every engine, such as tensor-parallel-size=2. May be repeated.",
-            ),
-            click.option(
                 "--prefix-cache",
                 is_flag=True,
                 default=None,
@@ -46,6 +40,7 @@ def load(command: Command) -> Command:
                 show_default="every prompt is new to them",
             ),
         ),
+        engine_options,
         cloup.option_group(
             "Load",
             click.option(
@@ -204,14 +199,6 @@ def serving(command: Command) -> Command:
                 show_default="the one that takes the format",
             ),
             click.option(
-                "--engine-arg",
-                "arguments",
-                multiple=True,
-                metavar="NAME[=VALUE]",
-                help="An option of the engine itself, such as tensor-parallel-size=2. "
-                "May be repeated.",
-            ),
-            click.option(
                 "--context",
                 type=click.IntRange(1),
                 metavar="N",
@@ -226,6 +213,7 @@ def serving(command: Command) -> Command:
                 show_default="4",
             ),
         ),
+        engine_options,
         cloup.option_group(
             "Several models",
             click.option(

@@ -11,7 +11,7 @@ import click
 import cloup
 
 from quantkit import api
-from quantkit.cli import evaluate_flags, flags, load_flags
+from quantkit.cli import engine_flags, evaluate_flags, flags, load_flags
 from quantkit.cli.doctor import doctor
 from quantkit.cli.engines import engines
 from quantkit.errors import QuantkitError, first_line
@@ -187,7 +187,9 @@ def evaluate(paths: tuple[str, ...], reference: str | None, as_json: bool, **opt
     from quantkit.cli import show
     from quantkit.cli.evaluate_flags import asked
 
-    show.evaluated(api.evaluate(paths, reference, **asked(**options)), as_json)
+    own = engine_flags.asked(**options.pop("engine_options"))
+    found = api.evaluate(paths, reference, **asked(**options), engine_options=own)
+    show.evaluated(found, as_json)
 
 
 @cloup.command()
@@ -203,10 +205,9 @@ def bench(paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """
     from quantkit.cli import show_load
     from quantkit.cli.load_section import section
-    from quantkit.models.engine_config import options_of
 
-    engine_options = options_of(options.pop("arguments"), "--engine-arg")
-    results = api.bench(paths, section(**options), engine_options=engine_options)
+    own = engine_flags.asked(**options.pop("engine_options"))
+    results = api.bench(paths, section(**options), engine_options=own)
     show_load.results(results, as_json)
     if any(result.error for result in results.values()):
         sys.exit(1)
@@ -248,7 +249,8 @@ def serve(paths: tuple[str, ...], **options: Any) -> None:
 
     Example:  quantkit serve variants/gguf-Q4_K_M variants/awq-w4g128 --alias fast=gguf-Q4_K_M
     """
-    sys.exit(api.serve(paths, **options))
+    own = engine_flags.asked(**options.pop("engine_options"))
+    sys.exit(api.serve(paths, **options, engine_options=own))
 
 
 @cloup.command()

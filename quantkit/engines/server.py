@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from quantkit.errors import RecipeError
 from quantkit.models.engine_config import Option
 
+_START_SECONDS = 300.0
+_SLOWEST_BYTES_PER_S = 50e6
+
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -36,7 +39,12 @@ class ServerCommand:
     """Added to this process's environment."""
     ready_path: str = "/health"
     """Answers 200 once the model is loaded."""
-    start_timeout_s: float = 300.0
+    start_timeout_s: float = _START_SECONDS
+
+
+def start_timeout(weights: int) -> float:
+    """Seconds until a server must be ready; its ``weights`` (bytes) may be on a slow disk."""
+    return _START_SECONDS + weights / _SLOWEST_BYTES_PER_S
 
 
 def asked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from quantkit.gateway.access_log import say
 from quantkit.gateway.address import base_url, curl_example, is_loopback
 from quantkit.gateway.config import GatewayConfig, load_config, of_command_line
 from quantkit.ledger import Ledger, Row
-from quantkit.models.engine_config import EngineConfig, Option, options_of
+from quantkit.models.engine_config import EngineConfig, Option, by_engine
 from quantkit.recommendation import Candidate, by_default
 from quantkit.recommendation.nearness import divergence
 
@@ -41,8 +41,8 @@ class ServeCommand:
     """``NAME``, or ``NAME:OPTION=VALUE,…``."""
     context: int | None = None
     slots: int | None = None
-    arguments: Sequence[str] = ()
-    """Arguments for the engines, ``NAME=VALUE`` or ``NAME``."""
+    engine_options: Mapping[str, Option] = field(default_factory=dict)
+    """``{"vllm.tensor_parallel_size": 2}``; where a single engine runs, without its name."""
 
 
 def run(command: ServeCommand) -> int:
@@ -70,7 +70,7 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
     if command.config is not None:
         of_engines = (
             command.paths, command.from_run, command.aliases, command.preload, command.engine,
-            command.context, command.slots, command.arguments,
+            command.context, command.slots, command.engine_options,
         )  # fmt: skip
         if any(of_engines):
             raise RecipeError(
@@ -98,11 +98,13 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
     # One alone is what the gateway is there for: it is loaded before anybody asks.
     preload = command.preload or len(paths) == 1
     settings["preload"] = preload
-    options = options_of(command.arguments, "--engine-arg")
     if command.engine is not None:
         engines = dict.fromkeys(paths, EngineConfig.parse(command.engine))
-    if options:
-        engines = {name: _engine(engines.get(name), path, options) for name, path in paths.items()}
+    if command.engine_options:
+        engines = {name: engines.get(name) or _usual(path) for name, path in paths.items()}
+        running = [config.name for config in engines.values()]
+        own = by_engine(command.engine_options, running)
+        engines = {name: config.having(own[config.name]) for name, config in engines.items()}
     backends = {
         name: {"path": path, "engine": engines.get(name), **settings}
         for name, path in paths.items()
@@ -110,10 +112,8 @@ def gateway_config(command: ServeCommand) -> GatewayConfig:
     return of_command_line(backends, command.aliases, aliases, overrides)
 
 
-def _engine(asked: EngineConfig | None, path: str, options: Mapping[str, Option]) -> EngineConfig:
-    """What is asked for, or the usual engine of what lies at ``path``, with these options."""
-    usual = asked or EngineConfig(name=serving_engine(open_model(path)).name)
-    return usual.having(options)
+def _usual(path: str) -> EngineConfig:
+    return EngineConfig(name=serving_engine(open_model(path)).name)
 
 
 def recommended(ledger: Ledger) -> Candidate | None:

@@ -15,6 +15,7 @@ from quantkit.gateway.backends import Remote, Serving
 from quantkit.gateway.config import Backend, GatewayConfig
 from quantkit.gateway.local import Local
 from quantkit.system.home import home
+from quantkit.system.sizes import gibibytes
 
 _SECONDS_BETWEEN_SWEEPS = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -38,8 +39,8 @@ class Pool:
         for backend in self.locals:
             if self._budget is not None and backend.cost > self._budget:
                 raise RecipeError(
-                    f"{backend.name}: needs about {_gib(backend.cost)}, more than the memory "
-                    f"budget of {_gib(self._budget)}"
+                    f"{backend.name}: needs about {gibibytes(backend.cost)}, more than the memory "
+                    f"budget of {gibibytes(self._budget)}"
                 )
 
     @property
@@ -89,7 +90,7 @@ class Pool:
                     raise NotTaken(
                         503,
                         f"{wanted.name}: no memory for its engine now: all others are in use, and "
-                        f"the budget is {_gib(self._budget)}",
+                        f"the budget is {gibibytes(self._budget)}",
                         retry_after=self._room_seconds,
                     )
                 await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -148,7 +149,3 @@ def _log_directory(port: int) -> Path:
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

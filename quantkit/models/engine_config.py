@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from quantkit.errors import RecipeError
-from quantkit.registry import check_name
+from quantkit.errors import RecipeError, did_you_mean
+from quantkit.registry import check_name, registered
 from quantkit.system.yaml_file import as_value_error
 
 Option = bool | int | float | str
@@ -56,6 +56,46 @@ def options_of(pairs: Sequence[str], where: str) -> dict[str, Option]:
     return options
 
 
+def by_engine(
+    options: Mapping[str, Option], engines: Collection[str]
+) -> dict[str, dict[str, Option]]:
+    """Which of the options each of these engines is given, all of which run: ``vllm.dtype`` is one
+    of vLLM's, and a name without an engine before it is for the only one.
+
+    Raise RecipeError for what no engine here takes, or more than one could.
+    """
+    running = list(dict.fromkeys(engines))
+    found: dict[str, dict[str, Option]] = {engine: {} for engine in running}
+    for full, value in options.items():
+        engine, name = _addressed(full)
+        if engine is None and len(running) > 1:
+            raise RecipeError(
+                f"engine option {name}: {' and '.join(running)} run here; say whose it is: "
+                + " or ".join(f"{one}.{name}" for one in running)
+            )
+        if engine is not None and engine not in running:
+            raise RecipeError(
+                f"engine option {full}: {engine} does not run here, only {' and '.join(running)}; "
+                f"leave it out, or choose --engine {engine}"
+            )
+        try:
+            check_options({name: value})
+        except ValueError as error:
+            raise RecipeError(f"engine option {full}: {error}") from error
+        found[engine or running[0]][name] = value
+    return found
+
+
+def _addressed(name: str) -> tuple[str | None, str]:
+    """The engine before the first dot, and the rest; vLLM has options with dots of their own."""
+    engine, dot, rest = name.partition(".")
+    known = registered("engine")
+    if not dot or (engine not in known and not did_you_mean(engine, known)):
+        return None, name
+    check_name("engine", engine, f"engine option {name}: ")
+    return engine, rest
+
+
 _USUAL_KV_CACHE = (None, "auto", "f16")
 
 
@@ -64,7 +104,7 @@ class EngineConfig(BaseModel):
 
     ``options``: ``kv_cache`` (the type of its keys and values, in the engine's words), ``context``
     and ``slots`` (tokens of a request, requests at a time), and any option of the engine's own
-    command line by its name.
+    command line by its name, with dashes or with underscores, which are kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,7 +117,7 @@ class EngineConfig(BaseModel):
     @classmethod
     def _may_be_given(cls, options: dict[str, Option]) -> dict[str, Option]:
         check_options(options)
-        return options
+        return {name.replace("-", "_"): value for name, value in options.items()}
 
     @classmethod
     def parse(cls, text: str) -> EngineConfig:

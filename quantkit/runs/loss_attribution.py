@@ -17,7 +17,6 @@ from quantkit.evaluation.samples import METRICS_VERSION, Evaluated, MeasuredText
 from quantkit.formats import load_format
 from quantkit.formats.base import QuantizesInputs
 from quantkit.formats.gguf import architectures
-from quantkit.formats.gguf.gguf_source import GGUFSource
 from quantkit.ledger.loss import Loss, NoiseFloor, Part
 from quantkit.models.checkpoint import FORMAT, Checkpoint
 from quantkit.models.spec import Spec
@@ -224,6 +223,8 @@ class LossAttribution:
     def _dequantized(self, model: Variant) -> dict[str, list[float]]:
         """Of a GGUF that cannot be turned back into weights for transformers: its weights as F32 in
         llama.cpp, less what the conversion lost."""
+        from quantkit.formats.gguf.gguf_source import GGUFSource
+
         engine = load_engine("llamacpp")
 
         def make() -> MeasuredText:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from quantkit.data.mix import judges, load_calibration
 from quantkit.data.section import CalibrationSection
-from quantkit.engines import load_engine, serving_engine
+from quantkit.engines import load_engine
+from quantkit.engines.base import ServingEngine
 from quantkit.errors import RecipeError
 from quantkit.evaluation.section import EvaluateSection
 from quantkit.evaluation.tokenizer_match import require_same_tokens
@@ -20,7 +22,7 @@ from quantkit.formats.detect import open_model
 from quantkit.formats.merged import Merged
 from quantkit.ledger import REFERENCE
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.engine_config import EngineConfig, Option
+from quantkit.models.engine_config import EngineConfig, Option, by_engine
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
 from quantkit.runs.source import Source, open_given
@@ -102,9 +104,15 @@ def _planned(
 
 
 def evaluate(
-    paths: Sequence[str | Path], reference: str | Path | None, section: EvaluateSection
+    paths: Sequence[str | Path],
+    reference: str | Path | None,
+    section: EvaluateSection,
+    options: Mapping[str, Option],
 ) -> Compared:
-    """Measure the reference and each path on the same ids, and compare each with each."""
+    """Measure the reference and each path on the same ids, and compare each with each.
+
+    ``options``: of the engines that measure, as ``by_engine`` takes them.
+    """
     from quantkit.data.texts import load_texts
     from quantkit.evaluation.compare import Compared, compare
     from quantkit.evaluation.evaluate import evaluate as measure
@@ -126,6 +134,8 @@ def evaluate(
     first = source or next(iter(models.values()))
     own = load_prompts(section.prompts, section.answer_tokens, first)
     plan = evaluation_plan(section, first, load_texts(section.texts), own)
+    running = plan.engine_names([*models.values(), *([source] if source else [])])
+    plan = replace(plan, engine_options=by_engine(options, running))
     for model in models.values():
         require_same_tokens(first, model)
         if section.engine is not None:
@@ -153,8 +163,8 @@ def bench(
 ) -> Benched:
     """Put each model under the same loads, on each engine that is asked for and takes it.
 
-    ``options``: of every engine. After an error a model's result has what was measured and the
-    error, and the next model follows.
+    ``options``: of the engines, as ``by_engine`` takes them. After an error a model's result has
+    what was measured and the error, and the next model follows.
     """
     from quantkit.benchmark import bench as measure
     from quantkit.benchmark import engines_of, on_each
@@ -167,8 +177,12 @@ def bench(
 
     extras.require("bench")
     models = named(paths)
+    asked = {name: engines_of(section.engines, model) for name, model in models.items()}
+    running = [engine.name for each in asked.values() for engine in each]
+    given = by_engine(options, running)
     engines = {
-        name: engines_of(_asked(section, model, options), model) for name, model in models.items()
+        name: [_having(engine, given[engine.name]) for engine in each]
+        for name, each in asked.items()
     }
     loads = {}
     for name, model in models.items():
@@ -195,12 +209,9 @@ def bench(
     return results
 
 
-def _asked(
-    section: BenchSection, model: Model, options: Mapping[str, Option]
-) -> list[EngineConfig]:
-    """The engines of the section, or the usual one of the model's format, with these options."""
-    usual = [EngineConfig(name=serving_engine(model).name)]
-    return [config.having(options) for config in section.engines or usual]
+def _having(engine: ServingEngine, options: Mapping[str, Option]) -> ServingEngine:
+    config = EngineConfig(name=engine.name, options=dict(engine.options))
+    return cast("ServingEngine", load_engine(config.having(options)))
 
 
 def named(paths: Sequence[str | Path]) -> dict[str, Model]:

@@ -29,6 +29,11 @@ def require(extra: str) -> None:
             raise ToolchainError(_needs(extra, module))
 
 
+def missing(extra: str) -> ToolchainError:
+    """The error of ``require``, where something else has shown that the extra is not there."""
+    return ToolchainError(_needs(extra, next(iter(EXTRAS[extra]))))
+
+
 def missing_extras() -> list[str]:
     """Extras with a module that is missing here."""
     return [name for name, modules in EXTRAS.items() if not all(map(find_spec, modules))]

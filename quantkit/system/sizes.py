@@ -21,4 +21,9 @@ def parse_size(value: Any) -> int:
     return int(float(found[1]) * (1024**power if found[3] else 1000**power))
 
 
+def gibibytes(size: int) -> str:
+    """``1.50 GiB``."""
+    return f"{size / 2**30:.2f} GiB"
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]

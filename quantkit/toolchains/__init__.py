@@ -87,7 +87,7 @@ def listing() -> list[ToolchainStatus]:
             PURPOSES["transformers"], "comes with quantkit",
         ),
         ToolchainStatus(
-            "llamacpp", _distribution("llama-cpp-python"), server, PURPOSES["llamacpp"],
+            "llamacpp", llama_cpp_source.library_version(), server, PURPOSES["llamacpp"],
             HOW_TO_GET, own=server is not None and server == own.named("llamacpp"),
         ),
     ]  # fmt: skip
@@ -202,7 +202,9 @@ def _environment(name: str, recipe: Recipe, directory: Path, step: Step) -> Tool
 
 
 def _unpacked(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolchain:
-    extras.require("llamacpp")
+    library = llama_cpp_source.library_version()
+    if library is None:
+        raise extras.missing("llamacpp")
     with TemporaryDirectory(prefix="quantkit-") as work:
         for arguments in recipe.pip:
             step(sys.executable, "-I", "-m", "pip", "--no-input", *arguments, "--dest", work)
@@ -211,7 +213,7 @@ def _unpacked(name: str, recipe: Recipe, directory: Path, step: Step) -> Toolcha
         raise ToolchainError(f"{name}: installation failed: no {recipe.files[0]} in what pip got")
     return Toolchain(
         name=name,
-        version=importlib.metadata.version(llama_cpp_source.PACKAGE),
+        version=library,
         device=recipe.device,
         directory=directory,
         pip=recipe.pip,
@@ -288,11 +290,12 @@ def _of_the_user(name: str) -> Toolchain | None:
 def _built_in(name: str) -> Toolchain | None:
     """llama.cpp's converter, where ``make`` built the library: of the same commit."""
     directory = llama_cpp_source.built_in() if name == CONVERTER else None
-    if directory is None:
+    library = llama_cpp_source.library_version()
+    if directory is None or library is None:
         return None
     return Toolchain(
         name=name,
-        version=importlib.metadata.version(llama_cpp_source.PACKAGE),
+        version=library,
         device="cpu",
         directory=directory,
         pip=(),

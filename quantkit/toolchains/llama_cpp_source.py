@@ -17,6 +17,14 @@ CONVERTER_FILES = (CONVERTER, "conversion/", "gguf-py/", "LICENSE")
 """The converter and what it imports, as beginnings of paths in llama.cpp's tree."""
 
 
+def library_version() -> str | None:
+    """The version of llama-cpp-python here; None where it is not installed."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
+
+
 def built_in() -> Path | None:
     """The directory of the converter that was built with the installed library, if it was."""
     directory = Path(sysconfig.get_path("platlib"), "llama_cpp", "converter")
@@ -26,10 +34,8 @@ def built_in() -> Path | None:
 def download() -> tuple[str, ...]:
     """The call of pip that fetches the sdist (70 MB) into the directory it is run in; of the
     library's version, where that is installed."""
-    try:
-        wanted = f"{PACKAGE}=={version(PACKAGE)}"
-    except PackageNotFoundError:
-        wanted = PACKAGE
+    library = library_version()
+    wanted = PACKAGE if library is None else f"{PACKAGE}=={library}"
     return ("download", "--no-deps", "--no-binary", PACKAGE, wanted)
 
 

@@ -95,7 +95,7 @@ def test_nothing_is_left_when_quantkit_is_killed(variant: Variant, tmp_path: Pat
 def test_damaged_file_is_told_in_one_line(variant: Variant, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(variant.weights.read_bytes()[:100_000])
-    broken = Variant("damaged", damaged, "gguf", "Q8_0", None)
+    broken = Variant("damaged", damaged, "gguf", "Q8_0", None, (damaged,))
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     with pytest.raises(EngineError) as caught, running(broken, tmp_path / "log"):
         pass

@@ -48,6 +48,7 @@ def write_config(path: Path, **quantization: Any) -> Path:
                                 "desc_act": False, **quantization},
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").touch()
     return path
 
 
@@ -58,7 +59,7 @@ def gguf(tmp_path: Path) -> Variant:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    return Variant("m", file, "gguf", "Q8_0", None)
+    return Variant("m", file, "gguf", "Q8_0", None, (file,))
 
 
 def test_llama_server_shares_its_context_among_slots(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from quantkit import api
+from quantkit.cli.main import cli
 from quantkit.engines import load_engine
 from quantkit.engines.base import Engine, config_of
 from quantkit.engines.llamacpp.server import server_command
@@ -15,7 +18,7 @@ from quantkit.errors import QuantkitError, RecipeError
 from quantkit.formats.detect import open_variant
 from quantkit.gateway.command import ServeCommand, gateway_config
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.engine_config import EngineConfig
+from quantkit.models.engine_config import EngineConfig, by_engine
 from quantkit.models.spec import Spec
 from quantkit.models.variant import Model, Variant
 from quantkit.producers.convert import convert
@@ -194,3 +197,92 @@ def test_serving_a_run_uses_the_options_that_were_measured(tmp_path: Path) -> No
 def test_variants_open_as_before_with_their_files(variant: Variant) -> None:
     assert open_variant(variant.path).weights == variant.weights
     assert open_variant(variant.weights).path == variant.path
+
+
+def test_dashes_and_underscores_are_one_option() -> None:
+    dashed = EngineConfig.parse("vllm:tensor-parallel-size=2")
+    assert dashed == EngineConfig(name="vllm", options={"tensor_parallel_size": "2"})
+    assert dashed.having({"tensor-parallel-size": 4}).options == {"tensor_parallel_size": 4}
+
+
+def test_options_go_to_the_engine_that_they_name() -> None:
+    both = ["llamacpp", "vllm", "llamacpp"]
+    given = {"vllm.dtype": "half", "llamacpp.kv-cache": "q8_0", "vllm.compilation-config.mode": 0}
+    assert by_engine(given, both) == {
+        "llamacpp": {"kv-cache": "q8_0"},
+        "vllm": {"dtype": "half", "compilation-config.mode": 0},
+    }
+    assert by_engine({"compilation-config.mode": 0}, ["vllm"]) == {
+        "vllm": {"compilation-config.mode": 0}
+    }
+    assert by_engine({}, both) == {"llamacpp": {}, "vllm": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "engines", "message"),
+    [
+        (
+            "gpu-memory-utilization",
+            ["llamacpp", "vllm"],
+            "engine option gpu-memory-utilization: llamacpp and vllm run here; say whose it is: "
+            "llamacpp.gpu-memory-utilization or vllm.gpu-memory-utilization",
+        ),
+        (
+            "vllm.tensor_parallel_size",
+            ["llamacpp"],
+            "engine option vllm.tensor_parallel_size: vllm does not run here, only llamacpp; "
+            "leave it out, or choose --engine vllm",
+        ),
+        (
+            "vlm.dtype",
+            ["vllm"],
+            "engine option vlm.dtype: unknown engine 'vlm'; engines are transformers, llamacpp, "
+            "vllm; did you mean 'vllm'?",
+        ),
+        ("vllm.port", ["vllm"], "engine option vllm.port: 'port' is decided by quantkit"),
+    ],
+)
+def test_options_of_no_engine_or_of_several(name: str, engines: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        by_engine({name: 1}, engines)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("verb", ["bench", "evaluate", "serve"])
+def test_commands_refuse_an_option_that_two_engines_could_take(
+    verb: str, tiny_llama: Path, variant: Variant
+) -> None:
+    """Before anything is started."""
+    options = [
+        "--engine-arg",
+        "dtype=half",
+        *(["--text", "pydoc:evaluation"] * (verb == "evaluate")),
+    ]
+    done = CliRunner().invoke(cli, [verb, str(tiny_llama), str(variant.path), *options])
+    served = "transformers" if verb == "evaluate" else "vllm"
+    assert str(done.exception) == (
+        f"engine option dtype: {served} and llamacpp run here; say whose it is: "
+        f"{served}.dtype or llamacpp.dtype"
+    )
+
+
+@pytest.mark.parametrize("verb", ["bench", "evaluate", "serve"])
+def test_parallelism_is_for_vllm(verb: str, variant: Variant) -> None:
+    options = [
+        "--tensor-parallel-size",
+        "2",
+        *(["--text", "pydoc:evaluation"] * (verb == "evaluate")),
+    ]
+    done = CliRunner().invoke(cli, [verb, str(variant.path), *options])
+    assert str(done.exception).startswith(
+        "engine option vllm.tensor_parallel_size: vllm does not run here, only llamacpp"
+    )
+    recipes = EngineConfig.of_entry({"name": "llamacpp", "tensor_parallel_size": 2})
+    with pytest.raises(RecipeError, match="llamacpp: tensor_parallel_size is an option of vllm"):
+        load_engine(recipes).check(variant)
+
+
+def test_evaluate_gives_options_to_the_engine_that_measures(variant: Variant) -> None:
+    options = {"llamacpp.kv_cache": "q4_9"}
+    with pytest.raises(RecipeError, match="kv_cache is 'q4_9'"):
+        api.evaluate([variant.path], texts=["pydoc:evaluation"], engine_options=options)

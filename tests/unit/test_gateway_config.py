@@ -143,7 +143,7 @@ def test_the_command_line_makes_the_same_configuration(tmp_path: Path) -> None:
     config = gateway_config(
         ServeCommand(
             paths, aliases=["fast=two"], memory_budget="2GiB", slots=8, preload=True,
-            arguments=["pipeline_parallel_size=2"],
+            engine_options={"pipeline-parallel-size": "2"},
         )
     )  # fmt: skip
     assert list(config.models) == ["one", "two"]
@@ -168,7 +168,10 @@ def test_options_that_are_no_good(tmp_path: Path) -> None:
         (ServeCommand(config=tmp_path / "none.yaml"), "no such file"),
         (ServeCommand(paths, host="0.0.0.0"), "give --api-key, or set QUANTKIT_API_KEY"),
         (ServeCommand(paths[:1], host="0.0.0.0"), "give --api-key, or set QUANTKIT_API_KEY"),
-        (ServeCommand(paths[:1], arguments=["port=1"]), "--engine-arg: 'port' is decided by"),
+        (
+            ServeCommand(paths[:1], engine_options={"vllm.port": "1"}),
+            "engine option vllm.port: 'port' is decided by",
+        ),
     ):
         with pytest.raises(RecipeError, match=message):
             run(command)

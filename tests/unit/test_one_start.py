@@ -16,7 +16,8 @@ from quantkit.benchmark.measured import BenchResult
 from quantkit.benchmark.options import BenchOptions
 from quantkit.benchmark.server import Servers
 from quantkit.engines.server import ServeOptions, ServerCommand
-from quantkit.engines.vllm import VLLM, _cache_bytes
+from quantkit.engines.vllm import VLLM
+from quantkit.engines.vllm.memory import cache_bytes
 from quantkit.errors import EngineError
 from quantkit.evaluation.perplexity import windows
 from quantkit.evaluation.samples import Evaluated, MeasuredText
@@ -98,7 +99,7 @@ def test_a_text_needs_room_for_one_request_more_not_for_many(tiny_llama: Path) -
     source = Checkpoint.open(tiny_llama)
     load = {"port": 1, "context": 192, "slots": 4}
     plain, fits, more = (
-        _cache_bytes(source, ServeOptions(**load, longest=longest))  # type: ignore[arg-type]
+        cache_bytes(source, ServeOptions(**load, longest=longest))  # type: ignore[arg-type]
         for longest in (None, 513, 1025)
     )
     assert plain == fits

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from quantkit.engines.process import check_port, free_port, last_words, launched
-from quantkit.engines.server import ServerCommand
+from quantkit.engines.server import ServerCommand, start_timeout
 from quantkit.errors import EngineError
 
 SERVER = textwrap.dedent(
@@ -160,6 +160,12 @@ def test_not_ready_in_time(tmp_path: Path) -> None:
         launched("toy", command.argv, {}, tmp_path / "log") as server,
     ):
         server.wait_ready("127.0.0.1", free_port(), command)
+
+
+def test_large_weights_are_given_time() -> None:
+    """140 GB, at the 100 MB/s of a network's disk, take 23 minutes."""
+    assert start_timeout(0) == 300
+    assert start_timeout(140 * 10**9) > 300 + 1400
 
 
 def test_program_that_does_not_exist(tmp_path: Path) -> None:

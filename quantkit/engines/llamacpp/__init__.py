@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -12,11 +11,15 @@ from quantkit.engines.llamacpp.kv_cache import kv_cache_type
 from quantkit.engines.llamacpp.server import load_seconds, server_command
 from quantkit.engines.process import RunningServer
 from quantkit.engines.server import ServeOptions, ServerCommand
-from quantkit.errors import ToolchainError
+from quantkit.errors import RecipeError
 from quantkit.models.engine_config import Option
 from quantkit.models.variant import Model
+from quantkit.system import extras
 from quantkit.toolchains import own
-from quantkit.toolchains.llama_programs import HOW_TO_GET, find_llama_server
+from quantkit.toolchains.llama_cpp_source import library_version
+from quantkit.toolchains.llama_programs import find_llama_server
+
+_OF_VLLM = {"tensor_parallel_size", "pipeline_parallel_size"}
 
 
 class LlamaCpp:
@@ -41,9 +44,8 @@ class LlamaCpp:
     def version(self) -> str | None:
         """The version of llama-cpp-python, whose build makes library and server one, followed by
         that of the user's own server where there is one; None without the library."""
-        try:
-            library = importlib.metadata.version("llama-cpp-python")
-        except importlib.metadata.PackageNotFoundError:
+        library = library_version()
+        if library is None:
             return None
         server = own.own(self.name)
         return f"{library} (llama-server {server.version})" if server else library
@@ -51,9 +53,14 @@ class LlamaCpp:
     def check(self, model: Model) -> None:
         """Raise ToolchainError where llama.cpp is missing, IncompatibleVariant if not GGUF."""
         if self.version() is None:
-            raise ToolchainError(f"llamacpp: llama-cpp-python is not installed; {HOW_TO_GET}")
+            raise extras.missing("llamacpp")
         check_format(self, model)
         kv_cache_type(self.options)
+        for name in _OF_VLLM & self.options.keys():
+            raise RecipeError(
+                f"llamacpp: {name} is an option of vllm; llama-server divides a model among all "
+                "GPUs by itself (its own options are split_mode and tensor_split)"
+            )
 
     def scorer(self, model: Model, context: int) -> AbstractContextManager[Scorer]:
         """Load the GGUF file in this process."""

@@ -11,12 +11,17 @@ import psutil
 
 from quantkit.engines.llamacpp.chats import chat_settings
 from quantkit.engines.llamacpp.kv_cache import kv_cache_type, needs_flash_attention
-from quantkit.engines.server import ServeOptions, ServerCommand, asked
+from quantkit.engines.server import ServeOptions, ServerCommand, asked, start_timeout
 from quantkit.formats.gguf.model_file import ModelFile
 from quantkit.models.engine_config import Option, words
 from quantkit.models.variant import Model, Variant
+from quantkit.system.machine import gpu
 from quantkit.toolchains.llama_programs import Program
 
+_WHOLE = {"LLAMA_ARG_N_GPU_LAYERS": "999", "LLAMA_ARG_FIT": "off"}
+"""All layers on the GPU, or an error: by itself llama-server leaves layers on the CPU where another
+engine has taken the memory, and answers many times more slowly. Options on the command line are
+stronger; versions that never do so ignore the second."""
 _STAMP = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) .*"
 _LOADING = re.compile(_STAMP + "loading model", re.MULTILINE)
 _LOADED = re.compile(_STAMP + "model loaded", re.MULTILINE)
@@ -60,9 +65,11 @@ def server_command(
         argv += [word for k, v in overrides for word in ("--override-kv", f"{k}=int:{v}")]
     argv += _own(rest)
     env = {**server.env, **chats.env}
+    if gpu():
+        env |= _WHOLE
     if options.api_key is not None:
         env["LLAMA_API_KEY"] = options.api_key
-    return ServerCommand(tuple(argv), env)
+    return ServerCommand(tuple(argv), env, start_timeout_s=start_timeout(model.bytes))
 
 
 def _own(options: Mapping[str, Option]) -> list[str]:

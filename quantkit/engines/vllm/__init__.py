@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from quantkit import toolchains
 from quantkit.engines.base import Capabilities, LanguageModel, check_format
 from quantkit.engines.process import RunningServer
-from quantkit.engines.server import ServeOptions, ServerCommand, asked
+from quantkit.engines.server import ServeOptions, ServerCommand, asked, start_timeout
 from quantkit.engines.vllm import architectures, demand_key
 from quantkit.engines.vllm.completions import Completions
+from quantkit.engines.vllm.memory import KV_BLOCK, cache_bytes, on_cards
 from quantkit.engines.vllm.served import ServedModel, started
 from quantkit.engines.vllm.tokenizer import as_written
 from quantkit.engines.vllm.told import told
@@ -29,22 +29,17 @@ from quantkit.engines.vllm.unsupported import (
     check_quantization,
 )
 from quantkit.errors import ToolchainError
-from quantkit.formats import format_of
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import FORMAT
 from quantkit.models.engine_config import Option, words
-from quantkit.models.hf_config import count, setting
 from quantkit.models.variant import Model
+from quantkit.system.cards import cards
 from quantkit.system.json_file import read_object
 
-_KV_BLOCK = 128
-"""Tokens in a block of vLLM's cache on the CPU."""
 _SMALL_BLOCK = {"cpu": 32, "cuda": 16}
 """Likewise, where a model is asked for likelihoods: the prefix cache keeps whole blocks, and what
 follows a question is in the middle of one. Smaller ones are slow; on a GPU it is vLLM's own size.
 """
-_KV_BYTES = 2
-"""Bytes of one element of the KV cache (bf16)."""
 _REQUESTS = {"cpu": 8, "cuda": 64}
 """At the same time, where a model is asked for likelihoods and answers."""
 _TOKENS_PER_STEP = {"cpu": 512, "cuda": 2048}
@@ -118,11 +113,14 @@ class VLLM:
         """The server itself, one request at a time: it was not started to hold many logits."""
         asked = Completions(server.process, server.port, server.api_key, server.model_name)
         found: AbstractContextManager[LanguageModel]
-        found = nullcontext(ServedModel(model, asked, context, 1, _KV_BLOCK))
+        found = nullcontext(ServedModel(model, asked, context, 1, KV_BLOCK))
         return found
 
     def server(self, model: Model, options: ServeOptions) -> ServerCommand:
-        """vLLM's OpenAI server; on the CPU with a cache for exactly what was asked for."""
+        """vLLM's OpenAI server, with a cache for exactly what was asked for.
+
+        Raise EngineError where a GPU has too little free memory.
+        """
         self.check(model)
         options, rest = asked(options, self.options)
         toolchain = toolchains.find(self.name)
@@ -158,14 +156,16 @@ class VLLM:
             # Eager: compiling takes minutes on few cores. int4 weights with int8 activations,
             # vLLM's choice where a CPU has AMX, would serve another model than was evaluated.
             argv += ["--dtype", "bfloat16", "--enforce-eager"]
-            argv += ["--kv-cache-memory-bytes", str(_cache_bytes(model, options))]
+            argv += ["--kv-cache-memory-bytes", str(cache_bytes(model, options))]
             if architectures.rotated_by_heads(architecture_of(_config(model))):
                 argv += ["--compilation-config", json.dumps(architectures.NO_ROTARY_KERNEL)]
             env["VLLM_CPU_INT4_W4A8"] = "0"
             # By default vLLM leaves a core idle; llama-server computes on all of them.
             env["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        else:
+            argv += on_cards(model, options, rest, cards())
         own = {_OWN_NAMES.get(name, name): value for name, value in rest.items()}
-        return ServerCommand((*argv, *words(own)), env)
+        return ServerCommand((*argv, *words(own)), env, start_timeout_s=start_timeout(model.bytes))
 
     def load_seconds(self, log: str) -> float | None:
         """What vLLM says of its weights."""
@@ -177,21 +177,3 @@ def _config(model: Model) -> dict[str, Any]:
     """config.json, with what another file says of the quantization."""
     config, quantization = read_object(model.path / "config.json"), Quantization.of(model.path)
     return config | ({"quantization_config": quantization.config} if quantization else {})
-
-
-def _cache_bytes(model: Model, options: ServeOptions) -> int:
-    """Bytes of the keys and values of ``slots`` requests of full context, in whole blocks.
-
-    Where the context is the model's own, for one such request: many are never that long.
-    """
-    say = partial(count, model.path)
-    layers, heads = say("num_hidden_layers"), say("num_attention_heads")
-    width = say("head_dim") if setting(model.path, "head_dim") else say("hidden_size") // heads
-    kv_heads = say("num_key_value_heads") if setting(model.path, "num_key_value_heads") else heads
-    context, requests = options.context, options.slots
-    if context is None:
-        context, requests = format_of(model).context_length(model), 1
-    longest = -(-(options.longest or 0) // _KV_BLOCK)
-    blocks = max(-(-context // _KV_BLOCK) * requests, longest) + 1  # vLLM keeps one for itself
-    tokens = blocks * _KV_BLOCK
-    return int(tokens * 2 * layers * kv_heads * width * _KV_BYTES)

@@ -19,6 +19,7 @@ from quantkit.producers.gguf.content import Content
 from quantkit.producers.gguf.options import parse
 from quantkit.producers.gguf.plans import plan_file
 from quantkit.producers.gguf.writer import Output, write
+from quantkit.system.sizes import gibibytes
 
 if TYPE_CHECKING:
     from quantkit.data.calibration import Calibration
@@ -76,10 +77,10 @@ def convert_many(
 def _explained(error: Exception, output: Output, directory: Path) -> Exception:
     if not isinstance(error, OSError):
         return error
-    free = _gib(shutil.disk_usage(directory).free)
+    free = gibibytes(shutil.disk_usage(directory).free)
     explained = ConversionError(
         f"gguf: writing {output.paths[0].name} failed: {error}; it takes "
-        f"{_gib(output.plan.layout.bytes)} in {directory.parent}, where {free} are free"
+        f"{gibibytes(output.plan.layout.bytes)} in {directory.parent}, where {free} are free"
     )
     explained.__cause__ = error
     return explained
@@ -90,10 +91,6 @@ def _check_space(directory: Path, size: int, taken: int) -> None:
     free = shutil.disk_usage(directory).free - taken
     if free < size:
         raise ConversionError(
-            f"gguf: {directory.parent} has {_gib(free)} free, and the conversion takes "
-            f"{_gib(size)}; make room or choose another --out"
+            f"gguf: {directory.parent} has {gibibytes(free)} free, and the conversion takes "
+            f"{gibibytes(size)}; make room or choose another --out"
         )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
