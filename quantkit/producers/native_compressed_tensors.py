@@ -21,6 +21,7 @@ from quantkit.producers.integer_linears import (
     Names,
     entries,
     linear_names,
+    needed,
     plan_linears,
 )
 from quantkit.producers.linear_options import LinearOptions
@@ -94,7 +95,7 @@ class NativeCompressedTensors:
         notes = [*planned.notes, *_notes(asked.preset)]
         return replace(
             planned,
-            needs_calibration=asked.calibrates,
+            needs_calibration=asked.calibrates or asked.preset.scales_whole_inputs,
             notes=tuple(notes),
             options=asked.resolved,
         )
@@ -125,8 +126,9 @@ class NativeCompressedTensors:
         else:
             from quantkit.producers.rounded_conversion import convert_rounded
 
+            windows = needed(spec, calibration) if asked.preset.scales_whole_inputs else None
             converted = convert_rounded(
-                checkpoint, asked.linears, directory, _rounding(asked), describe
+                checkpoint, asked.linears, directory, _rounding(asked), describe, windows
             )
         return replace(converted, options=asked.resolved)
 
@@ -146,6 +148,8 @@ def _notes(preset: Preset) -> list[str]:
         return []
     kind = {("int", 8): "INT8", ("float", 8): "FP8", ("float", 4): "FP4"}
     of = "token" if inputs.strategy == "token" else f"group of {inputs.group_size} channels"
+    if preset.scales_whole_inputs:
+        of += ", below one of the whole input that calibration text decides on"
     return [
         f"engines round the inputs of linears too, to {kind[inputs.type, inputs.num_bits]} with a "
         f"scale for each {of}; what is measured here includes that"

@@ -44,12 +44,19 @@ def fp8(
     }
 
 
+def global_scale(largest: float) -> torch.Tensor:
+    """What the scales of groups are multiplied by to fill the range of E4M3, (1,) float32, where
+    ``largest`` is the largest magnitude of all; 1 where it is next to nothing."""
+    # By the inverse, as torch and so the library divides by a tensor.
+    factor = E4M3_MAX * E2M1_MAX * torch.tensor([largest]).reciprocal()
+    return torch.where(factor.isfinite(), factor, 1.0)
+
+
 def nvfp4(weights: Sequence[torch.Tensor], *, search: bool) -> list[dict[str, torch.Tensor]]:
     """Weights (out, in) that engines run as one linear, as E2M1 with an E4M3 scale for 16 inputs
     and one scale for all of them, as engines hold only one."""
-    largest = torch.stack([weight.abs().amax() for weight in weights]).amax().float().view(1)
-    # By the inverse, as torch and so the library divides by a tensor.
-    whole = E4M3_MAX * E2M1_MAX * largest.reciprocal() if largest else torch.ones_like(largest)
+    largest = max(float(weight.abs().amax()) for weight in weights)
+    whole = global_scale(largest).to(weights[0].device)
     found = []
     for weight in weights:
         grouped = weight.float().view(-1, 16)

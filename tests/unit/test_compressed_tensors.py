@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from quantkit.data.calibration import Calibration, calibrate
 from quantkit.data.texts import load_text
 from quantkit.engines.transformers.weights import load
-from quantkit.errors import ConversionError, IncompatibleVariant, RecipeError
+from quantkit.errors import CheckpointError, ConversionError, IncompatibleVariant, RecipeError
 from quantkit.formats import floats
 from quantkit.formats.compressed_tensors import CompressedTensors
 from quantkit.formats.compressed_tensors.activations import round_inputs
@@ -42,7 +43,7 @@ from tests.models import make_checkpoint
 LINEAR = "model.layers.0.mlp.up_proj"
 BY_ROUNDING = [
     *("W4A16", "W4A16_ASYM", "W8A16", "W8A8"),
-    *("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "MXFP4"),
+    *("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4"),
 ]
 
 
@@ -107,7 +108,10 @@ def test_package_decompresses_to_what_is_unpacked(
 def test_config_is_the_packages_preset(scheme: str, source: Checkpoint, tmp_path: Path) -> None:
     made = _made(source, scheme, tmp_path, algorithm="rtn")
     ours, theirs = _scheme(made.path), preset_name_to_scheme(scheme, ["Linear"])
-    keys = ("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "dynamic")
+    keys = (
+        *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "dynamic"),
+        "scale_dtype",
+    )
     for one, other in (
         (ours.weights, theirs.weights),
         (ours.input_activations, theirs.input_activations),
@@ -146,6 +150,8 @@ def test_rounding_is_the_packages_to_the_bit(
         state["weight_global_scale"] = whole
     layout = json.loads((made.path / "config.json").read_text())["quantization_config"]["format"]
     theirs = BaseCompressor.get_value_from_registry(layout).compress(state, found)
+    if scheme == "NVFP4":  # that of inputs is an observer's, as here
+        theirs["input_global_scale"] = parts["input_global_scale"]
     assert parts.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert parts[name].dtype == tensor.dtype, name
@@ -153,7 +159,7 @@ def test_rounding_is_the_packages_to_the_bit(
         assert torch.equal(*raw), name
 
 
-@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"])
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16"])
 def test_best_scale_is_nearer_than_the_largest_magnitudes(
     scheme: str, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -247,10 +253,11 @@ def test_plan_knows_the_bytes(source: Checkpoint, tmp_path: Path) -> None:
     for scheme in BY_ROUNDING:
         spec = Spec.of_entry({"spec": f"compressed-tensors:{scheme}", "algorithm": "rtn"})
         planned = plan(source, spec)
-        made = convert(source, spec, None, tmp_path)
+        assert planned.needs_calibration == (scheme == "NVFP4")
+        windows = _windows(source) if planned.needs_calibration else None
+        made = convert(source, spec, windows, tmp_path)
         tensors = load_file(made.path / "model.safetensors").values()
         assert planned.bytes == sum(tensor.nbytes for tensor in tensors)
-        assert not planned.needs_calibration
 
 
 def test_skipped_linears_and_the_output_layer_are_ignored(
@@ -299,6 +306,114 @@ def test_inputs_are_rounded_as_the_package_does(scheme: str) -> None:
     rounding = PRESETS[scheme].activations
     assert rounding is not None
     assert torch.equal(round_inputs(inputs, rounding), fake_quantize(inputs, scale, zero, args))
+
+
+def test_nvfp4_inputs_are_rounded_as_the_package_does() -> None:
+    """With a scale of the whole, which some groups exceed and others are next to nothing below."""
+    torch.manual_seed(1)
+    inputs = torch.randn(1, 9, 256) * torch.logspace(-6, 2, 9).view(1, 9, 1)
+    inputs[0, 3, :32] = 0
+    args = preset_name_to_scheme("NVFP4", ["Linear"]).input_activations
+    assert args is not None
+    whole = generate_gparam(inputs.min() / 10, inputs.max() / 10)
+    scale, zero = compute_dynamic_scales_and_zp(inputs, args, torch.nn.Identity(), whole)
+    theirs = fake_quantize(inputs, scale, zero, args, whole)
+    rounding = PRESETS["NVFP4"].activations
+    assert rounding is not None
+    found = round_inputs(inputs, rounding, float(whole))
+    assert torch.equal(found, theirs)
+    assert found.abs().max() < inputs.abs().max() / 2
+    assert found[0, 8].any()
+    assert not found[0, 0].any()
+
+
+def test_global_scales_of_inputs_are_those_of_the_largest_magnitudes(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    """The package's for what linears are given in transformers with the same weights."""
+    windows = replace(_windows(source), precision=torch.float32)
+    made = convert(source, Spec.parse("compressed-tensors:NVFP4"), windows, tmp_path)
+    stored = load_file(made.path / "model.safetensors")
+    model = load(made, torch.float32, exact_inputs=True)
+    seen: dict[str, torch.Tensor] = {}
+
+    def watching(name: str) -> Any:
+        def watch(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+            seen[name] = given[0]
+
+        return watch
+
+    for name, module in model.named_modules():
+        if f"{name}.input_global_scale" in stored:
+            module.register_forward_pre_hook(watching(name))
+    with torch.inference_mode():
+        model(windows.ids)
+    assert len(seen) == 14
+    for name, inputs in seen.items():
+        expected = generate_gparam(inputs.min(), inputs.max())
+        found = stored[f"{name}.input_global_scale"]
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, rtol=1e-4), name
+    for layer in range(2):
+        for shared in (("q", "k", "v"), ("gate", "up")):
+            part = "self_attn" if len(shared) == 3 else "mlp"
+            names = [f"model.layers.{layer}.{part}.{one}_proj" for one in shared]
+            for scale in ("input_global_scale", "weight_global_scale"):
+                assert len({float(stored[f"{name}.{scale}"]) for name in names}) == 1
+
+
+def test_experts_share_the_scale_of_their_inputs(tmp_path: Path) -> None:
+    """Those that no token is given, too; what the last linear is given is another input."""
+    path = make_checkpoint(
+        tmp_path / "m",
+        family="mixtral",
+        num_local_experts=16,
+        num_experts_per_tok=1,
+        intermediate_size=128,
+    )
+    source = Checkpoint.open(path)
+    windows = calibrate(
+        load_text("pydoc:calibration"), source.tokenizer, samples=1, sequence_length=8, seed=0
+    )
+    spec = Spec.parse("compressed-tensors:NVFP4")
+    stored = load_file(convert(source, spec, windows, tmp_path).path / "model.safetensors")
+    for layer in range(2):
+        scales = {
+            part: {
+                float(scale)
+                for name, scale in stored.items()
+                if f"layers.{layer}." in name and name.endswith(f".{part}.input_global_scale")
+            }
+            for part in ("w1", "w2", "w3")
+        }
+        assert len(scales["w1"]) == 1
+        assert scales["w1"] == scales["w3"] != scales["w2"]
+        assert len(scales["w2"]) == 1
+
+
+def test_reference_engine_reads_the_scales_of_inputs(source: Checkpoint, tmp_path: Path) -> None:
+    made = _made(source, "NVFP4", tmp_path)
+    linear = load(made, torch.float32).get_submodule(LINEAR)
+    inputs = torch.randn(1, 3, linear.in_features)
+    rounding = PRESETS["NVFP4"].activations
+    assert rounding is not None
+    whole = float(_parts(made.path, LINEAR)["input_global_scale"])
+    expected = torch.nn.functional.linear(round_inputs(inputs, rounding, whole), linear.weight)
+    assert torch.equal(linear(inputs), expected)
+    file = made.path / "model.safetensors"
+    stored = load_file(file)
+    del stored[f"{LINEAR}.input_global_scale"]
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{LINEAR}.input_global_scale is not there"):
+        load(made, torch.float32)
+
+
+def test_calibration_is_asked_for_where_inputs_have_scales(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="needs calibration text"):
+        convert(source, Spec.parse("compressed-tensors:NVFP4"), None, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_int8_inputs_by_a_loop() -> None:

@@ -237,7 +237,10 @@ def test_where_llama_server_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     ("scheme", "takes"),
     [
         *[(name, True) for name in ("W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC")],
-        *[(name, False) for name in ("W8A16", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "MXFP4")],
+        *[
+            (name, False)
+            for name in ("W8A16", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4")
+        ],
     ],
 )
 def test_vllm_on_a_cpu_refuses_schemes_without_a_kernel(

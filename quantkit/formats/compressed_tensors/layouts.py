@@ -58,13 +58,15 @@ def layout(preset: Preset, dtype: str) -> LinearLayout:
         if preset.layout == NVFP4:
             found["weight_scale"] = ("F8_E4M3", (outputs, groups(inputs)))
             found["weight_global_scale"] = ("F32", (1,))
+        if preset.scales_whole_inputs:
+            found["input_global_scale"] = ("F32", (1,))
         return found
 
     if preset.layout == PACKED:
         pack = partial(_pack, bits=weights.num_bits, symmetric=weights.symmetric, dtype=dtype)
         return LinearLayout(scheme, packed, pack, unpack)
     if preset.layout in (NVFP4, MXFP4):
-        halved = decoding.nvfp4 if preset.layout == NVFP4 else decoding.mxfp4_rows
+        halved = _nvfp4 if preset.layout == NVFP4 else decoding.mxfp4_rows
         return LinearLayout(scheme, halves, _as_given, halved)
     signed = partial(_signed, dtype=dtype)
     read = partial(decoding.scaled, block=weights.block)
@@ -102,3 +104,9 @@ def _signed(integers: Integers, *, dtype: str) -> dict[str, torch.Tensor]:
 
 def _as_given(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
+
+
+def _nvfp4(
+    packed: torch.Tensor, scale: torch.Tensor, whole: torch.Tensor, *_of_inputs: torch.Tensor
+) -> torch.Tensor:
+    return decoding.nvfp4(packed, scale, whole)

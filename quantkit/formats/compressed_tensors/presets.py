@@ -43,7 +43,16 @@ class Rounding:
             "block_structure": list(self.block) if self.block else None,
             "dynamic": self.dynamic,
             "actorder": None,
+            **self._dtype_of_scales,
         }
+
+    @property
+    def _dtype_of_scales(self) -> dict[str, str]:
+        """Of 4-bit floats, whose scales are rounded themselves."""
+        if (self.type, self.num_bits) != ("float", 4):
+            return {}
+        eight_bits = self.strategy == "tensor_group"
+        return {"scale_dtype": "torch.float8_e4m3fn" if eight_bits else "torch.uint8"}
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Rounding:
@@ -74,6 +83,11 @@ class Preset:
     def is_integer(self) -> bool:
         """Whether the weights are integers."""
         return self.weights.type == "int"
+
+    @property
+    def scales_whole_inputs(self) -> bool:
+        """Whether the file has a scale of each linear's whole input, which text decides on."""
+        return self.activations is not None and self.activations.dynamic == "local"
 
     def described(self, ignored: list[str]) -> dict[str, Any]:
         """The ``quantization_config`` of a checkpoint whose linears have this scheme, but for
@@ -118,6 +132,7 @@ _ALL = (
         Rounding("float", 8, "group", 128, dynamic=True),
     ),
     Preset("NVFP4A16", NVFP4, _FP4),
+    Preset("NVFP4", NVFP4, _FP4, replace(_FP4, dynamic="local")),
     Preset("MXFP4A16", MXFP4, _MX),
     Preset("MXFP4", MXFP4, _MX, replace(_MX, dynamic=True)),
 )

@@ -263,12 +263,17 @@ def _inputs(path: Path) -> InputRounding | None:
     arguments = group["input_activations"]
     if arguments is None:
         return None
-    known = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic")
+    known = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic", "scale_dtype")
     file = path / "model.safetensors"
     with safe_open(file, framework="pt") as stored:
-        scales = [name for name in stored.keys() if name.endswith(".weight_scale")]  # noqa: SIM118
-    linears = frozenset(name.removesuffix(".weight_scale") for name in scales)
-    return InputRounding(linears, {key: arguments[key] for key in known})
+        ends = [name.rpartition(".")[::2] for name in stored.keys()]  # noqa: SIM118
+        linears = frozenset(linear for linear, part in ends if part == "weight_scale")
+        wholes = {
+            linear: stored.get_tensor(f"{linear}.{part}")
+            for linear, part in ends
+            if part == "input_global_scale"
+        }
+    return InputRounding(linears, {k: arguments[k] for k in known if k in arguments}, wholes)
 
 
 _SCHEMES: dict[str, Method] = {
@@ -281,10 +286,14 @@ _SCHEMES: dict[str, Method] = {
     "llmc-w8a8-rtn": LLMCompressor("llm-compressor, rounding", "rtn", "symmetric", preset="W8A8"),
     **{
         method: one
-        for name in ("FP8_DYNAMIC", "NVFP4A16", "MXFP4")
+        for name in ("FP8_DYNAMIC", "NVFP4A16", "NVFP4", "MXFP4")
         for method, one in {
-            name.lower(): Compressed(f"{name}, best scale", name),
-            f"{name.lower()}-rtn": Compressed(f"{name}, rounding", name, {"algorithm": "rtn"}),
+            name.lower(): Compressed(
+                f"{name}, best scale", name, {"algorithm": "best-scale"}, name == "NVFP4"
+            ),
+            f"{name.lower()}-rtn": Compressed(
+                f"{name}, rounding", name, {"algorithm": "rtn"}, name == "NVFP4"
+            ),
             f"llmc-{name.lower()}": LLMCompressor(
                 "llm-compressor, rounding", "rtn", "symmetric", preset=name
             ),

@@ -6,8 +6,9 @@ and so are logits and probabilities, over the whole vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 @dataclass(frozen=True)
 class InputRounding:
     """``linears``: whose inputs are rounded; ``arguments``: of compressed-tensors'
-    QuantizationArgs."""
+    QuantizationArgs. ``global_scales``: by linear, those that are stored."""
 
     linears: frozenset[str]
     arguments: dict[str, Any]
+    global_scales: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,17 @@ def round_inputs(model: Any, inputs: InputRounding) -> None:
 
     arguments = QuantizationArgs(**inputs.arguments)
 
-    def rounded(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        scale, zero = compute_dynamic_scales_and_zp(given[0], arguments, module)
-        return fake_quantize(given[0], scale, zero, arguments), *given[1:]
+    def rounded(
+        whole: torch.Tensor | None, module: Any, given: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        scale, zero = compute_dynamic_scales_and_zp(given[0], arguments, module, whole)
+        return fake_quantize(given[0], scale, zero, arguments, whole), *given[1:]
 
     for name, module in model.named_modules():
         if name in inputs.linears:
-            module.register_forward_pre_hook(rounded)
+            whole = inputs.global_scales.get(name)
+            whole = None if whole is None else whole.to(module.weight.device)
+            module.register_forward_pre_hook(partial(rounded, whole))
 
 
 def divergence(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
