@@ -25,9 +25,9 @@ from quantkit.cli.main import cli
 from quantkit.data.section import CalibrationSection
 from quantkit.evaluation.section import EvaluateSection
 from quantkit.ledger.load import Slo
+from quantkit.producers.compressed_tensors_spec import SchemeOptions
 from quantkit.producers.gguf.options import Options
 from quantkit.producers.linear_options import LinearOptions
-from quantkit.producers.native_compressed_tensors import SchemeOptions
 from quantkit.runs.recipe import Recipe
 from quantkit.runs.source import AdaptedSource
 

@@ -190,8 +190,8 @@ def integers(command: Command) -> Command:
             "overrides",
             multiple=True,
             metavar="PATTERN=SCHEME",
-            help="Another scheme for some linear layers (GPTQ only), such as "
-            "down_proj=w8g64. May be repeated.",
+            help="Another scheme for some linear layers (GPTQ, compressed-tensors), such as "
+            "down_proj=w8g64 or down_proj=W8A16. May be repeated.",
         ),
     )
 

@@ -36,6 +36,7 @@ class Encoding:
 
     The first of ``parts`` tells that it is stored so. ``plain``: the end of its name when decoded.
     ``shape``: its shape, from those of the parts that there are. ``decode``: its values, float32.
+    ``is_for``: whether it is that of a linear, by its name.
     """
 
     parts: tuple[str, ...]
@@ -43,6 +44,7 @@ class Encoding:
     plain: str
     shape: Callable[[Mapping[str, Shape]], Shape]
     decode: Callable[..., torch.Tensor]
+    is_for: Callable[[str], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def _encoding(
         for encoding in encodings
         # A plain `.weight` is one that nothing was done to.
         if info.name.endswith(encoding.parts[0])
+        and encoding.is_for(info.name.removesuffix(encoding.parts[0]))
         and (encoding.parts[0] != ".weight" or info.dtype in ("F8_E4M3", "F8_E5M2", "I8"))
     ]
 

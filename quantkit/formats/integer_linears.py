@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,19 @@ class Integers:
         size = self.group_size
         zeros = self.zeros.repeat_interleave(size, dim=1)
         return (self.codes - zeros) * self.scales.repeat_interleave(size, dim=1)
+
+
+@dataclass(frozen=True)
+class Floats:
+    """The weights of one linear as floats of fewer bits: the ``tensors`` that a file has, by the
+    ends of their names, and the ``weight`` (out, in) float32 that they stand for."""
+
+    tensors: Mapping[str, torch.Tensor]
+    weight: torch.Tensor
+
+    def dequantize(self) -> torch.Tensor:
+        """As ``Integers.dequantize``."""
+        return self.weight
 
 
 @dataclass(frozen=True)

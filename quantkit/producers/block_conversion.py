@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from quantkit.decoder.expert_names import every_expert
 from quantkit.decoder.proof import prove
 from quantkit.decoder.structure import Structure
 from quantkit.errors import ConversionError
-from quantkit.formats.integer_linears import Integers
+from quantkit.formats.integer_linears import Floats, Integers
 from quantkit.formats.shards import Shards
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
@@ -66,7 +66,7 @@ class BlockQuantizer(Protocol):
         norms into which scales fold."""
         ...
 
-    def rounded(self, block: StreamedBlock, module: nn.Module) -> dict[str, Integers]:
+    def rounded(self, block: StreamedBlock, module: nn.Module) -> Mapping[str, Integers | Floats]:
         """The same linears of ``module``, as the source has it, rounded to nearest."""
         ...
 

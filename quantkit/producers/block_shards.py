@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.formats.integer_linears import Integers, LinearLayout
+from quantkit.formats.integer_linears import Floats, Integers, LinearLayout
 from quantkit.formats.shards import Shards
 from quantkit.models.spec import GroupScheme
 from quantkit.system.stopwatch import stage
@@ -29,7 +29,9 @@ class BlockShards:
         """The linears of a block that are quantized, by their names in the block."""
         return {name: layout.scheme for name, (_, layout) in self._packed(index).items()}
 
-    def write(self, index: int, module: nn.Module, integers: Mapping[str, Integers]) -> None:
+    def write(
+        self, index: int, module: nn.Module, integers: Mapping[str, Integers | Floats]
+    ) -> None:
         """Put a block into its place: integers packed, all else as the module has it."""
         for name, (stored, layout) in self._packed(index).items():
             with stage("pack"):

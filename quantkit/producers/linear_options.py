@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +29,23 @@ class LinearOptions:
     skip: tuple[str, ...] = ()
     """Linear layers to leave unquantized, by regular expressions that are searched for in names."""
     overrides: tuple[tuple[str, GroupScheme], ...] = ()
-    """Another scheme for some linear layers, GPTQ only; the first pattern that is found decides."""
+    """Another scheme for some linear layers, of GPTQ and compressed-tensors; the first pattern that
+    is found decides."""
 
     @classmethod
     def of(
         cls,
         spec: Spec,
-        bits: tuple[int, ...],
-        group_sizes: tuple[int, ...],
+        parse: Callable[[Spec], GroupScheme] | None = None,
         *,
-        mixed: bool,
         others: tuple[str, ...] = (),
     ) -> LinearOptions:
         """Raise RecipeError for an unknown option or a value that does not fit.
 
-        ``mixed``: whether linears of one file may have different schemes. ``others``: options that
-        the producer reads itself.
+        ``parse``: the scheme that some linears of a file may have instead, None where all have the
+        same. ``others``: options that the producer reads itself.
         """
-        keys = [*others, "rounding", "iters", "skip", *(["overrides"] if mixed else [])]
+        keys = [*others, "rounding", "iters", "skip", *(["overrides"] if parse else [])]
         given = spec.known_options(keys)
         rounding, iters = given.get("rounding", CLOSED_FORM), given.get("iters", ITERS)
         if rounding not in (LEARNED, CLOSED_FORM):
@@ -60,8 +59,8 @@ class LinearOptions:
         overrides = given.get("overrides", ())
         if not isinstance(overrides, tuple) or not all(isinstance(o, tuple) for o in overrides):
             raise RecipeError(
-                f"spec {spec}: overrides is {overrides!r}, expected patterns and schemes: "
-                "{down_proj: w8g64}"
+                f"spec {spec}: overrides is {overrides!r}, expected patterns and schemes, such as "
+                f"{{down_proj: {spec.scheme}}}"
             )
         return cls(
             rounding=rounding,
@@ -70,9 +69,10 @@ class LinearOptions:
             overrides=tuple(
                 (
                     _pattern(spec, "overrides", pattern),
-                    GroupScheme.parse(Spec(spec.format, str(scheme)), bits, group_sizes),
+                    parse(Spec(spec.format, str(scheme))),
                 )
                 for pattern, scheme in overrides
+                if parse
             ),
         )
 

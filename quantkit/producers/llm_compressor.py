@@ -11,14 +11,15 @@ from pydantic import Field
 
 from quantkit import registry
 from quantkit.errors import ConversionError, RecipeError
-from quantkit.formats.compressed_tensors.layouts import group_scheme
+from quantkit.formats.compressed_tensors.layouts import PresetScheme
 from quantkit.formats.compressed_tensors.presets import INT, PACKED, Preset, Rounding, preset
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
 from quantkit.models.tensors import TensorInfo, tensors_in
 from quantkit.producers.base import Converted
-from quantkit.producers.native_compressed_tensors import AWQ, GPTQ, ROUNDING, tensors_of
+from quantkit.producers.compressed_tensors_spec import AWQ, GPTQ, ROUNDING
+from quantkit.producers.native_compressed_tensors import tensors_of
 from quantkit.producers.package import Asked, Package, Schemes
 from quantkit.producers.packages import PackageOptions
 
@@ -73,7 +74,7 @@ class LLMCompressor(Package):
         found, options = self._read(spec)
         size = options.group_size
         return Asked(
-            group_scheme(found),
+            PresetScheme.of(found),
             options,
             native=(("algorithm", ROUNDING), *([("group_size", size)] if size else [])),
             calibrates=(

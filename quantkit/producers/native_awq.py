@@ -48,7 +48,7 @@ class NativeAWQ:
 
 def _asked(checkpoint: Checkpoint, spec: Spec) -> IntegerLinears:
     scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=False)
+    options = LinearOptions.of(spec)
     fusion = Fusion.of(checkpoint.architecture)
     return IntegerLinears(spec, scheme, options, layout, fusion, scaled=True)
 

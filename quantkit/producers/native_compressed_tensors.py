@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.engines.vllm.architectures import Fusion
+from quantkit.decoder.expert_names import is_routed
 from quantkit.errors import RecipeError
-from quantkit.formats.compressed_tensors.layouts import group_scheme, layout
-from quantkit.formats.compressed_tensors.presets import INT, MXFP4, NVFP4, Preset, preset
-from quantkit.formats.integer_linears import LinearLayout
+from quantkit.formats.compressed_tensors.presets import MXFP4, NVFP4, Preset
+from quantkit.formats.integer_linears import Floats, Integers
 from quantkit.models.checkpoint import Checkpoint
-from quantkit.models.dtypes import stored_bytes, torch_dtype
+from quantkit.models.dtypes import torch_dtype
 from quantkit.models.spec import GroupScheme, Spec
 from quantkit.producers.base import Converted, Plan
+from quantkit.producers.compressed_tensors_spec import AWQ, BEST_SCALE, Asked, asked_of, preset_of
 from quantkit.producers.integer_linears import (
     IntegerLinears,
     Names,
@@ -24,7 +24,6 @@ from quantkit.producers.integer_linears import (
     needed,
     plan_linears,
 )
-from quantkit.producers.linear_options import LinearOptions
 
 if TYPE_CHECKING:
     import torch
@@ -33,53 +32,6 @@ if TYPE_CHECKING:
     from quantkit.formats.shards import Entry
     from quantkit.producers.block_conversion import BlockQuantizer
     from quantkit.producers.rounded_conversion import RoundTogether
-
-GPTQ, AWQ, ROUNDING, BEST_SCALE = "gptq", "awq", "rtn", "best-scale"
-GROUP_SIZES = (32, 64, 128, -1)
-
-
-@dataclass(frozen=True)
-class SchemeOptions:
-    """What a scheme leaves open."""
-
-    algorithm: str | None = None
-    """Who decides on the weights: ``gptq`` (the default of integers), ``awq`` (W4A16_ASYM) or
-    ``rtn``, round to nearest; of floats ``best-scale`` (the default but for MXFP4) or ``rtn``."""
-    group_size: int | None = None
-    """Input channels that share a scale, of W4A16, W4A16_ASYM and W8A16: 32, 64, 128 or -1 for
-    all; 128 by default."""
-    smoothing: bool | None = None
-    """Whether outliers of activations are moved into the weights first (SmoothQuant), of W8A8 by
-    ``gptq``; there it is the default."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A spec, read: its scheme, who decides on the weights, the dtype of scales, the linears."""
-
-    preset: Preset
-    algorithm: str
-    smoothing: bool
-    dtype: str
-    linears: IntegerLinears
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether the weights depend on text."""
-        return self.algorithm in (GPTQ, AWQ)
-
-    @property
-    def resolved(self) -> dict[str, Any]:
-        """Every option as it holds, for the manifest."""
-        told: dict[str, Any] = {"algorithm": self.algorithm}
-        if self.preset.layout == INT:
-            told["smoothing"] = self.smoothing
-        if self.preset.weights.group_size and self.preset.is_integer:
-            told["group_size"] = self.preset.weights.group_size
-        options = self.linears.options.resolved()
-        if not self.calibrates:
-            del options["rounding"]
-        return told | options
 
 
 class NativeCompressedTensors:
@@ -90,12 +42,14 @@ class NativeCompressedTensors:
 
     def plan(self, checkpoint: Checkpoint, spec: Spec) -> Plan:
         """As ``Producer.plan``; the bytes are those of all tensors, exactly."""
-        asked = _asked(checkpoint, spec)
+        asked = asked_of(checkpoint, spec)
         planned = plan_linears(checkpoint, asked.linears)
-        notes = [*planned.notes, *_notes(asked.preset)]
+        if len(asked.algorithms) > 1:
+            _refuse_mixed_experts(checkpoint, asked)
+        notes = [*planned.notes, *(note for one in asked.algorithms for note in _notes(one))]
         return replace(
             planned,
-            needs_calibration=asked.calibrates or asked.preset.scales_whole_inputs,
+            needs_calibration=asked.calibrates or asked.scales_whole_inputs,
             notes=tuple(notes),
             options=asked.resolved,
         )
@@ -104,13 +58,10 @@ class NativeCompressedTensors:
         self, checkpoint: Checkpoint, spec: Spec, calibration: Calibration | None, directory: Path
     ) -> Converted:
         """As ``Producer.convert``."""
-        asked = _asked(checkpoint, spec)
+        asked = asked_of(checkpoint, spec)
 
-        def describe(linears: IntegerLinears, names: Names) -> dict[str, Any]:
-            schemes = linears.schemes(names.linears)
-            skipped = [name for name in names.linears if name not in schemes]
-            apart = [*skipped, *names.routers, *names.outside, *names.beside, "lm_head"]
-            return asked.preset.described(list(dict.fromkeys(apart)))
+        def describe(_: IntegerLinears, names: Names) -> dict[str, Any]:
+            return asked.described(names)
 
         if asked.calibrates:
             from quantkit.producers.block_conversion import convert_checkpoint
@@ -126,7 +77,7 @@ class NativeCompressedTensors:
         else:
             from quantkit.producers.rounded_conversion import convert_rounded
 
-            windows = needed(spec, calibration) if asked.preset.scales_whole_inputs else None
+            windows = needed(spec, calibration) if asked.scales_whole_inputs else None
             converted = convert_rounded(
                 checkpoint, asked.linears, directory, _rounding(asked), describe, windows
             )
@@ -138,7 +89,7 @@ def tensors_of(checkpoint: Checkpoint, spec: Spec) -> list[Entry]:
     from quantkit.decoder.blocks import DecoderBlocks
 
     blocks = DecoderBlocks(checkpoint)
-    layouts = _asked(checkpoint, spec).linears.layouts(linear_names(blocks))
+    layouts = asked_of(checkpoint, spec).linears.layouts(linear_names(blocks))
     return entries(blocks.checkpoint, blocks, layouts)
 
 
@@ -156,76 +107,67 @@ def _notes(preset: Preset) -> list[str]:
     ]
 
 
-def _quantizer(asked: _Asked, checkpoint: Checkpoint) -> BlockQuantizer:
+def _refuse_mixed_experts(checkpoint: Checkpoint, asked: Asked) -> None:
+    """vLLM asks for the scheme of experts under names that not all checkpoints have."""
+    from quantkit.decoder.blocks import DecoderBlocks
+
+    names = linear_names(DecoderBlocks(checkpoint))
+    for name, scheme in asked.linears.schemes(names).items():
+        if is_routed(name) and preset_of(scheme) != asked.preset:
+            raise RecipeError(
+                f"spec {asked.linears.spec}: experts have the scheme of the spec, not an "
+                f"override's ({name}: {scheme}); override the other linears instead"
+            )
+
+
+def _quantizer(asked: Asked, checkpoint: Checkpoint) -> BlockQuantizer:
     from quantkit.quantize.awq import BlockAWQ
     from quantkit.quantize.block_gptq import BlockGPTQ
+    from quantkit.quantize.mixed import BlockMixed
     from quantkit.quantize.smooth import BlockSmoothed
 
     dtype, steps = checkpoint.dtype, asked.linears.options.steps
-    if asked.algorithm == AWQ:
+    if AWQ in asked.algorithms.values():
         return BlockAWQ(dtype, steps)
     if asked.smoothing:
         return BlockSmoothed(dtype, steps)
-    return BlockGPTQ(dtype, steps, symmetric=asked.preset.weights.symmetric)
+    integers = [one for one in asked.algorithms if one.is_integer]
+    by_gptq = BlockGPTQ(dtype, steps, symmetric=integers[0].weights.symmetric)
+    if len(integers) == len(asked.algorithms):
+        return by_gptq
+    together = _rounding(asked)
+
+    def floats(weight: torch.Tensor, scheme: GroupScheme) -> Floats | None:
+        return None if preset_of(scheme).is_integer else together([weight], scheme)[0]
+
+    return BlockMixed(by_gptq, floats)
 
 
-def _rounding(asked: _Asked) -> RoundTogether:
+def _rounding(asked: Asked) -> RoundTogether:
     """How weights are rounded that depend on no text."""
     from quantkit.quantize.float_weights import fp8, mxfp4, nvfp4
     from quantkit.quantize.rounding import minmax
 
-    preset, scheme = asked.preset, asked.linears.scheme
-    dtype, search = torch_dtype(asked.dtype), asked.algorithm == BEST_SCALE
+    dtype = torch_dtype(asked.dtype)
 
-    def one(weight: torch.Tensor) -> Any:
-        if preset.layout == MXFP4:
-            return mxfp4(weight, search=search)
-        if not preset.is_integer:
-            return fp8(weight, dtype, preset.weights.block, search=search)
-        size, symmetric = scheme.columns(weight.shape[1]), preset.weights.symmetric
-        return minmax(weight.float(), scheme.bits, size, dtype, symmetric=symmetric)
-
-    def together(weights: Sequence[torch.Tensor]) -> list[Any]:
+    def floats(weights: Sequence[torch.Tensor], preset: Preset) -> list[dict[str, torch.Tensor]]:
+        search = asked.algorithms[preset] == BEST_SCALE
         if preset.layout == NVFP4:  # the scale of the whole tensor is theirs together
-            return list(nvfp4(weights, search=search))
-        return list(map(one, weights))
+            return nvfp4(weights, search=search)
+        if preset.layout == MXFP4:
+            return [mxfp4(weight, search=search) for weight in weights]
+        return [fp8(weight, dtype, preset.weights.block, search=search) for weight in weights]
+
+    def together(weights: Sequence[torch.Tensor], scheme: GroupScheme) -> list[Integers | Floats]:
+        preset = preset_of(scheme)
+        if not preset.is_integer:
+            unpack = asked.linears.layout(scheme).unpack
+            rounded = floats(weights, preset)
+            return [Floats(tensors, unpack(*tensors.values())) for tensors in rounded]
+        symmetric = preset.weights.symmetric
+        return [
+            minmax(w.float(), scheme.bits, scheme.columns(w.shape[1]), dtype, symmetric=symmetric)
+            for w in weights
+        ]
 
     return together
-
-
-def _asked(checkpoint: Checkpoint, spec: Spec) -> _Asked:
-    """Raise RecipeError for a scheme or an option that is unknown or does not fit."""
-    own = [field.name for field in fields(SchemeOptions)]
-    given: dict[str, Any] = {key: value for key, value in spec.options if key in own}
-    chosen = SchemeOptions(**given)
-    size = chosen.group_size
-    if size is not None and size not in GROUP_SIZES:
-        raise RecipeError(f"spec {spec}: group_size is {size!r}, expected one of {GROUP_SIZES}")
-    found = preset(spec, size)
-    known = [GPTQ, ROUNDING] if found.is_integer else [BEST_SCALE, ROUNDING]
-    if not found.weights.symmetric:
-        known.insert(1, AWQ)
-    if found.layout == MXFP4:
-        # The best power of 2 loses more as it is served (tests/benchmarks/RESULTS.md).
-        known.reverse()
-    algorithm = chosen.algorithm or known[0]
-    if algorithm not in known:
-        raise RecipeError(
-            f"spec {spec}: algorithm is {algorithm!r}; {spec.scheme} takes {', '.join(known)}"
-        )
-    options = LinearOptions.of(spec, (4, 8), GROUP_SIZES, mixed=False, others=tuple(own))
-    if options.steps and algorithm not in (GPTQ, AWQ):
-        raise RecipeError(f"spec {spec}: rounding is learned after gptq or awq, not {algorithm}")
-    dtype = min(checkpoint.scheme.upper(), "F32", key=lambda name: stored_bytes(name, (1,)))
-
-    def laid_out(_: GroupScheme) -> LinearLayout:
-        return layout(found, dtype)
-
-    can_smooth = found.layout == INT and algorithm == GPTQ
-    if chosen.smoothing and not can_smooth:
-        raise RecipeError(f"spec {spec}: smoothing is for W8A8 by gptq")
-    smoothing = can_smooth and chosen.smoothing is not False
-    scaled = smoothing or algorithm == AWQ
-    fusion = Fusion.of(checkpoint.architecture)
-    linears = IntegerLinears(spec, group_scheme(found), options, laid_out, fusion, scaled=scaled)
-    return _Asked(found, algorithm, smoothing, dtype, linears)

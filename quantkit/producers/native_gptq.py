@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,10 @@ class NativeGPTQ:
 
 
 def _asked(checkpoint: Checkpoint, spec: Spec) -> IntegerLinears:
-    scheme = GroupScheme.parse(spec, BITS, GROUP_SIZES)
-    options = LinearOptions.of(spec, BITS, GROUP_SIZES, mixed=True)
+    parse = partial(GroupScheme.parse, bits=BITS, group_sizes=GROUP_SIZES)
+    options = LinearOptions.of(spec, parse)
     fusion = Fusion.of(checkpoint.architecture)
-    return IntegerLinears(spec, scheme, options, layout, fusion)
+    return IntegerLinears(spec, parse(spec), options, layout, fusion)
 
 
 def quantization_config(asked: IntegerLinears, names: Names) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from quantkit.errors import ConversionError
 from quantkit.formats.integer_linears import LinearLayout
 from quantkit.formats.shards import Shards
 from quantkit.models.checkpoint import Checkpoint
+from quantkit.models.spec import GroupScheme
 from quantkit.producers.base import Converted
 from quantkit.producers.integer_linears import (
     IntegerLinears,
@@ -35,8 +36,9 @@ from quantkit.quantize.input_scales import input_scales
 from quantkit.system.progress import track
 from quantkit.system.stopwatch import Stopwatch, stage
 
-RoundTogether = Callable[[Sequence[torch.Tensor]], list[Any]]
-"""From the weights of linears that engines run as one to what the layout of each packs."""
+RoundTogether = Callable[[Sequence[torch.Tensor], GroupScheme], list[Any]]
+"""From the weights of linears that engines run as one, and their scheme, to what the layout of each
+packs."""
 
 
 Tensors = dict[str, torch.Tensor]
@@ -103,7 +105,7 @@ def _rounded(
         with stage("load"):
             weights = [blocks.checkpoint.read(f"{name}.weight") for name in together]
         with stage("solve"):
-            rounded = round_together(weights)
+            rounded = round_together(weights, layouts[together[0]].scheme)
         for name, one in zip(together, rounded, strict=True):
             found[name] = layouts[name].pack(one)
     return found
@@ -120,10 +122,11 @@ def _add_input_scales(
     of their inputs."""
     with stage("load"):
         module = blocks.load(index)
-    scaled = {name: stored for name, stored in blocks.linears(index).items() if stored in linears}
-    for name, stored in scaled.items():
+    written = {name: stored for name, stored in blocks.linears(index).items() if stored in linears}
+    for name, stored in written.items():
         weight = module.get_parameter(f"{name}.weight")
         weight.data = layouts[stored].unpack(*linears[stored].values()).to(weight)
+    scaled = {n: at for n, at in written.items() if "input_global_scale" in layouts[at].parts}
     alike = [[n for n in names if n in scaled] for names in blocks.structure(index).inputs]
     found = input_scales(
         module,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,10 +41,19 @@ class BlockGPTQ:
         self._dtype, self._iters, self._symmetric = dtype, iters, symmetric
         self._kernels = Kernels()
 
-    def __call__(self, block: StreamedBlock, *, is_source: bool = True) -> QuantizedBlock:
+    def __call__(
+        self,
+        block: StreamedBlock,
+        *,
+        is_source: bool = True,
+        given: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> QuantizedBlock:
         """The integers of a block's linears. ``is_source``: whether it is the source's to the
-        bit, not only what it computes."""
+        bit, not only what it computes. ``given``: the weights of other linears, rounded already,
+        whose errors these make up for."""
         source_block = _sharing_weights(block.module)
+        for name, weight in given.items():
+            _give(block.module, name, weight)
         starts: dict[str, Start] = {}
         notes: list[str] = []
         groups = _sharing_inputs(block)
@@ -195,14 +205,18 @@ def _take(module: nn.Module, names: Sequence[str], solved: Solved) -> dict[str, 
     """Give linears that were solved stacked the weights that they have from now on."""
     taken, start = {}, 0
     for name in names:
-        linear: Any = module.get_submodule(name)
-        rows = slice(start, start + linear.out_features)
+        rows = slice(start, start + len(linear_weight(module, name)))
         integers = solved.integers.rows(rows.start, rows.stop)
         taken[name] = Start(solved.wanted[rows], integers)
-        rounded = integers.dequantize().to(linear.weight.dtype)
-        linear.weight = nn.Parameter(rounded, requires_grad=False)
+        _give(module, name, integers.dequantize())
         start = rows.stop
     return taken
+
+
+def _give(module: nn.Module, name: str, weight: torch.Tensor) -> None:
+    """Another weight, and not other values of the one that a copy of the module may share."""
+    linear: Any = module.get_submodule(name)
+    linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)
 
 
 def _stacked(module: nn.Module, names: Sequence[str]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from quantkit.decoder.blocks import DecoderBlocks
-from quantkit.formats.integer_linears import Integers
+from quantkit.formats.integer_linears import Floats, Integers
 from quantkit.quantize.deviation import Deviation, deviation
 
 
@@ -48,7 +48,7 @@ class HeldOut:
         self,
         index: int,
         source_block: nn.Module,
-        rounding: Mapping[str, Integers],
+        rounding: Mapping[str, Integers | Floats],
         quantized: nn.Module,
     ) -> dict[str, Deviation]:
         """Send all through block ``index``: the deviation of ``quantized``, by kind.
@@ -84,7 +84,7 @@ class HeldOut:
         return {kind: Loss(quantized, rounded) for kind, (quantized, rounded) in means.items()}
 
 
-def give(module: nn.Module, integers: Mapping[str, Integers]) -> None:
+def give(module: nn.Module, integers: Mapping[str, Integers | Floats]) -> None:
     """Let linears of a block, by name, compute with their integers."""
     for name, one in integers.items():
         weight = module.get_parameter(f"{name}.weight")

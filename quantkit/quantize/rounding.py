@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from quantkit.formats.integer_linears import Integers
+from quantkit.formats.integer_linears import Floats, Integers
 
 
 @dataclass(frozen=True)
 class QuantizedBlock:
     """The linears of one block by name, and what a reader of the result should know."""
 
-    integers: dict[str, Integers]
+    integers: Mapping[str, Integers | Floats]
     notes: tuple[str, ...] = ()
 
 

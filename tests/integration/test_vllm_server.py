@@ -86,6 +86,12 @@ MIXED = {
     "skip": [r"layers\.0\.self_attn\.[qkv]_proj", r"layers\.1\.mlp\.down_proj"],
     "overrides": {r"layers\.1\.mlp\.(gate|up)_proj": "w4g32"},
 }
+MIXED_COMPRESSED = {
+    "spec": "compressed-tensors:W4A16",
+    "group_size": 64,
+    "skip": [r"layers\.0\.self_attn\.o_proj"],
+    "overrides": {r"layers\.1\.self_attn\.[qkv]_proj": "W8A8", "down_proj": "W8A8"},
+}
 
 
 @needs_integer_kernels
@@ -97,8 +103,9 @@ MIXED = {
         ("qwen3", {"spec": "compressed-tensors:W4A16_ASYM", "algorithm": "awq"}),
         ("llama", {"spec": "compressed-tensors:W8A8", "skip": ["down_proj"]}),
         ("qwen2", {"spec": "compressed-tensors:FP8_DYNAMIC"}),
+        ("llama", MIXED_COMPRESSED),
     ],
-    ids=["gptq", "awq", "w4a16-asym", "w8a8", "fp8"],
+    ids=["gptq", "awq", "w4a16-asym", "w8a8", "fp8", "w4a16-and-w8a8"],
 )
 def test_computes_what_was_evaluated(family: str, entry: dict[str, Any], tmp_path: Path) -> None:
     """vLLM's kernels on our packing, some linears left as they are or in smaller groups."""

@@ -282,7 +282,10 @@ def test_skipped_linears_and_the_output_layer_are_ignored(
         ({"spec": "compressed-tensors:MXFP4", "algorithm": "gptq"}, "takes rtn, best-scale"),
         ({"spec": "compressed-tensors:W8A8", "algorithm": "rtn", "rounding": "learned"}, "learned"),
         ({"spec": "compressed-tensors:W4A16", "smoothing": True}, "smoothing is for W8A8"),
-        ({"spec": "compressed-tensors:W8A8", "overrides": {"a": "w4g64"}}, "unknown option"),
+        (
+            {"spec": "compressed-tensors:W8A8", "overrides": {"a": "w4g64"}},
+            "unknown scheme 'w4g64'",
+        ),
     ],
 )
 def test_options_that_do_not_fit(entry: dict[str, Any], message: str, source: Checkpoint) -> None:

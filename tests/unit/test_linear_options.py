@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ FUSION = Fusion(USUAL, USUAL)
 
 def _options(**options: Any) -> tuple[Spec, LinearOptions]:
     spec = Spec.of_entry({"spec": "gptq:w4g64", **options})
-    return spec, LinearOptions.of(spec, gptq.BITS, gptq.GROUP_SIZES, mixed=True)
+    parse = partial(GroupScheme.parse, bits=gptq.BITS, group_sizes=gptq.GROUP_SIZES)
+    return spec, LinearOptions.of(spec, parse)
 
 
 def _schemes(**options: Any) -> dict[str, GroupScheme]:
@@ -85,7 +87,7 @@ def test_what_cannot_be_is_refused_in_one_line(options: dict[str, Any], message:
 def test_awq_has_one_scheme() -> None:
     spec = Spec.of_entry({"spec": "awq:w4g64", "overrides": {"down_proj": "w4g32"}})
     with pytest.raises(RecipeError, match="unknown option 'overrides'; awq takes rounding, iters"):
-        LinearOptions.of(spec, (4,), (32, 64), mixed=False)
+        LinearOptions.of(spec)
 
 
 def _vllm(config: dict[str, dict[str, int]], name: str, key: str, default: int) -> int | bool:

@@ -26,15 +26,17 @@ class CompressedTensors(Packed):
     name = "compressed-tensors"
 
     def detect(self, path: Path) -> Variant | None:
-        """As ``Format.detect``; the scheme has the preset's name where there is one."""
+        """As ``Format.detect``; the scheme has the preset's name where there is one, and those of
+        all groups where there are several: ``W4A16+W8A16``."""
         found = super().detect(path)
         if found is None:
             return None
         quantization = Quantization.opened(path)
         with reading(quantization.file):
-            names = {named(group) for group in quantization.config["config_groups"].values()}
-        scheme = names.pop() if len(names) == 1 else None
-        return Variant(found.id, path, self.name, scheme or found.scheme, None)
+            names = [named(group) for group in quantization.config["config_groups"].values()]
+        known = list(dict.fromkeys(name for name in names if name))
+        scheme = found.scheme if None in names else "+".join(known)
+        return Variant(found.id, path, self.name, scheme, None)
 
     def dequantize(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
         """As ``Format.dequantize``; raise IncompatibleVariant for what is not decoded."""

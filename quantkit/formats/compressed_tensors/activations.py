@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit.errors import CheckpointError, IncompatibleVariant
+from quantkit.formats.compressed_tensors.groups import group_of
 from quantkit.formats.compressed_tensors.presets import PRESETS, Rounding
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import Checkpoint
@@ -34,17 +34,20 @@ class QuantizedInputs:
         Raise IncompatibleVariant where they are rounded as quantkit does not compute it,
         CheckpointError where a stored scale is missing.
         """
-        groups = quantization.config["config_groups"].values()
-        groups = [group for group in groups if group.get("input_activations")]
-        if not groups:
-            return None
+        groups = quantization.config["config_groups"]
         where = f"{quantization.file}: input_activations"
-        roundings = [_checked(where, Rounding.of(g["input_activations"])) for g in groups]
-        found = {}
-        for linear in linears:
-            for group, rounding in zip(groups, roundings, strict=True):
-                if _targets(group, linear):
-                    found[f"{linear}.weight"] = rounding
+        roundings = {
+            key: _checked(where, Rounding.of(group["input_activations"]))
+            for key, group in groups.items()
+            if group.get("input_activations")
+        }
+        if not roundings:
+            return None
+        found = {
+            f"{linear}.weight": roundings[key]
+            for linear in linears
+            if (key := group_of(groups, linear)) in roundings
+        }
         stored = [name for name, rounding in found.items() if rounding.dynamic == "local"]
         return cls(found, _global_scales(quantization, stored) if stored else {})
 
@@ -114,14 +117,3 @@ def _global_scales(quantization: Quantization, weights: Iterable[str]) -> dict[s
             )
         found[weight] = float(stored.read(name))
     return found
-
-
-def _targets(group: Mapping[str, Any], linear: str) -> bool:
-    """Whether the group is for a linear that is quantized, by its name in the file."""
-
-    def is_for(target: str) -> bool:
-        if target.startswith("re:"):
-            return re.match(target.removeprefix("re:"), linear) is not None
-        return target in ("Linear", linear) or linear.endswith(f".{target}")
-
-    return any(is_for(str(target)) for target in group.get("targets") or ["Linear"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import IncompatibleVariant
 from quantkit.formats import decoding
+from quantkit.formats.compressed_tensors.groups import group_of
 from quantkit.formats.compressed_tensors.presets import FLOAT, INT, MXFP4, NVFP4, PACKED
 from quantkit.formats.encoding import SHAPE, Encoding, Shape, block_size, scaled
 
@@ -34,12 +37,19 @@ def encodings(config: Mapping[str, Any], file: Path) -> list[Encoding]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise IncompatibleVariant(f"{file}: its quantization_config has no groups")
-    found: dict[str, Encoding] = {}
+    found: list[tuple[str, Encoding]] = []
     for name, group in groups.items():
         layout = str(group.get("format") or config.get("format"))
-        found[layout] = _encoding(layout, group.get("weights") or {}, f"{file}: {name}")
+        encoding = _encoding(layout, group.get("weights") or {}, f"{file}: {name}")
+        found.append((layout, replace(encoding, is_for=partial(_may_be_of, name, groups))))
     # The first whose parts are all there decides, and the last has the fewest.
-    return [found[layout] for layout in (PACKED, NVFP4, *found) if layout in found]
+    found.sort(key=lambda one: one[0] not in (PACKED, NVFP4))
+    return [encoding for _, encoding in found]
+
+
+def _may_be_of(key: str, groups: Mapping[str, Mapping[str, Any]], linear: str) -> bool:
+    """Whether a quantized linear is of this group, or none says that it is its."""
+    return group_of(groups, linear) in (key, None)
 
 
 def refuse_key(config: Mapping[str, Any], key: str, file: Path) -> None:

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from quantkit.formats import decoding
 from quantkit.formats.compressed_tensors.encodings import unpack
 from quantkit.formats.compressed_tensors.presets import MXFP4, NVFP4, PACKED, Preset
-from quantkit.formats.integer_linears import Integers, LinearLayout, Shapes
+from quantkit.formats.integer_linears import Floats, Integers, LinearLayout, Shapes
 from quantkit.models.spec import GroupScheme
 
 if TYPE_CHECKING:
     import torch
 
 
-def group_scheme(preset: Preset) -> GroupScheme:
+@dataclass(frozen=True)
+class PresetScheme(GroupScheme):
     """Bits, and how many inputs share a scale: -1 for all, in which blocks count as well."""
-    size = None if preset.weights.strategy == "block" else preset.weights.group_size
-    return GroupScheme(preset.weights.num_bits, size or -1)
+
+    preset: Preset
+
+    @classmethod
+    def of(cls, preset: Preset) -> PresetScheme:
+        """That of a scheme of compressed-tensors."""
+        size = None if preset.weights.strategy == "block" else preset.weights.group_size
+        return cls(preset.weights.num_bits, size or -1, preset)
+
+    def __str__(self) -> str:
+        return self.preset.name
 
 
 def layout(preset: Preset, dtype: str) -> LinearLayout:
     """``dtype``: of the source's weights in safetensors' words, which most scales have.
 
-    Of floats ``pack`` is given the tensors themselves (``quantize/float_weights.py``).
+    Of floats ``pack`` is given the tensors (``quantize/float_weights.py``).
     """
-    scheme = group_scheme(preset)
+    scheme = PresetScheme.of(preset)
     weights = preset.weights
 
     def groups(inputs: int) -> int:
@@ -102,8 +113,8 @@ def _signed(integers: Integers, *, dtype: str) -> dict[str, torch.Tensor]:
     return {"weight": codes.to(torch.int8), "weight_scale": scales}
 
 
-def _as_given(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return tensors
+def _as_given(floats: Floats) -> dict[str, torch.Tensor]:
+    return dict(floats.tensors)
 
 
 def _nvfp4(

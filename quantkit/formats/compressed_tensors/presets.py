@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,23 +89,30 @@ class Preset:
         """Whether the file has a scale of each linear's whole input, which text decides on."""
         return self.activations is not None and self.activations.dynamic == "local"
 
-    def described(self, ignored: list[str]) -> dict[str, Any]:
+    def described(
+        self, ignored: Sequence[str], others: Mapping[Preset, Sequence[str]] | None = None
+    ) -> dict[str, Any]:
         """The ``quantization_config`` of a checkpoint whose linears have this scheme, but for
-        ``ignored``."""
-        group = {
-            "targets": ["Linear"],
-            "weights": self.weights.described(),
-            "input_activations": self.activations and self.activations.described(),
-            "output_activations": None,
-            "format": self.layout,
+        ``ignored``, and ``others`` with the names of those that have another."""
+        targets = {self: ["Linear"], **(others or {})}
+        groups = {
+            f"group_{number}": {
+                "targets": list(names),
+                "weights": one.weights.described(),
+                "input_activations": one.activations and one.activations.described(),
+                "output_activations": None,
+                "format": one.layout,
+            }
+            for number, (one, names) in enumerate(targets.items())
         }
+        layouts = {one.layout for one in targets}
         return {
             "quant_method": "compressed-tensors",
-            "format": self.layout,
+            "format": self.layout if len(layouts) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "global_compression_ratio": None,
-            "config_groups": {"group_0": group},
-            "ignore": ignored,
+            "config_groups": groups,
+            "ignore": list(ignored),
             "kv_cache_scheme": None,
         }
 
@@ -140,20 +147,16 @@ PRESETS = {preset.name: preset for preset in _ALL}
 
 
 def preset(spec: Spec, group_size: int | None) -> Preset:
-    """That of a spec, its integers in groups of ``group_size``, -1 for a whole channel.
-
-    Raise RecipeError for an unknown name, and for a group size where the scheme has none to choose.
-    """
+    """That of a spec, its integers in groups of ``group_size``, -1 for a whole channel, where the
+    scheme leaves that open. Raise RecipeError for an unknown name."""
     if spec.scheme not in PRESETS:
         raise RecipeError(
             f"spec {spec}: unknown scheme {spec.scheme!r}; {spec.format} takes "
             f"{', '.join(PRESETS)}" + did_you_mean(spec.scheme, PRESETS)
         )
     found = PRESETS[spec.scheme]
-    if group_size is None:
+    if group_size is None or found.layout != PACKED:
         return found
-    if found.layout != PACKED:
-        raise RecipeError(f"spec {spec}: group_size is for W4A16, W4A16_ASYM and W8A16")
     if group_size == -1:
         return replace(found, weights=replace(found.weights, strategy="channel", group_size=None))
     return replace(found, weights=replace(found.weights, group_size=group_size))
