@@ -101,10 +101,13 @@ def _notes(preset: Preset) -> list[str]:
     of = "token" if inputs.strategy == "token" else f"group of {inputs.group_size} channels"
     if preset.scales_whole_inputs:
         of += ", below one of the whole input that calibration text decides on"
-    return [
+    told = (
         f"engines round the inputs of linears too, to {kind[inputs.type, inputs.num_bits]} with a "
         f"scale for each {of}; what is measured here includes that"
-    ]
+    )
+    if inputs.num_bits == 4:
+        told += ", which vLLM leaves out on GPUs without FP4 units (before Blackwell)"
+    return [told]
 
 
 def _refuse_mixed_experts(checkpoint: Checkpoint, asked: Asked) -> None:
