@@ -12,6 +12,7 @@ from gguf import GGUFWriter
 from safetensors.torch import save_file
 
 from quantkit import toolchains
+from quantkit.engines import vllm
 from quantkit.engines.llamacpp.server import server_command
 from quantkit.engines.server import ServeOptions, ServerCommand
 from quantkit.engines.vllm import VLLM
@@ -75,9 +76,9 @@ def test_a_name_with_commas_is_one_name(tmp_path: Path, monkeypatch: pytest.Monk
     alphabet."""
     options = replace(OPTIONS, model_name="tiny,fast,a")
     llama = server_command(Program(Path("/x/llama-server")), gguf(tmp_path), options)
-    vllm = vllm_command(monkeypatch, write_config(tmp_path), options)
+    served = vllm_command(monkeypatch, write_config(tmp_path), options)
     assert value(llama, "--alias") == "tiny-fast-a"
-    assert value(vllm, "--served-model-name") == "tiny,fast,a"
+    assert value(served, "--served-model-name") == "tiny,fast,a"
 
 
 def test_keys_are_not_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +105,17 @@ def test_vllm_on_a_gpu_is_left_its_own_settings(
     assert "--enforce-eager" not in command.argv
     assert "--kv-cache-memory-bytes" not in command.argv
     assert not any(name.startswith("VLLM_CPU") for name in command.env)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_vllm_that_is_asked_for_likelihoods_compiles_nothing(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_command(monkeypatch, write_config(tmp_path), OPTIONS, device)
+    monkeypatch.setattr(vllm, "started", lambda _model, command, *_: command(8123, "key", "m"))
+    command: Any = VLLM().language_model(Variant("v", tmp_path, "gptq", "w4g64", None), 512)
+    assert command.argv.count("--enforce-eager") == 1
+    assert value(command, "--max-model-len") == "513"
 
 
 def test_vllm_is_handed_settings_that_config_json_does_not_have(

@@ -101,8 +101,8 @@ class VLLM:
             options = ServeOptions(port, api_key=api_key, context=context + 1, slots=slots)
             found = self.server(model, replace(options, model_name=name))
             step = ["--max-num-batched-tokens", str(max(_TOKENS_PER_STEP[device], slots))]
-            if device == "cpu":
-                step += ["--block-size", str(block)]
+            # Eager on GPUs too: compiling takes longer than what is asked here.
+            step += ["--block-size", str(block)] if device == "cpu" else ["--enforce-eager"]
             return replace(found, argv=(*found.argv, *step), env={**found.env, **_LONGER})
 
         return started(model, command, context, slots, block)
