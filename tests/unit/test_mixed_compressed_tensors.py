@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from quantkit.data.calibration import Calibration, calibrate
 from quantkit.data.texts import load_text
 from quantkit.engines.transformers.weights import load
-from quantkit.errors import RecipeError
+from quantkit.errors import IncompatibleVariant, RecipeError
 from quantkit.formats.compressed_tensors import CompressedTensors
-from quantkit.formats.compressed_tensors.groups import group_of
+from quantkit.formats.compressed_tensors.groups import check_targets, group_of
 from quantkit.formats.detect import open_variant
 from quantkit.models.checkpoint import Checkpoint
 from quantkit.models.spec import Spec
@@ -142,6 +142,12 @@ def test_names_decide_before_patterns_and_these_before_kinds() -> None:
     assert group_of(groups, "model.layers.1.router") == "of_kind"
     del groups["of_kind"]
     assert group_of(groups, "model.layers.1.router") is None
+
+
+@pytest.mark.parametrize("targets", [1e30, "Linear", {"a": 1}, ["re:("], ["Linear", "re:*"]])
+def test_targets_that_say_nothing_are_refused(targets: Any) -> None:
+    with pytest.raises(IncompatibleVariant, match=r"config.json: group_0.* target"):
+        check_targets(targets, "config.json: group_0")
 
 
 @pytest.mark.parametrize(

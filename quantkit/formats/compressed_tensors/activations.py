@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantkit.errors import CheckpointError, IncompatibleVariant
-from quantkit.formats.compressed_tensors.groups import group_of
+from quantkit.formats.compressed_tensors.groups import check_targets, group_of
 from quantkit.formats.compressed_tensors.presets import PRESETS, Rounding
 from quantkit.formats.packed import Quantization
 from quantkit.models.checkpoint import Checkpoint
@@ -43,6 +43,8 @@ class QuantizedInputs:
         }
         if not roundings:
             return None
+        for key, group in groups.items():
+            check_targets(group.get("targets"), f"{quantization.file}: {key}")
         found = {
             f"{linear}.weight": roundings[key]
             for linear in linears

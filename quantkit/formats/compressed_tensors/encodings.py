@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import IncompatibleVariant
 from quantkit.formats import decoding
-from quantkit.formats.compressed_tensors.groups import group_of
+from quantkit.formats.compressed_tensors.groups import check_targets, group_of
 from quantkit.formats.compressed_tensors.presets import FLOAT, INT, MXFP4, NVFP4, PACKED
 from quantkit.formats.encoding import SHAPE, Encoding, Shape, block_size, scaled
 
@@ -39,6 +39,7 @@ def encodings(config: Mapping[str, Any], file: Path) -> list[Encoding]:
         raise IncompatibleVariant(f"{file}: its quantization_config has no groups")
     found: list[tuple[str, Encoding]] = []
     for name, group in groups.items():
+        check_targets(group.get("targets"), f"{file}: {name}")
         layout = str(group.get("format") or config.get("format"))
         encoding = _encoding(layout, group.get("weights") or {}, f"{file}: {name}")
         found.append((layout, replace(encoding, is_for=partial(_may_be_of, name, groups))))

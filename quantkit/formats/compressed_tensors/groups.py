@@ -6,6 +6,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from quantkit.errors import IncompatibleVariant
+
+
+def check_targets(targets: Any, where: str) -> None:
+    """Raise IncompatibleVariant, naming the group, for what is no list of names and patterns."""
+    if not isinstance(targets, list | None):
+        raise IncompatibleVariant(f"{where} has targets {targets!r}, expected a list of names")
+    for target in map(str, targets or []):
+        try:
+            re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
+        except re.error as error:
+            raise IncompatibleVariant(
+                f"{where}: its target {target!r} is no regular expression: {error}"
+            ) from error
+
 
 def group_of(groups: Mapping[str, Mapping[str, Any]], linear: str) -> str | None:
     """The key of the group of a quantized linear, by its name in the file; None where none of them
