@@ -106,7 +106,7 @@ def test_llm_compressor_makes_what_is_near_its_source(
     )
     spec = Spec.parse(f"compressed-tensors:{scheme}").by("llm-compressor").having(options)
     variant = convert(source, spec, windows, tmp_path)
-    assert divergence(source, variant) < 0.05
+    assert divergence(source, variant) < 0.1
     manifest = variant.manifest
     assert manifest is not None
     assert manifest.tools["llm-compressor"] == toolchain.version
